@@ -1,0 +1,25 @@
+// gate[i] = silu(gate[i]) * up[i], silu(g) = g / (1 + exp(-g)), in place.
+//
+// gate, up: count vec4 each. Dispatch: count invocations, the grid folded into two dimensions.
+
+struct Params {
+    count: u32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> gate: array<vec4<f32>>;   // [features, t4]
+@group(0) @binding(2) var<storage, read> up: array<vec4<f32>>;           // [features, t4]
+
+@compute @workgroup_size(#{LANES})
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let i = (wg.y * grid.x + wg.x) * #{LANES}u + lane;
+    if i < p.count {
+        let g = gate[i];
+        // exp overflows beyond 88; WGSL lets a driver assume that there are no infinities.
+        gate[i] = g / (1.0 + exp(min(-g, vec4<f32>(80.0)))) * up[i];
+    }
+}

@@ -1,0 +1,79 @@
+//! What a mask costs: perplexity by the convention of GPTQ, SparseGPT and Wanda.
+
+use crate::calib::Windows;
+use crate::gpu::Commands;
+use crate::kernel::Layout;
+use crate::nn::{Batch, Decoder, Masks, NnError, Sizes, Workspace};
+
+/// Tokens that go through the model together.
+const BATCH_TOKENS: usize = 4096;
+
+/// Perplexity of a text.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Perplexity {
+    /// exp of the mean over windows of the window means.
+    pub perplexity: f64,
+    /// That mean, in nats per token.
+    pub nll: f64,
+    /// Windows measured.
+    pub windows: usize,
+    /// Tokens of the whole text, the dropped tail included.
+    pub tokens: usize,
+    /// Tokens of a window; one less is predicted in each.
+    pub window: usize,
+    /// Mean of each window, in order.
+    #[serde(skip)]
+    pub window_means: Vec<f64>,
+}
+
+/// Windows of `window` tokens that one batch of an evaluation holds.
+pub fn batch_windows(decoder: &Decoder<'_, '_>, windows: &Windows) -> usize {
+    let most = (BATCH_TOKENS / windows.window()).clamp(1, windows.count());
+    let limit = decoder.kernels.gpu().max_binding_bytes();
+    Sizes::windows_that_fit(decoder.config, windows.window(), most, limit)
+}
+
+/// A workspace for evaluating `windows`.
+///
+/// # Errors
+/// When the device has no room for one window.
+pub fn workspace(decoder: &Decoder<'_, '_>, windows: &Windows) -> Result<Workspace, NnError> {
+    let layout = Layout { windows: batch_windows(decoder, windows), length: windows.window() };
+    let gpu = decoder.kernels.gpu();
+    Workspace::new(gpu, decoder.config, Sizes::new(decoder.config, layout, gpu.max_binding_bytes()))
+}
+
+/// Perplexity of `windows` (cut from `tokens` tokens) under `masks`; `progress` is called with the windows done.
+///
+/// The text was tokenised once, windows do not overlap and the tail is dropped; each window's loss is the mean over its
+/// `window - 1` predictions, and the perplexity is exp of the mean of these (notes of GPTQ's, SparseGPT's and Wanda's code).
+///
+/// # Errors
+/// What the device reports; a token outside the vocabulary; a loss that is not finite.
+pub fn perplexity<'g>(
+    decoder: &Decoder<'g, '_>,
+    c: &mut Commands<'g>,
+    ws: &Workspace,
+    windows: &Windows,
+    tokens: usize,
+    masks: Masks<'_>,
+    mut progress: impl FnMut(usize),
+) -> Result<Perplexity, NnError> {
+    let mut means = Vec::with_capacity(windows.count());
+    let per_batch = ws.sizes.layout.windows;
+    for ids in windows.tokens().chunks(per_batch * windows.window()) {
+        let layout = Layout { windows: ids.len() / windows.window(), length: windows.window() };
+        let batch = Batch { ids: ids.to_vec(), layout };
+        means.extend(decoder.losses(c, ws, &batch, masks)?.window_means());
+        progress(means.len());
+    }
+    let nll = means.iter().sum::<f64>() / means.len().max(1) as f64;
+    Ok(Perplexity {
+        perplexity: nll.exp(),
+        nll,
+        windows: means.len(),
+        tokens,
+        window: windows.window(),
+        window_means: means,
+    })
+}

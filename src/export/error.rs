@@ -1,0 +1,46 @@
+//! The one error type of the export layer.
+
+use std::path::PathBuf;
+
+use crate::fsio::FsError;
+use crate::mask::MaskError;
+use crate::model::ModelError;
+
+/// Why a model was not written. Nothing is left at the destination.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// The destination lies inside the source folder, or is it.
+    #[error("{out} lies inside the model folder {source_folder}; write the masked model somewhere else")]
+    InsideSource {
+        /// The destination.
+        out: PathBuf,
+        /// The dense model's folder.
+        source_folder: PathBuf,
+    },
+    /// A file or folder of the source cannot be read.
+    #[error(
+        "cannot read {path}: {source}; every file of the model folder is copied, so all must be readable"
+    )]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// More nested folders than a model has.
+    #[error("{path} is nested too deeply to be part of a model folder; give the model's own folder")]
+    TooDeep {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The mask does not fit the model, or is not strict.
+    #[error(transparent)]
+    Mask(#[from] MaskError),
+    /// The weights are at fault.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The system refused a write: disk full, no permission, an existing folder.
+    #[error(transparent)]
+    Write(#[from] FsError),
+}

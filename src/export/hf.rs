@@ -1,0 +1,199 @@
+//! The masked model in Hugging Face layout: dense with zeros.
+//!
+//! The source's shards are copied one by one under their own names, with their own headers (so: the same names, types,
+//! order and layout), pruned weights set to +0.0 and every other byte unchanged; config.json and all other files are
+//! copied as they are. No sparsity entry goes into config.json, since current vLLM refuses models that have one. What was
+//! done is told by `sparsity_report.json` beside them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::fsio::{self, AtomicFile, FsError, PendingFolder};
+use crate::mask::{BitMask, MaskSet, Provenance};
+use crate::model::{Checkpoint, Config, Dtype, ProjectionKind, Shard};
+
+use super::ExportError;
+use super::copy::{copy_others, inside};
+
+/// The sidecar's name.
+pub const REPORT: &str = "sparsity_report.json";
+
+/// What was written.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Summary {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Bytes of the weight files.
+    pub weight_bytes: u64,
+    /// Weights of all projections, pruned or not.
+    pub projection_weights: u64,
+    /// Weights set to zero.
+    pub pruned_weights: u64,
+    /// Files of the source that were not copied, relative to it: other copies of the dense weights and hidden folders.
+    pub left_out: Vec<PathBuf>,
+}
+
+/// One projection in the report.
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    rows: usize,
+    cols: usize,
+    pruned: u64,
+    sparsity: f64,
+    /// False for a projection without a mask.
+    masked: bool,
+}
+
+/// Writes the masked model to the new folder `out`, whose parents are created. Takes the memory of one weight row. `out`
+/// appears only once it is complete and on the disk; after an error there is nothing.
+///
+/// # Errors
+/// [`ExportError`]: the mask is not strict or does not fit, `out` exists and is not empty or lies inside the source,
+/// the system refuses a read or a write.
+pub fn write(
+    checkpoint: &Checkpoint,
+    config: &Config,
+    masks: &MaskSet,
+    provenance: &Provenance,
+    out: &Path,
+) -> Result<Summary, ExportError> {
+    masks.check_model(config)?;
+    masks.check()?;
+    let source = checkpoint.folder();
+    if inside(source, out)? {
+        return Err(ExportError::InsideSource { out: out.into(), source_folder: source.into() });
+    }
+    let pending = PendingFolder::create(out)?;
+    // A failed write must name the place the user asked for, not the temporary one.
+    let result = fill(checkpoint, config, masks, provenance, pending.path())
+        .map_err(|e| rename_in_error(e, pending.path(), out))?;
+    pending.commit()?;
+    Ok(Summary { folder: out.into(), ..result })
+}
+
+fn fill(
+    checkpoint: &Checkpoint,
+    config: &Config,
+    masks: &MaskSet,
+    provenance: &Provenance,
+    folder: &Path,
+) -> Result<Summary, ExportError> {
+    // Shards are masked; an older report of the source, if it was masked itself, makes way for the new one.
+    let mut skip = vec![PathBuf::from(REPORT)];
+    let mut weight_bytes = 0;
+    for shard in checkpoint.files() {
+        let name = PathBuf::from(shard.file_name());
+        write_shard(shard, masks, &folder.join(&name))?;
+        weight_bytes += shard.len() as u64;
+        skip.push(name);
+    }
+    // A single file hides an index, so an index beside one describes other files.
+    if !checkpoint.files().is_empty() && skip.contains(&PathBuf::from("model.safetensors")) {
+        skip.push("model.safetensors.index.json".into());
+    }
+    let copied = copy_others(checkpoint.folder(), folder, &skip)?;
+    let lines = lines(config, masks);
+    let projection_weights = lines.iter().map(|l| l.rows as u64 * l.cols as u64).sum();
+    let pruned_weights = lines.iter().map(|l| l.pruned).sum();
+    let report = report(masks, provenance, &lines, &copied.left_out);
+    fsio::write_bytes(&folder.join(REPORT), report.as_bytes())?;
+    Ok(Summary {
+        folder: folder.into(),
+        weight_bytes,
+        projection_weights,
+        pruned_weights,
+        left_out: copied.left_out,
+    })
+}
+
+/// Copies one safetensors file with the pruned weights set to +0.0.
+fn write_shard(shard: &Shard, masks: &MaskSet, path: &Path) -> Result<(), ExportError> {
+    fsio::write_atomic(path, |file| {
+        file.put(shard.header_bytes())?;
+        // The entries cover the data without a gap and in order.
+        for entry in shard.entries() {
+            let data = shard.data(entry);
+            match (masks.get(&entry.name), Dtype::from_stored(entry.dtype)) {
+                // The same name in two shards: only the one of the right shape can be the projection.
+                (Some(mask), Some(dtype)) if entry.shape == [mask.rows(), mask.cols()] => {
+                    put_masked(file, data, mask, dtype.size())?;
+                }
+                _ => file.put(data)?,
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Writes a weight `[rows, cols]` row by row; all bytes of a pruned weight become 0, which is +0.0 in every type.
+fn put_masked(file: &mut AtomicFile, data: &[u8], mask: &BitMask, size: usize) -> Result<(), FsError> {
+    let words = mask.words().chunks_exact(mask.words_per_row().max(1));
+    let mut row = vec![0; mask.cols() * size];
+    for (words, bytes) in words.zip(data.chunks_exact(row.len().max(1))) {
+        row.copy_from_slice(bytes);
+        for (weight, col) in row.chunks_exact_mut(size).zip(0..) {
+            if words[col / 32] >> (col % 32) & 1 == 0 {
+                weight.fill(0);
+            }
+        }
+        file.put(&row)?;
+    }
+    Ok(())
+}
+
+fn lines(config: &Config, masks: &MaskSet) -> Vec<Line> {
+    let projections = config.projections().into_iter();
+    let line = projections.map(|p| {
+        let total = p.rows as u64 * p.cols as u64;
+        let mask = masks.get(&p.name);
+        let pruned = mask.map_or(0, |mask| total - mask.count_ones());
+        let sparsity = pruned as f64 / total as f64;
+        Line { name: p.name, rows: p.rows, cols: p.cols, pruned, sparsity, masked: mask.is_some() }
+    });
+    line.collect()
+}
+
+fn report(masks: &MaskSet, provenance: &Provenance, lines: &[Line], left_out: &[PathBuf]) -> String {
+    let total: u64 = lines.iter().map(|l| l.rows as u64 * l.cols as u64).sum();
+    let pruned: u64 = lines.iter().map(|l| l.pruned).sum();
+    let kinds: BTreeMap<&str, usize> = ProjectionKind::ALL
+        .into_iter()
+        .map(|kind| {
+            let of_kind = |l: &&Line| l.masked && l.name.contains(&format!("{}.weight", kind.module()));
+            (kind.short(), lines.iter().filter(of_kind).count())
+        })
+        .collect();
+    let value = json!({
+        "format_version": 1,
+        "pattern": masks.pattern.to_string(),
+        "meaning": format!("{} consecutive weights along in_features", masks.pattern.words()),
+        "method": provenance.method,
+        "seed": provenance.seed,
+        "written_by": provenance.written_by,
+        "kept_weights": "bit-identical to the source",
+        "projection_weights": total,
+        "pruned_weights": pruned,
+        "sparsity": pruned as f64 / total.max(1) as f64,
+        "masked_projections_by_kind": kinds,
+        "not_copied": left_out,
+        "projections": lines,
+    });
+    let mut text = format!("{value:#}");
+    text.push('\n');
+    text
+}
+
+/// Puts the destination in the place of the temporary folder in an error's path.
+fn rename_in_error(error: ExportError, temporary: &Path, out: &Path) -> ExportError {
+    match error {
+        ExportError::Write(FsError::Os { action, path, source }) => {
+            let path = path.strip_prefix(temporary).map(|rest| out.join(rest)).unwrap_or(path);
+            ExportError::Write(FsError::Os { action, path, source })
+        }
+        other => other,
+    }
+}

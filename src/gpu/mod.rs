@@ -1,0 +1,26 @@
+//! The only layer that names wgpu: adapters, the device, buffers, shaders, pipelines, command streams, read-back, timing.
+//!
+//! A [`Gpu`] is one opened device. Kernels (the layer above) ask it for a [`Pipeline`] and record dispatches into
+//! [`Commands`], which cuts them into short submits and keeps only a few outstanding.
+
+mod adapter;
+mod buffer;
+mod commands;
+mod device;
+mod error;
+mod pipeline;
+mod profile;
+mod shader;
+
+pub use adapter::{AdapterReport, DeviceKind, list_adapters};
+pub use buffer::{Binding, Buffer, MemoryItem};
+pub use commands::{Commands, Work};
+pub use device::{Gpu, GpuOptions};
+pub use error::GpuError;
+pub use pipeline::{Defs, Pipeline};
+pub use profile::ProfileRow;
+pub use shader::{Composed, compose};
+
+/// Dynamic offsets of the parameter block and chunk boundaries of bound tensors are multiples of this many bytes:
+/// the largest `min_*_buffer_offset_alignment` WebGPU allows an adapter to ask for.
+pub const OFFSET_ALIGNMENT: u64 = 256;

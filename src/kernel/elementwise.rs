@@ -1,0 +1,331 @@
+//! Norms, rotary embedding, attention, activation, vocabulary reduction, statistics.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Activation, Kernels, Rows, Stream, shape_error, size};
+use crate::gpu::{Buffer, Defs, GpuError, Work};
+
+/// Shader defs of a kernel that reduces `slices` shares over a workgroup of `lanes` x `slices`.
+pub(super) fn sliced_defs(lanes: u32, slices: u32) -> Defs {
+    vec![
+        ("LANES", lanes),
+        ("SLICES", slices),
+        ("INVOCATIONS", lanes * slices),
+    ]
+}
+
+/// Padded layout of a batch: `windows` windows of `length` tokens, each padded to `4 * window4`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Number of windows.
+    pub windows: usize,
+    /// Real tokens of a window.
+    pub length: usize,
+}
+
+impl Layout {
+    /// Padded tokens of a window, in vec4s.
+    pub fn window4(self) -> usize {
+        self.length.div_ceil(4)
+    }
+
+    /// Padded tokens of the batch, in vec4s.
+    pub fn t4(self) -> usize {
+        self.windows * self.window4()
+    }
+}
+
+/// Shapes of one attention call.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NormParams {
+    features: u32,
+    t4: u32,
+    eps: f32,
+    pad: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct AttentionParams {
+    t4: u32,
+    window4: u32,
+    group: u32,
+    tiles: u32,
+    scale: f32,
+    pad: [u32; 3],
+}
+
+impl Kernels<'_> {
+    /// `y = x * gain / sqrt(mean(x^2) + eps)` per token; `x`, `y` `[features, t]`, `gain` `[features]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn rms_norm(
+        &self,
+        c: Stream<'_, '_>,
+        x: Rows<'_>,
+        gain: &Buffer,
+        eps: f32,
+        y: Rows<'_>,
+    ) -> Result<(), GpuError> {
+        const NAME: &str = "rms_norm";
+        let whole = x.first == 0 && y.first == 0 && x.count == y.count && x.t4 == y.t4;
+        if !whole || gain.bytes() < 4 * x.count as u64 {
+            return Err(shape_error(NAME, format!("x {} rows, y {} rows", x.count, y.count)));
+        }
+        let (lanes, slices) = self.preset().reduce;
+        let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
+        let params = NormParams {
+            features: size(NAME, x.count)?,
+            t4: size(NAME, x.t4)?,
+            eps,
+            pad: 0,
+        };
+        let values = (x.count * x.t4 * 4) as f64;
+        let work = Work {
+            flops: 4.0 * values,
+            bytes: 12.0 * values,
+        };
+        let grid = [x.t4.div_ceil(lanes as usize) as u32, 1, 1];
+        c.dispatch(&pipeline, &params, &[x.buffer.all(), gain.all(), y.buffer.all()], grid, work)
+    }
+
+    /// Rotary embedding of `x` `[heads * head_dim, t]` in place; `table` `[2, head_dim / 2, window]` cos then sin.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn rope(
+        &self,
+        c: Stream<'_, '_>,
+        x: Rows<'_>,
+        head_dim: usize,
+        table: &Buffer,
+        layout: Layout,
+    ) -> Result<(), GpuError> {
+        const NAME: &str = "rope";
+        let half = head_dim / 2;
+        let fits = x.first == 0
+            && head_dim > 0
+            && x.count.is_multiple_of(head_dim)
+            && x.t4 == layout.t4()
+            && table.bytes() >= (2 * half * layout.window4() * 16) as u64;
+        if !fits {
+            return Err(shape_error(NAME, format!("{} rows of heads of {head_dim}", x.count)));
+        }
+        let lanes = self.preset().lanes;
+        let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
+        let pairs = x.count / 2;
+        let params = [
+            size(NAME, pairs)?,
+            size(NAME, half)?,
+            size(NAME, x.t4)?,
+            size(NAME, layout.window4())?,
+        ];
+        let work = Work {
+            flops: 24.0 * (pairs * x.t4) as f64,
+            bytes: 64.0 * (pairs * x.t4) as f64,
+        };
+        let grid = self.fold(pairs * x.t4, lanes);
+        c.dispatch(&pipeline, &params, &[table.all(), x.buffer.all()], grid, work)
+    }
+
+    /// Causal attention within each window: `q`, `o` `[heads * head_dim, t]`, `k`, `v` `[kv_heads * head_dim, t]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    #[allow(clippy::too_many_arguments)] // q, k, v, o and two shapes: grouping them would hide which is which
+    pub fn attention(
+        &self,
+        c: Stream<'_, '_>,
+        q: Rows<'_>,
+        k: Rows<'_>,
+        v: Rows<'_>,
+        o: Rows<'_>,
+        heads: Heads,
+        layout: Layout,
+    ) -> Result<(), GpuError> {
+        const NAME: &str = "attention";
+        let (t4, window4) = (layout.t4(), layout.window4());
+        let Heads {
+            heads: h,
+            kv_heads,
+            head_dim,
+        } = heads;
+        let fits = kv_heads > 0
+            && h.is_multiple_of(kv_heads)
+            && q.count == h * head_dim
+            && o.count == q.count
+            && k.count == kv_heads * head_dim
+            && v.count == k.count
+            && [q, k, v, o].iter().all(|r| r.first == 0 && r.t4 == t4);
+        if !fits {
+            return Err(shape_error(
+                NAME,
+                format!("q {} k {} v {} o {} rows for {heads:?}", q.count, k.count, v.count, o.count),
+            ));
+        }
+        let (lanes, keys) = self.preset().attention;
+        let defs = vec![
+            ("LANES", lanes),
+            ("KEYS", keys),
+            ("HEAD_DIM", size(NAME, head_dim)?),
+        ];
+        let pipeline = self.pipeline(NAME, defs)?;
+        let tiles = window4.div_ceil(lanes as usize);
+        // The grid's width holds windows x tiles: long batches are cut into runs of windows by the caller's binding limits
+        // long before 65 535.
+        let grid = [size(NAME, tiles * layout.windows)?, size(NAME, h)?, 1];
+        let params = AttentionParams {
+            t4: size(NAME, t4)?,
+            window4: size(NAME, window4)?,
+            group: size(NAME, h / kv_heads)?,
+            tiles: size(NAME, tiles)?,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            pad: [0; 3],
+        };
+        let tokens = 4.0 * t4 as f64;
+        let work = Work {
+            flops: 2.0 * tokens * layout.length as f64 * (h * head_dim) as f64,
+            bytes: 4.0 * tokens * (2 * q.count + 2 * k.count) as f64,
+        };
+        let bind = [q.buffer.all(), k.buffer.all(), v.buffer.all(), o.buffer.all()];
+        c.dispatch(&pipeline, &params, &bind, grid, work)
+    }
+
+    /// `gate = silu(gate) * up`, both `[features, t]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn swiglu(&self, c: Stream<'_, '_>, gate: Rows<'_>, up: Rows<'_>) -> Result<(), GpuError> {
+        const NAME: &str = "swiglu";
+        if gate.count != up.count || gate.t4 != up.t4 || gate.first != 0 || up.first != 0 {
+            return Err(shape_error(NAME, format!("gate {} rows, up {} rows", gate.count, up.count)));
+        }
+        let lanes = self.preset().lanes;
+        let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
+        let count = gate.count * gate.t4;
+        let params = [size(NAME, count)?, 0, 0, 0];
+        let work = Work {
+            flops: 16.0 * count as f64,
+            bytes: 48.0 * count as f64,
+        };
+        let grid = self.fold(count, lanes);
+        c.dispatch(&pipeline, &params, &[gate.buffer.all(), up.buffer.all()], grid, work)
+    }
+
+    /// Adds the logits of vocabulary rows `first..first + logits.count` to the running log-sum-exp `state` `[3, t]` (maximum, sum,
+    /// target's logit); `targets` `[t]` u32.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn vocab_reduce(
+        &self,
+        c: Stream<'_, '_>,
+        logits: Rows<'_>,
+        first: usize,
+        targets: &Buffer,
+        state: Rows<'_>,
+    ) -> Result<(), GpuError> {
+        const NAME: &str = "vocab_reduce";
+        let fits = logits.first == 0
+            && logits.count > 0
+            && state.count == 3
+            && state.t4 == logits.t4
+            && targets.bytes() >= 16 * logits.t4 as u64;
+        if !fits {
+            return Err(shape_error(NAME, format!("{} rows of logits", logits.count)));
+        }
+        let (lanes, slices) = self.preset().reduce;
+        let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
+        let params = [
+            size(NAME, logits.count)?,
+            size(NAME, logits.t4)?,
+            size(NAME, first)?,
+            0,
+        ];
+        let values = 4.0 * (logits.count * logits.t4) as f64;
+        let work = Work {
+            flops: 4.0 * values,
+            bytes: 4.0 * values,
+        };
+        let grid = [logits.t4.div_ceil(lanes as usize) as u32, 1, 1];
+        let bind = [logits.buffer.all(), targets.all(), state.buffer.all()];
+        c.dispatch(&pipeline, &params, &bind, grid, work)
+    }
+
+    /// `out[out_row + h] += sum of x[h, t]^2` over the real tokens of the batch.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn row_sumsq(
+        &self,
+        c: Stream<'_, '_>,
+        x: Rows<'_>,
+        layout: Layout,
+        out: &Buffer,
+        out_row: usize,
+    ) -> Result<(), GpuError> {
+        const NAME: &str = "row_sumsq";
+        let fits = x.first == 0
+            && x.t4 == layout.t4()
+            && out.bytes() >= 4 * (out_row + x.count) as u64;
+        if !fits {
+            return Err(shape_error(NAME, format!("{} rows into row {out_row}", x.count)));
+        }
+        let lanes = self.preset().lanes;
+        let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
+        let params = [
+            size(NAME, x.count)?,
+            size(NAME, x.t4)?,
+            size(NAME, layout.window4())?,
+            size(NAME, layout.length)?,
+            size(NAME, out_row)?,
+            0,
+            0,
+            0,
+        ];
+        let values = 4.0 * (x.count * x.t4) as f64;
+        let work = Work {
+            flops: 2.0 * values,
+            bytes: 4.0 * values,
+        };
+        let grid = self.fold(x.count, 1);
+        c.dispatch(&pipeline, &params, &[x.buffer.all(), out.all()], grid, work)
+    }
+
+    /// Multiply-adds in registers: `workgroups` workgroups run `steps` rounds each; returns the operations recorded.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn peak(
+        &self,
+        c: Stream<'_, '_>,
+        out: &Activation,
+        workgroups: u32,
+        steps: u32,
+    ) -> Result<f64, GpuError> {
+        const NAME: &str = "peak";
+        let lanes = self.preset().lanes;
+        let invocations = workgroups as usize * lanes as usize;
+        if out.buffer().bytes() < 4 * invocations as u64 {
+            return Err(shape_error(NAME, format!("{invocations} invocations")));
+        }
+        let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
+        let flops = 128.0 * f64::from(steps) * invocations as f64;
+        let work = Work { flops, bytes: 0.0 };
+        let params = [steps, 0.999f32.to_bits(), 0, 0];
+        c.dispatch(&pipeline, &params, &[out.buffer().all()], [workgroups, 1, 1], work)?;
+        Ok(flops)
+    }
+}

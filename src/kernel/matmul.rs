@@ -1,0 +1,297 @@
+//! Masked products with frozen weights.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::preset::Matmul;
+use super::tensor::Chunk;
+use super::{Kernels, MaskBuffer, Rows, Stream, Weight, shape_error, size};
+use crate::gpu::{Buffer, GpuError, Work};
+use crate::model::Dtype;
+
+/// `y (+)= (W * mask)[:, inputs] x (+ bias)`.
+pub struct Product<'a> {
+    /// Frozen weights `[n, k]`.
+    pub weight: &'a Weight,
+    /// Kept weights; `None` = all.
+    pub mask: Option<&'a MaskBuffer>,
+    /// Added to each output `[n]` f32.
+    pub bias: Option<&'a Buffer>,
+    /// Output features made: rows of the weight.
+    pub outputs: std::ops::Range<usize>,
+    /// Input features used: columns of the weight; the start a multiple of 4.
+    pub inputs: std::ops::Range<usize>,
+    /// Input activations, one row per input used.
+    pub x: Rows<'a>,
+    /// Output activations, one row per output made.
+    pub y: Rows<'a>,
+    /// Adds to `y` instead of overwriting it (residual connections, inputs in pieces).
+    pub accumulate: bool,
+}
+
+impl<'a> Product<'a> {
+    /// The whole product.
+    pub fn new(weight: &'a Weight, x: Rows<'a>, y: Rows<'a>) -> Self {
+        Self {
+            weight,
+            mask: None,
+            bias: None,
+            outputs: 0..weight.rows(),
+            inputs: 0..weight.cols(),
+            x,
+            y,
+            accumulate: false,
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    n: u32,
+    k4: u32,
+    t4: u32,
+    w_stride: u32,
+    w_first: u32,
+    x_row: u32,
+    y_row: u32,
+    bias_row: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MaskedParams {
+    base: Params,
+    bit_row: u32,
+    bit_k4: u32,
+    words: u32,
+    pad: u32,
+}
+
+/// Rows of one chunk that one dispatch makes.
+struct Piece<'a> {
+    weights: &'a Buffer,
+    /// Row of `weights` at which the piece starts, and the weight's row that it is.
+    local: usize,
+    row: usize,
+    rows: usize,
+}
+
+/// Bytes of masked copies that a CPU preset keeps at most.
+const SCRATCH: u64 = 32 << 20;
+
+pub(super) fn weight_def(dtype: Dtype) -> (&'static str, u32) {
+    let code = match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::BF16 => 2,
+    };
+    ("WEIGHT", code)
+}
+
+impl Kernels<'_> {
+    /// Bytes of scratch that masked products with matrices of at most `largest` bytes need under this preset.
+    pub fn scratch_bytes(&self, largest: u64) -> u64 {
+        match self.preset().matmul {
+            Matmul::Rows(_) => largest.min(SCRATCH).min(self.gpu().max_binding_bytes()),
+            Matmul::Tile => 0,
+        }
+    }
+
+    /// Records `y (+)= (W * mask) x (+ bias)` in as many dispatches as binding limits and submit lengths ask for.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn matmul(&self, c: Stream<'_, '_>, p: &Product<'_>) -> Result<(), GpuError> {
+        self.check_product(p)?;
+        let (n, k, t) = (p.outputs.len(), p.inputs.len(), 4 * p.x.t4);
+        if n == 0 || t == 0 {
+            return Ok(());
+        }
+        let row_bytes = Weight::device_bytes(1, p.weight.cols(), p.weight.dtype());
+        let scratch = match (self.preset().matmul, p.mask) {
+            (Matmul::Rows(_), Some(_)) => {
+                let all = row_bytes * p.weight.rows() as u64;
+                Some(self.take_scratch(self.scratch_bytes(all).max(row_bytes))?)
+            }
+            _ => None,
+        };
+        let unit = self.preset().row_unit();
+        let by_time = c.max_dispatch_flops() / (2.0 * k as f64 * t as f64);
+        let mut most = ((by_time as usize) / unit * unit).max(unit);
+        if let Some(s) = &scratch {
+            most = most.min((s.bytes() / row_bytes) as usize);
+        }
+        for chunk in &p.weight.chunks {
+            let from = chunk.first.max(p.outputs.start);
+            let to = (chunk.first + chunk.rows).min(p.outputs.end);
+            for row in (from..to).step_by(most) {
+                let rows = most.min(to - row);
+                self.piece(c, p, chunk, row, rows, scratch.as_ref())?;
+            }
+        }
+        if scratch.is_some() {
+            *self.lock_scratch() = scratch;
+        }
+        Ok(())
+    }
+
+    fn check_product(&self, p: &Product<'_>) -> Result<(), GpuError> {
+        let fits = p.outputs.end <= p.weight.rows()
+            && p.inputs.end <= p.weight.cols()
+            && p.inputs.start.is_multiple_of(4)
+            && (p.inputs.len().is_multiple_of(4) || p.inputs.end == p.weight.cols())
+            && p.x.count == p.inputs.len().next_multiple_of(4)
+            && p.y.count == p.outputs.len()
+            && p.x.t4 == p.y.t4
+            && p.mask.is_none_or(|m| m.shape() == (p.weight.rows(), p.weight.cols()));
+        if fits {
+            return Ok(());
+        }
+        Err(shape_error(
+            "matmul",
+            format!(
+                "weight [{}, {}] rows {:?} columns {:?}, x [{}, {}], y [{}, {}], mask {:?}",
+                p.weight.rows(),
+                p.weight.cols(),
+                p.outputs,
+                p.inputs,
+                p.x.count,
+                4 * p.x.t4,
+                p.y.count,
+                4 * p.y.t4,
+                p.mask.map(MaskBuffer::shape)
+            ),
+        ))
+    }
+
+    fn lock_scratch(&self) -> std::sync::MutexGuard<'_, Option<Buffer>> {
+        self.scratch
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn take_scratch(&self, bytes: u64) -> Result<Buffer, GpuError> {
+        if let Some(old) = self.lock_scratch().take()
+            && old.bytes() >= bytes
+        {
+            return Ok(old);
+        }
+        self.gpu().alloc("scratch:masked weights", bytes)
+    }
+
+    fn piece(
+        &self,
+        c: Stream<'_, '_>,
+        p: &Product<'_>,
+        chunk: &Chunk,
+        row: usize,
+        rows: usize,
+        scratch: Option<&Buffer>,
+    ) -> Result<(), GpuError> {
+        let mut piece = Piece {
+            weights: &chunk.buffer,
+            local: row - chunk.first,
+            row,
+            rows,
+        };
+        if let (Some(scratch), Some(mask)) = (scratch, p.mask) {
+            self.mask_apply(c, p.weight, mask, &piece, scratch)?;
+            piece.weights = scratch;
+            piece.local = 0;
+        }
+        self.product(c, p, &piece)
+    }
+
+    /// Masked copy of the piece's rows at the start of `out`.
+    fn mask_apply(
+        &self,
+        c: Stream<'_, '_>,
+        weight: &Weight,
+        mask: &MaskBuffer,
+        piece: &Piece<'_>,
+        out: &Buffer,
+    ) -> Result<(), GpuError> {
+        const NAME: &str = "mask_apply";
+        let lanes = self.preset().lanes;
+        let pipeline = self.pipeline(NAME, vec![weight_def(weight.dtype()), ("LANES", lanes)])?;
+        let k4 = weight.k4();
+        let elements = piece.rows * k4;
+        let params = [
+            size(NAME, piece.rows)?,
+            size(NAME, k4)?,
+            size(NAME, mask.words_per_row())?,
+            size(NAME, piece.row)?,
+            size(NAME, piece.local * k4)?,
+            0,
+            0,
+            0,
+        ];
+        let work = Work {
+            flops: 0.0,
+            bytes: elements as f64 * (8.0 * weight.dtype().size() as f64 + 0.5),
+        };
+        let bind = [piece.weights.all(), mask.buffer.all(), out.all()];
+        c.dispatch(&pipeline, &params, &bind, self.fold(elements, lanes), work)
+    }
+
+    fn product(&self, c: Stream<'_, '_>, p: &Product<'_>, piece: &Piece<'_>) -> Result<(), GpuError> {
+        let preset = self.preset();
+        let (name, tile_t4, unit) = match preset.matmul {
+            Matmul::Rows(_) => ("matmul_rows", 8, preset.row_unit()),
+            Matmul::Tile => ("matmul_tile", 16, preset.row_unit()),
+        };
+        let k4 = p.weight.k4();
+        let base = Params {
+            n: size(name, piece.rows)?,
+            k4: size(name, p.inputs.len().div_ceil(4))?,
+            t4: size(name, p.x.t4)?,
+            w_stride: size(name, k4)?,
+            w_first: size(name, piece.local * k4 + p.inputs.start / 4)?,
+            x_row: size(name, p.x.first)?,
+            y_row: size(name, p.y.first + piece.row - p.outputs.start)?,
+            bias_row: size(name, piece.row)?,
+        };
+        let mut defs = vec![weight_def(p.weight.dtype())];
+        if let Matmul::Rows(rows) = preset.matmul {
+            defs.extend([("LANES", 8), ("ROWS", rows)]);
+        }
+        let mut bind = vec![piece.weights.all(), p.x.buffer.all(), p.y.buffer.all()];
+        if let Some(bias) = p.bias {
+            defs.push(("BIAS", 1));
+            bind.push(bias.all());
+        }
+        if p.accumulate {
+            defs.push(("ACCUMULATE", 1));
+        }
+        let grid = [
+            p.x.t4.div_ceil(tile_t4) as u32,
+            piece.rows.div_ceil(unit) as u32,
+            1,
+        ];
+        let (n, k, t) = (piece.rows as f64, p.inputs.len() as f64, 4.0 * p.x.t4 as f64);
+        let work = Work {
+            flops: 2.0 * n * k * t,
+            bytes: n * k * p.weight.dtype().size() as f64 + 4.0 * t * (k + n),
+        };
+        if matches!(preset.matmul, Matmul::Rows(_)) {
+            let pipeline = self.pipeline(name, defs)?;
+            return c.dispatch(&pipeline, &base, &bind, grid, work);
+        }
+        let mut params = MaskedParams {
+            base,
+            bit_row: 0,
+            bit_k4: 0,
+            words: 0,
+            pad: 0,
+        };
+        if let Some(mask) = p.mask {
+            defs.push(("MASK", 1));
+            bind.push(mask.buffer.all());
+            params.bit_row = size(name, piece.row)?;
+            params.bit_k4 = size(name, p.inputs.start / 4)?;
+            params.words = size(name, mask.words_per_row())?;
+        }
+        let pipeline = self.pipeline(name, defs)?;
+        c.dispatch(&pipeline, &params, &bind, grid, work)
+    }
+}

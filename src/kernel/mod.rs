@@ -1,0 +1,78 @@
+//! (ready)
+//! One Rust function per shader: it checks shapes, picks constants, cuts what is too large and records dispatches.
+//!
+//! Activations are feature-major, `[features, tokens]` in f32, so that the lanes of every kernel run along tokens: loads
+//! are contiguous on a GPU, and on a software driver the weights' addresses are uniform over a workgroup.
+
+mod elementwise;
+mod masks;
+mod matmul;
+mod preset;
+mod table;
+mod tensor;
+
+pub use masks::{Moments, SampleAt};
+pub use matmul::Product;
+pub use preset::{Preset, choose_preset};
+pub use table::{KernelSource, KERNELS, Variant};
+pub use elementwise::{Heads, Layout};
+pub use tensor::{Activation, MaskBuffer, Rows, Weight, f32_bytes};
+
+use std::sync::{Arc, Mutex};
+
+use crate::gpu::{Buffer, Commands, Defs, Gpu, GpuError, Pipeline};
+
+/// The kernels of one device under one preset.
+pub struct Kernels<'g> {
+    gpu: &'g Gpu,
+    preset: Preset,
+    scratch: Mutex<Option<Buffer>>,
+}
+
+impl<'g> Kernels<'g> {
+    /// Kernels for `gpu` under `preset`.
+    pub fn new(gpu: &'g Gpu, preset: Preset) -> Self {
+        Self {
+            gpu,
+            preset,
+            scratch: Mutex::new(None),
+        }
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &'g Gpu {
+        self.gpu
+    }
+
+    /// The preset in use.
+    pub fn preset(&self) -> &Preset {
+        &self.preset
+    }
+
+    fn pipeline(&self, name: &'static str, defs: Defs) -> Result<Arc<Pipeline>, GpuError> {
+        self.gpu.pipeline(name, table::source(name)?, &defs)
+    }
+
+    /// Workgroups that cover `invocations` with `lanes` each, folded into two dimensions when one is not enough.
+    fn fold(&self, invocations: usize, lanes: u32) -> [u32; 3] {
+        let groups = invocations.div_ceil(lanes as usize);
+        let most = self.gpu.max_workgroups() as usize;
+        let y = groups.div_ceil(most.max(1)).max(1);
+        [groups.div_ceil(y) as u32, y as u32, 1]
+    }
+}
+
+/// A `u32` kernel parameter from a host size.
+fn size(kernel: &'static str, value: usize) -> Result<u32, GpuError> {
+    u32::try_from(value).map_err(|_| GpuError::Shape {
+        kernel,
+        message: format!("{value} does not fit 32 bits"),
+    })
+}
+
+fn shape_error(kernel: &'static str, message: String) -> GpuError {
+    GpuError::Shape { kernel, message }
+}
+
+/// Keeps the import used by the submodules in one place.
+type Stream<'a, 'g> = &'a mut Commands<'g>;

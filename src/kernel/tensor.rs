@@ -1,0 +1,232 @@
+//! Tensors on the device: weights in row chunks, activations, bit masks.
+
+use crate::gpu::{Buffer, Gpu, GpuError};
+use crate::mask::BitMask;
+use crate::model::{Dtype, TensorView};
+
+use super::shape_error;
+
+/// Bytes of an f32 tensor.
+pub fn f32_bytes(rows: usize, cols: usize) -> u64 {
+    rows as u64 * cols as u64 * 4
+}
+
+/// An activation `[rows, 4 * t4]` in f32: one row per feature, tokens contiguous.
+pub struct Activation {
+    pub(super) buffer: Buffer,
+    rows: usize,
+    t4: usize,
+}
+
+impl Activation {
+    /// Allocates `rows` features of `4 * t4` tokens.
+    ///
+    /// # Errors
+    /// When it does not fit the device, or one binding of it.
+    pub fn new(gpu: &Gpu, label: &str, rows: usize, t4: usize) -> Result<Self, GpuError> {
+        let bytes = f32_bytes(rows, 4 * t4);
+        if bytes > gpu.max_binding_bytes() {
+            return Err(GpuError::BindingTooLarge {
+                label: label.to_string(),
+                bytes,
+                limit: gpu.max_binding_bytes(),
+                remedy: "use a smaller batch or window".into(),
+            });
+        }
+        Ok(Self {
+            buffer: gpu.alloc(label, bytes)?,
+            rows,
+            t4,
+        })
+    }
+
+    /// All rows, for the first `t4` vec4s of tokens of a tensor that was allocated for at least as many.
+    ///
+    /// # Errors
+    /// When it holds fewer.
+    pub fn rows(&self, first: usize, count: usize, t4: usize) -> Result<Rows<'_>, GpuError> {
+        if (first + count) * t4 > self.rows * self.t4 {
+            return Err(shape_error(
+                "activation",
+                format!(
+                    "`{}` holds [{}, 4 * {}], asked for rows {first}..{} of 4 * {t4} tokens",
+                    self.buffer.label(),
+                    self.rows,
+                    self.t4,
+                    first + count
+                ),
+            ));
+        }
+        Ok(Rows {
+            buffer: &self.buffer,
+            first,
+            count,
+            t4,
+        })
+    }
+
+    /// The buffer behind it.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+}
+
+/// Some rows of an activation that is used as `[.., 4 * t4]`.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// The whole buffer.
+    pub buffer: &'a Buffer,
+    /// First row.
+    pub first: usize,
+    /// Number of rows.
+    pub count: usize,
+    /// Tokens / 4.
+    pub t4: usize,
+}
+
+pub(super) struct Chunk {
+    pub(super) buffer: Buffer,
+    pub(super) first: usize,
+    pub(super) rows: usize,
+}
+
+/// A frozen matrix `[rows, cols]` in its stored type, each row padded to a multiple of four elements, cut into row chunks that
+/// fit one binding.
+pub struct Weight {
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) dtype: Dtype,
+}
+
+impl Weight {
+    /// Packed groups of four per row.
+    pub fn k4(&self) -> usize {
+        self.cols.div_ceil(4)
+    }
+
+    /// Rows (output features).
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns (input features).
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Stored type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Bytes on the device.
+    pub fn device_bytes(rows: usize, cols: usize, dtype: Dtype) -> u64 {
+        rows as u64 * (cols.next_multiple_of(4) * dtype.size()) as u64
+    }
+
+    /// Uploads a matrix of the checkpoint.
+    ///
+    /// # Errors
+    /// When the tensor is not a matrix or the device has no room.
+    pub fn upload(gpu: &Gpu, label: &str, view: &TensorView<'_>) -> Result<Self, GpuError> {
+        let &[rows, cols] = view.shape else {
+            return Err(shape_error(
+                "weight",
+                format!("{} has shape {:?}, a matrix is needed", view.name, view.shape),
+            ));
+        };
+        let size = view.dtype.size();
+        let stride = cols.next_multiple_of(4) * size;
+        let limit = gpu.max_binding_bytes().min(gpu.max_buffer_bytes()) as usize;
+        let per_chunk = (limit / stride).min(rows);
+        if per_chunk == 0 {
+            return Err(GpuError::BindingTooLarge {
+                label: label.to_string(),
+                bytes: stride as u64,
+                limit: limit as u64,
+                remedy: "one row must fit: use another adapter".into(),
+            });
+        }
+        let mut chunks = Vec::new();
+        for first in (0..rows).step_by(per_chunk) {
+            let count = per_chunk.min(rows - first);
+            let data = &view.data[first * cols * size..(first + count) * cols * size];
+            let buffer = gpu.alloc(label, (count * stride) as u64)?;
+            if cols.is_multiple_of(4) {
+                gpu.upload(&buffer, 0, data)?;
+            } else {
+                let mut padded = vec![0u8; count * stride];
+                for (to, from) in padded
+                    .chunks_exact_mut(stride)
+                    .zip(data.chunks_exact(cols * size))
+                {
+                    to[..from.len()].copy_from_slice(from);
+                }
+                gpu.upload(&buffer, 0, &padded)?;
+            }
+            chunks.push(Chunk {
+                buffer,
+                first,
+                rows: count,
+            });
+        }
+        Ok(Self {
+            chunks,
+            rows,
+            cols,
+            dtype: view.dtype,
+        })
+    }
+}
+
+/// A bit mask on the device, laid out as [`BitMask`].
+pub struct MaskBuffer {
+    pub(super) buffer: Buffer,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+impl MaskBuffer {
+    /// Words per row.
+    pub fn words_per_row(&self) -> usize {
+        self.cols.div_ceil(32)
+    }
+
+    /// Bytes on the device.
+    pub fn device_bytes(rows: usize, cols: usize) -> u64 {
+        (rows * cols.div_ceil(32) * 4) as u64
+    }
+
+    /// Allocates an all-zero mask.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn new(gpu: &Gpu, label: &str, rows: usize, cols: usize) -> Result<Self, GpuError> {
+        Ok(Self {
+            buffer: gpu.alloc(label, Self::device_bytes(rows, cols))?,
+            rows,
+            cols,
+        })
+    }
+
+    /// Allocates and fills it from the host.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub fn upload(gpu: &Gpu, label: &str, mask: &BitMask) -> Result<Self, GpuError> {
+        let out = Self::new(gpu, label, mask.rows(), mask.cols())?;
+        gpu.upload(&out.buffer, 0, bytemuck::cast_slice(mask.words()))?;
+        Ok(out)
+    }
+
+    /// The buffer behind it.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// (rows, columns).
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+}

@@ -1,0 +1,240 @@
+//! The mask file: a safetensors file with one U8 tensor `<parameter name>.nm_index` per projection, holding the packed
+//! ranks of its groups (`rank.rs`), and the following strings in `__metadata__`:
+//!
+//! | key | value |
+//! |---|---|
+//! | `format` | `maskwright-mask` |
+//! | `format_version` | `1` |
+//! | `pattern` | `2:4` |
+//! | `meaning` | `keep 2 of 4 consecutive weights along in_features` |
+//! | `order` | how ranks are numbered |
+//! | `packing` | how ranks are packed |
+//! | `method` | what chose the mask |
+//! | `seed` | the seed, decimal |
+//! | `written_by` | `maskwright` and its version |
+//! | `tensors` | JSON: parameter name to `{"shape":[rows,cols],"source_dtype":"F16","source_sha256":"..."}`, the hash being of the dense tensor's stored bytes |
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use safetensors::Dtype as StoredDtype;
+use safetensors::tensor::TensorView as StoredView;
+use serde::{Deserialize, Serialize};
+
+use crate::fsio;
+use crate::model::{Checkpoint, Shard};
+
+use super::rank::{Packing, pack, unpack};
+use super::{MaskError, MaskSet, Pattern};
+
+const FORMAT: &str = "maskwright-mask";
+const VERSION: &str = "1";
+const ORDER: &str = "lexicographic in the kept positions; groups of the flattened tensor, row-major";
+const SUFFIX: &str = ".nm_index";
+/// More rows or columns than any projection has.
+const MAX_SIDE: usize = 1 << 24;
+
+/// How a mask came to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Provenance {
+    /// What chose the mask: `magnitude`, `wanda`, `maskpro`.
+    pub method: String,
+    /// The seed of the run.
+    pub seed: u64,
+    /// The program and its version.
+    pub written_by: String,
+}
+
+impl Provenance {
+    /// Of a mask that this program makes now.
+    pub fn new(method: impl Into<String>, seed: u64) -> Self {
+        let written_by = concat!("maskwright ", env!("CARGO_PKG_VERSION")).into();
+        Self { method: method.into(), seed, written_by }
+    }
+}
+
+/// The dense tensor that a mask was made for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceTensor {
+    /// Output and input features.
+    pub shape: [usize; 2],
+    /// The type it is stored in, as in a safetensors header.
+    pub source_dtype: String,
+    /// SHA-256 of the stored bytes, hexadecimal.
+    pub source_sha256: String,
+}
+
+/// The content of a mask file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MaskFile {
+    /// The masks; all strict.
+    pub set: MaskSet,
+    /// How they came to be.
+    pub provenance: Provenance,
+    /// The dense tensors they were made for, by parameter name; the same keys as the masks.
+    pub sources: BTreeMap<String, SourceTensor>,
+}
+
+impl MaskFile {
+    /// Puts together the file of a set of masks made for `checkpoint`. Hashes each masked tensor once.
+    ///
+    /// # Errors
+    /// [`MaskError::Model`] when the checkpoint lacks a tensor, [`MaskError::Shape`] when it has another shape.
+    pub fn new(set: MaskSet, provenance: Provenance, checkpoint: &Checkpoint) -> Result<Self, MaskError> {
+        check_shapes(&set, checkpoint)?;
+        let names: Vec<String> = set.masks.keys().cloned().collect();
+        let hashes = checkpoint.sha256(&names)?;
+        let mut sources = BTreeMap::new();
+        for ((name, mask), source_sha256) in set.masks.iter().zip(hashes) {
+            let source_dtype = checkpoint.tensor(name)?.dtype.to_string();
+            let shape = [mask.rows(), mask.cols()];
+            sources.insert(name.clone(), SourceTensor { shape, source_dtype, source_sha256 });
+        }
+        Ok(Self { set, provenance, sources })
+    }
+
+    /// Writes the file at once and whole. Every mask is checked first.
+    ///
+    /// # Errors
+    /// [`MaskError::In`] for a mask that is not strict, [`MaskError::Write`].
+    pub fn write(&self, path: &Path) -> Result<(), MaskError> {
+        let pattern = self.set.pattern;
+        let unusable = |problem: String| MaskError::File { path: path.into(), problem };
+        let mut packed = Vec::new();
+        for (name, mask) in &self.set.masks {
+            let bytes = pack(mask, pattern).map_err(|e| e.within(name))?;
+            packed.push((format!("{name}{SUFFIX}"), bytes));
+        }
+        let mut views = Vec::new();
+        for (name, bytes) in &packed {
+            let view = StoredView::new(StoredDtype::U8, vec![bytes.len()], bytes);
+            views.push((name.as_str(), view.map_err(|e| unusable(e.to_string()))?));
+        }
+        let tensors = serde_json::to_string(&self.sources).map_err(|e| unusable(e.to_string()))?;
+        let metadata: HashMap<String, String> = [
+            ("format", FORMAT.into()),
+            ("format_version", VERSION.into()),
+            ("pattern", pattern.to_string()),
+            ("meaning", format!("{} consecutive weights along in_features", pattern.words())),
+            ("order", ORDER.into()),
+            ("packing", Packing::of(pattern).name()),
+            ("method", self.provenance.method.clone()),
+            ("seed", self.provenance.seed.to_string()),
+            ("written_by", self.provenance.written_by.clone()),
+            ("tensors", tensors),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into();
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| unusable(e.to_string()))?;
+        Ok(fsio::write_bytes(path, &bytes)?)
+    }
+
+    /// Reads and checks a file: known format, possible pattern and sizes, every rank in range, so that every mask is
+    /// strict; and each tensor described exactly once.
+    ///
+    /// # Errors
+    /// [`MaskError::File`] and [`MaskError::Model`].
+    pub fn read(path: &Path) -> Result<Self, MaskError> {
+        let unusable = |problem: String| MaskError::File { path: path.into(), problem };
+        let shard = Shard::open(path)?;
+        let metadata: BTreeMap<&str, &str> =
+            shard.metadata().iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let key = |name: &str| {
+            let missing = || unusable(format!("its metadata has no `{name}`"));
+            metadata.get(name).copied().ok_or_else(missing)
+        };
+        let expect = |name: &str, expected: &str| match key(name)? {
+            found if found == expected => Ok(()),
+            found => Err(unusable(format!("its `{name}` is {:?}, expected {expected:?}", clip(found)))),
+        };
+        if !metadata.contains_key("pattern") || metadata.get("format") != Some(&FORMAT) {
+            return Err(unusable(
+                "it was not written as one (its metadata names another format); give the mask file of a run"
+                    .into(),
+            ));
+        }
+        expect("format_version", VERSION)?;
+        let pattern: Pattern = key("pattern")?.parse()?;
+        expect("order", ORDER)?;
+        expect("packing", &Packing::of(pattern).name())?;
+        let seed = key("seed")?.parse().map_err(|_| unusable("its `seed` is no number".into()))?;
+        let sources: BTreeMap<String, SourceTensor> = serde_json::from_str(key("tensors")?)
+            .map_err(|e| unusable(format!("its `tensors` cannot be parsed: {e}")))?;
+        let provenance =
+            Provenance { method: key("method")?.into(), seed, written_by: key("written_by")?.into() };
+
+        let mut set = MaskSet::new(pattern);
+        for entry in shard.entries() {
+            let wrong = |problem: String| unusable(format!("{}: {problem}", entry.name));
+            let Some(name) = entry.name.strip_suffix(SUFFIX) else {
+                return Err(wrong(format!("a tensor whose name does not end in {SUFFIX}")));
+            };
+            if entry.dtype != StoredDtype::U8 || entry.shape.len() != 1 {
+                return Err(wrong(format!(
+                    "expected U8 and one dimension, found {} {:?}",
+                    entry.dtype, entry.shape
+                )));
+            }
+            let Some(source) = sources.get(name) else {
+                return Err(wrong("not described in `tensors`".into()));
+            };
+            check_source(source).map_err(wrong)?;
+            let [rows, cols] = source.shape;
+            let mask = unpack(rows, cols, pattern, shard.data(entry)).map_err(wrong)?;
+            set.masks.insert(name.into(), mask);
+        }
+        if let Some(name) = sources.keys().find(|name| !set.masks.contains_key(*name)) {
+            return Err(unusable(format!("`tensors` describes {name}, but there is no {name}{SUFFIX}")));
+        }
+        Ok(Self { set, provenance, sources })
+    }
+
+    /// Compares with a model: every mask must belong to a tensor of the same shape. Returns the parameter names whose
+    /// stored bytes differ from the ones that the mask was made for (empty: it is the very same model). What to do about
+    /// those is the caller's choice: a fine-tuned copy is a fair use, another model of the same shape is not.
+    ///
+    /// # Errors
+    /// [`MaskError::Shape`], [`MaskError::Model`].
+    pub fn differing_sources(&self, checkpoint: &Checkpoint) -> Result<Vec<String>, MaskError> {
+        check_shapes(&self.set, checkpoint)?;
+        let names: Vec<String> = self.sources.keys().cloned().collect();
+        let hashes = checkpoint.sha256(&names)?;
+        let pairs = self.sources.iter().zip(hashes);
+        Ok(pairs
+            .filter(|((_, s), hash)| s.source_sha256 != *hash)
+            .map(|((name, _), _)| name.clone())
+            .collect())
+    }
+}
+
+/// Every mask has a tensor of its shape.
+fn check_shapes(set: &MaskSet, checkpoint: &Checkpoint) -> Result<(), MaskError> {
+    for (name, mask) in &set.masks {
+        let tensor = checkpoint.tensor(name).map_err(|_| MaskError::NoProjection { tensor: name.clone() })?;
+        let found = [mask.rows(), mask.cols()];
+        if tensor.shape != found {
+            let rest: usize = tensor.shape.iter().skip(1).product();
+            return Err(MaskError::Shape { tensor: name.clone(), expected: [tensor.rows(), rest], found });
+        }
+    }
+    Ok(())
+}
+
+/// The description of a tensor, as far as it can be checked alone.
+fn check_source(source: &SourceTensor) -> Result<(), String> {
+    let [rows, cols] = source.shape;
+    if ![rows, cols].iter().all(|side| (1..=MAX_SIDE).contains(side)) {
+        return Err(format!("the shape {rows} x {cols} cannot be"));
+    }
+    let hash = &source.source_sha256;
+    if hash.len() != 64 || !hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(format!("its `source_sha256` is {:?}, expected 64 hexadecimal digits", clip(hash)));
+    }
+    Ok(())
+}
+
+/// The first characters of a text that may be long.
+fn clip(text: &str) -> String {
+    text.chars().take(80).collect()
+}

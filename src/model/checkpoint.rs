@@ -1,0 +1,241 @@
+//! The weights of a model: one safetensors file or several with an index, checked against the configuration.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{Config, Dtype, ModelError, Shard, TensorView, read_json_object};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// More than any real index: 100 bytes a tensor.
+const LIMIT_INDEX: u64 = 256 << 20;
+
+/// Mapped weights in which every tensor of the configuration exists with the right shape and a supported type.
+/// The files must not be changed while this lives.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    shards: Vec<Shard>,
+    /// Tensor name to (shard, entry). Holds also what the configuration does not call for.
+    places: BTreeMap<String, (usize, usize)>,
+}
+
+impl Checkpoint {
+    /// Maps `dir/model.safetensors`, or the shards that `dir/model.safetensors.index.json` names where there is no
+    /// single file (the order in which transformers looks).
+    ///
+    /// # Errors
+    /// [`ModelError`] for damaged or missing files, an index that does not fit, and tensors that are missing or have
+    /// another shape or type than the configuration and this program expect. NaN is not looked for here; see
+    /// [`Checkpoint::check_finite`].
+    pub fn open(dir: &Path, config: &Config) -> Result<Self, ModelError> {
+        let single = dir.join(SINGLE);
+        let index = dir.join(INDEX);
+        let checkpoint = if single.exists() {
+            let shards = vec![Shard::open(&single)?];
+            let names = shards.iter().flat_map(Shard::entries).enumerate();
+            let places = names.map(|(i, entry)| (entry.name.clone(), (0, i))).collect();
+            Self { folder: dir.into(), shards, places }
+        } else if index.exists() {
+            Self::open_sharded(dir, &index)?
+        } else {
+            let old =
+                dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists();
+            let remedy = if old {
+                "convert the .bin weights with transformers' save_pretrained"
+            } else {
+                "give a model folder in Hugging Face layout"
+            };
+            return Err(ModelError::NoWeights { folder: dir.into(), remedy });
+        };
+        checkpoint.check(config)?;
+        Ok(checkpoint)
+    }
+
+    fn open_sharded(dir: &Path, index: &Path) -> Result<Self, ModelError> {
+        let map = read_json_object(index, LIMIT_INDEX, "check that it may be read")?;
+        let bad = |problem: String| ModelError::Index { path: index.into(), problem };
+        let Some(Value::Object(weights)) = map.get("weight_map") else {
+            return Err(bad("it has no object `weight_map`".into()));
+        };
+        let mut files = BTreeSet::new();
+        for (tensor, file) in weights {
+            match file.as_str() {
+                Some(file) if is_plain_name(file) => files.insert(file),
+                _ => {
+                    return Err(bad(format!(
+                        "{tensor} is said to be in {file}, which is not the plain name of a .safetensors file"
+                    )));
+                }
+            };
+        }
+        if files.is_empty() {
+            return Err(bad("its `weight_map` is empty".into()));
+        }
+        let mut shards = Vec::new();
+        let mut by_file = BTreeMap::new();
+        for (number, &file) in files.iter().enumerate() {
+            let path = dir.join(file);
+            if !path.exists() {
+                return Err(ModelError::MissingShard { index: index.into(), shard: file.into() });
+            }
+            let shard = Shard::open(&path)?;
+            let entries = shard.entries().iter().enumerate().map(|(i, e)| (e.name.clone(), (number, i)));
+            by_file.insert(file, entries.collect::<BTreeMap<_, _>>());
+            shards.push(shard);
+        }
+        let mut places = BTreeMap::new();
+        for (tensor, file) in weights {
+            let file = file.as_str().unwrap_or("");
+            let Some(&place) = by_file.get(file).and_then(|entries| entries.get(tensor)) else {
+                return Err(ModelError::NotInShard {
+                    index: index.into(),
+                    tensor: tensor.clone(),
+                    shard: file.into(),
+                });
+            };
+            places.insert(tensor.clone(), place);
+        }
+        Ok(Self { folder: dir.into(), shards, places })
+    }
+
+    /// Every tensor that the configuration calls for: existence, shape, type.
+    fn check(&self, config: &Config) -> Result<(), ModelError> {
+        for spec in config.tensors() {
+            let Some(&(shard, entry)) = self.places.get(&spec.name) else {
+                return Err(ModelError::MissingTensor { folder: self.folder.clone(), tensor: spec.name });
+            };
+            let (shard, entry) = match self.shards.get(shard).and_then(|s| Some((s, s.entries().get(entry)?)))
+            {
+                Some(found) => found,
+                None => return Err(ModelError::UnknownTensor { name: spec.name }),
+            };
+            if entry.shape != spec.shape {
+                return Err(ModelError::Shape {
+                    path: shard.path().into(),
+                    tensor: spec.name,
+                    expected: spec.shape,
+                    found: entry.shape.clone(),
+                });
+            }
+            if Dtype::from_stored(entry.dtype).is_none() {
+                return Err(ModelError::Dtype {
+                    path: shard.path().into(),
+                    tensor: spec.name,
+                    found: entry.dtype.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A tensor by its name.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownTensor`], and [`ModelError::Dtype`] for a tensor outside the configuration whose type is
+    /// not supported.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, ModelError> {
+        let unknown = || ModelError::UnknownTensor { name: name.into() };
+        let &(shard, entry) = self.places.get(name).ok_or_else(unknown)?;
+        let shard = self.shards.get(shard).ok_or_else(unknown)?;
+        let entry = shard.entries().get(entry).ok_or_else(unknown)?;
+        let dtype = Dtype::from_stored(entry.dtype).ok_or_else(|| ModelError::Dtype {
+            path: shard.path().into(),
+            tensor: name.into(),
+            found: entry.dtype.to_string(),
+        })?;
+        Ok(TensorView { name: &entry.name, dtype, shape: &entry.shape, data: shard.data(entry) })
+    }
+
+    /// The folder that was opened.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The mapped files, ordered by name.
+    pub fn files(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// The names of all tensors in the files, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// Checks every tensor of the configuration for NaN and infinity. Reads all of the weights once.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`] for the first one in the order of the computation.
+    pub fn check_finite(&self, config: &Config) -> Result<(), ModelError> {
+        let names: Vec<String> = config.tensors().into_iter().map(|spec| spec.name).collect();
+        for result in self.parallel(&names, |tensor| tensor.check_finite())? {
+            result?;
+        }
+        Ok(())
+    }
+
+    /// SHA-256 of the stored bytes of each named tensor, as 64 lowercase hexadecimal digits, in the order of `names`.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownTensor`].
+    pub fn sha256(&self, names: &[String]) -> Result<Vec<String>, ModelError> {
+        self.parallel(names, |tensor| sha256_hex(tensor.data))
+    }
+
+    /// Runs `work` on each named tensor, on up to 16 threads, and returns the results in the order of `names`.
+    fn parallel<R: Send>(
+        &self,
+        names: &[String],
+        work: impl Fn(&TensorView<'_>) -> R + Sync,
+    ) -> Result<Vec<R>, ModelError> {
+        let tensors = names.iter().map(|name| self.tensor(name)).collect::<Result<Vec<_>, _>>()?;
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(16).min(tensors.len());
+        let next = AtomicUsize::new(0);
+        let take = || {
+            let mut done = Vec::new();
+            while let Some((i, tensor)) = {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                tensors.get(i).map(|tensor| (i, tensor))
+            } {
+                done.push((i, work(tensor)));
+            }
+            done
+        };
+        let mut results: Vec<(usize, R)> = if threads <= 1 {
+            take()
+        } else {
+            thread::scope(|scope| {
+                let workers: Vec<_> = (0..threads).map(|_| scope.spawn(take)).collect();
+                workers
+                    .into_iter()
+                    .flat_map(|worker| match worker.join() {
+                        Ok(done) => done,
+                        Err(panic) => std::panic::resume_unwind(panic),
+                    })
+                    .collect()
+            })
+        };
+        results.sort_by_key(|(i, _)| *i);
+        Ok(results.into_iter().map(|(_, result)| result).collect())
+    }
+}
+
+/// A name that stays inside the folder on every system, since the export writes under the same name.
+fn is_plain_name(file: &str) -> bool {
+    let plain = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
+    file.ends_with(".safetensors") && !file.starts_with('.') && file.chars().all(plain)
+}
+
+/// SHA-256 as 64 lowercase hexadecimal digits.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,51 @@
+//! Models in Hugging Face layout on the host: configuration, weights, tokenizer, and which tensors are projections.
+//! No arithmetic and no GPU.
+
+mod checkpoint;
+mod config;
+mod error;
+mod projection;
+mod rope;
+mod shard;
+mod tensor;
+mod tokenizer;
+
+pub use checkpoint::{Checkpoint, sha256_hex};
+pub use config::{Config, Family, TensorSpec};
+pub use error::ModelError;
+pub use projection::{Projection, ProjectionKind};
+pub use rope::{Llama3, Rope};
+pub use shard::{Shard, ShardEntry};
+pub use tensor::{Dtype, TensorView};
+pub use tokenizer::Tokenizer;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Reads a whole file of at most `limit` bytes, so that a wrong path to a huge file cannot exhaust the memory.
+pub(crate) fn read_limited(path: &Path, limit: u64, remedy: &'static str) -> Result<Vec<u8>, ModelError> {
+    let fail = |source| ModelError::Read { path: path.into(), source, remedy };
+    let file = File::open(path).map_err(fail)?;
+    let size = file.metadata().map_err(fail)?.len();
+    if size > limit {
+        return Err(ModelError::TooLarge { path: path.into(), found: size, limit });
+    }
+    let mut bytes = Vec::new();
+    // `take` also bounds what is no plain file and states no size (a pipe, a device).
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > limit {
+        return Err(ModelError::TooLarge { path: path.into(), found: bytes.len() as u64, limit });
+    }
+    Ok(bytes)
+}
+
+/// Reads a file that must be one JSON object.
+pub(crate) fn read_json_object(
+    path: &Path,
+    limit: u64,
+    remedy: &'static str,
+) -> Result<serde_json::Map<String, serde_json::Value>, ModelError> {
+    let bytes = read_limited(path, limit, remedy)?;
+    serde_json::from_slice(&bytes).map_err(|e| ModelError::Json { path: path.into(), problem: e.to_string() })
+}

@@ -1,0 +1,95 @@
+//! tokenizer.json through the `tokenizers` library, checked against the embedding.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::{Config, ModelError, read_limited};
+
+/// More than any real tokenizer.json.
+const LIMIT_BYTES: u64 = 512 << 20;
+
+/// A tokenizer whose ids all have an embedding.
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    embeddings: usize,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("path", &self.path).field("embeddings", &self.embeddings).finish()
+    }
+}
+
+impl Tokenizer {
+    /// Reads `dir/tokenizer.json`. Truncation and padding that the file may ask for are switched off, as transformers
+    /// does for a plain call.
+    ///
+    /// # Errors
+    /// [`ModelError::Read`], [`ModelError::Tokenizer`], and [`ModelError::Vocabulary`] when it knows an id at or above the
+    /// configuration's `vocab_size`.
+    pub fn open(dir: &Path, config: &Config) -> Result<Self, ModelError> {
+        let path = dir.join("tokenizer.json");
+        let remedy = "the fast tokenizer file is needed; save one with transformers' AutoTokenizer";
+        let bytes = read_limited(&path, LIMIT_BYTES, remedy)?;
+        let bad = |problem: String| ModelError::Tokenizer { path: path.clone(), problem };
+        // The library panics over some files that are no JSON; this also gives the better message.
+        serde_json::from_slice::<Map<String, Value>>(&bytes).map_err(|e| bad(e.to_string()))?;
+        let inner = guarded(|| {
+            let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
+            inner.with_truncation(None)?;
+            inner.with_padding(None);
+            Ok(inner)
+        })
+        .map_err(bad)?;
+        let embeddings = config.vocab_size;
+        let Some(highest) = inner.get_vocab(true).into_values().max() else {
+            return Err(ModelError::Tokenizer { path, problem: "it has no tokens".into() });
+        };
+        if highest as usize >= embeddings {
+            let needed = u64::from(highest) + 1;
+            return Err(ModelError::Vocabulary { path, highest, needed, embeddings });
+        }
+        Ok(Self { path, inner, embeddings })
+    }
+
+    /// The ids of a text, with the special tokens that the file's post-processor adds (the default of Hugging Face; for
+    /// most models one opening token).
+    ///
+    /// # Errors
+    /// [`ModelError::Encode`] and [`ModelError::TokenId`].
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        // The fast variant gives the same ids and leaves out the character offsets, which nothing here needs.
+        let encoding = guarded(|| self.inner.encode_fast(text, true))
+            .map_err(|problem| ModelError::Encode { path: self.path.clone(), problem })?;
+        let ids = encoding.get_ids();
+        match ids.iter().find(|&&id| id as usize >= self.embeddings) {
+            None => Ok(ids.to_vec()),
+            // A post-processor may name ids that are in no vocabulary.
+            Some(&id) => {
+                Err(ModelError::TokenId { path: self.path.clone(), id, embeddings: self.embeddings })
+            }
+        }
+    }
+
+    /// Where it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number of known tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+}
+
+/// Turns a panic of the library into an error: it has some left for files whose parts contradict each other, such as a
+/// template that names a special token without an id.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("its parts contradict each other".into()),
+    }
+}

@@ -1,0 +1,44 @@
+//! Errors of building and running a decoder.
+
+use crate::gpu::GpuError;
+use crate::model::ModelError;
+
+/// An error of the decoder.
+#[derive(Debug, thiserror::Error)]
+pub enum NnError {
+    /// The device.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// The model folder.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A token that the model has no embedding for.
+    #[error("token {token} is outside the model's vocabulary of {vocab}; the tokenizer belongs to another model")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
+    /// A window longer than the attention of the model reaches.
+    #[error(
+        "windows of {window} tokens: the model's sliding attention reaches {reach} only, which is not supported; use \
+         --window {reach} or less"
+    )]
+    SlidingWindow {
+        /// Tokens of a window.
+        window: usize,
+        /// The model's reach.
+        reach: usize,
+    },
+    /// The loss is not a number.
+    #[error(
+        "the loss of window {window} is {value}: weights or activations overflow; check the model with f32 weights"
+    )]
+    NotFinite {
+        /// Index of the window in its batch.
+        window: usize,
+        /// What came out.
+        value: f64,
+    },
+}
