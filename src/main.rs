@@ -1,1 +1,7 @@
-fn main() {}
+//! The `maskwright` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    maskwright::cli::main()
+}

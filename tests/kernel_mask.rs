@@ -11,30 +11,15 @@ use maskwright::mask::philox::philox4x32;
 use maskwright::mask::{BitMask, Pattern};
 
 /// Every code path: closed forms, recursion, quadrature, and each M.
-const PATTERNS: &[(usize, usize)] = &[
-    (1, 2),
-    (1, 4),
-    (2, 4),
-    (3, 4),
-    (1, 8),
-    (2, 8),
-    (4, 8),
-    (7, 8),
-    (2, 16),
-    (8, 16),
-    (9, 16),
-    (15, 16),
-];
+const PATTERNS: &[(usize, usize)] =
+    &[(1, 2), (1, 4), (2, 4), (3, 4), (1, 8), (2, 8), (4, 8), (7, 8), (2, 16), (8, 16), (9, 16), (15, 16)];
 
 fn open(options: GpuOptions) -> Gpu {
     Gpu::open(options).expect("the tests need an adapter; a software driver will do")
 }
 
 fn checked() -> Gpu {
-    open(GpuOptions {
-        checked: true,
-        ..Default::default()
-    })
+    open(GpuOptions { checked: true, ..Default::default() })
 }
 
 fn kernels(gpu: &Gpu) -> Kernels<'_> {
@@ -57,14 +42,7 @@ fn uniform(count: usize, scale: f32, case: u32) -> Vec<f32> {
 
 /// Rows by columns that have one word, a tail, several words, and more than one workgroup.
 fn shapes(m: usize) -> Vec<(usize, usize)> {
-    vec![
-        (1, m),
-        (3, 32),
-        (5, 32 + m),
-        (2, 7 * m),
-        (37, 96 + 3 * m),
-        (70, 64),
-    ]
+    vec![(1, m), (3, 32), (5, 32 + m), (2, 7 * m), (37, 96 + 3 * m), (70, 64)]
 }
 
 /// A mask drawn on the host, as a [`BitMask`].
@@ -90,28 +68,21 @@ impl Tensor {
 
     fn words(&self, c: &mut Commands<'_>) -> Vec<u32> {
         let (rows, _) = self.mask.shape();
-        c.read(self.mask.buffer(), 0, rows * self.mask.words_per_row())
-            .expect("the mask comes back")
+        c.read(self.mask.buffer(), 0, rows * self.mask.words_per_row()).expect("the mask comes back")
     }
 }
 
 fn sampled(gpu: &Gpu, logits: &[f32], shape: (usize, usize), p: Pattern, at: SampleAt) -> Vec<u32> {
     let tensor = Tensor::new(gpu, logits, shape.0, shape.1);
     let mut c = Commands::new(gpu).expect("commands");
-    kernels(gpu)
-        .mask_sample(&mut c, p, &tensor.logits, &tensor.mask, at)
-        .expect("sampling");
+    kernels(gpu).mask_sample(&mut c, p, &tensor.logits, &tensor.mask, at).expect("sampling");
     tensor.words(&mut c)
 }
 
 #[test]
 fn sample_equals_the_twin_bit_for_bit() {
     let gpu = checked();
-    let at = SampleAt {
-        seed: 0x0123_4567_89ab_cdef,
-        step: 77,
-        projection: 5,
-    };
+    let at = SampleAt { seed: 0x0123_4567_89ab_cdef, step: 77, projection: 5 };
     for &(n, m) in PATTERNS {
         for (case, (rows, cols)) in shapes(m).into_iter().enumerate() {
             for scale in [0.0, 1.5, 130.0] {
@@ -138,17 +109,9 @@ fn many_samples_equal_the_twin() {
     let k = kernels(&gpu);
     let mut c = Commands::new(&gpu).expect("commands");
     for step in 0..32 {
-        let at = SampleAt {
-            seed: 3,
-            step,
-            projection: u32::MAX,
-        };
-        k.mask_sample(&mut c, p, &tensor.logits, &tensor.mask, at)
-            .expect("sampling");
-        assert!(
-            tensor.words(&mut c) == sample(&logits, rows, cols, p, 3, step, u32::MAX),
-            "step {step}"
-        );
+        let at = SampleAt { seed: 3, step, projection: u32::MAX };
+        k.mask_sample(&mut c, p, &tensor.logits, &tensor.mask, at).expect("sampling");
+        assert!(tensor.words(&mut c) == sample(&logits, rows, cols, p, 3, step, u32::MAX), "step {step}");
     }
 }
 
@@ -163,11 +126,7 @@ fn samples_have_the_unordered_law() {
             let one = uniform(m, scale, 30 + m as u32);
             let exact: Vec<f64> = one.iter().map(|&l| f64::from(l)).collect();
             let cols = 64 * m;
-            let at = SampleAt {
-                seed,
-                step: 0,
-                projection: 0,
-            };
+            let at = SampleAt { seed, step: 0, projection: 0 };
             let logits = one.repeat(GROUPS);
             let words = sampled(&gpu, &logits, (GROUPS / 64, cols), pattern(n, m), at);
             let mut seen = vec![0u64; 1 << m];
@@ -214,13 +173,8 @@ fn top_equals_the_host_bit_for_bit() {
                 .expect("finite");
                 let tensor = Tensor::new(&gpu, &logits, rows, cols);
                 let mut c = Commands::new(&gpu).expect("commands");
-                kernels(&gpu)
-                    .mask_top(&mut c, p, &tensor.logits, &tensor.mask)
-                    .expect("top");
-                assert!(
-                    tensor.words(&mut c) == want.words(),
-                    "{n}:{m} [{rows}, {cols}] grid {grid}"
-                );
+                kernels(&gpu).mask_top(&mut c, p, &tensor.logits, &tensor.mask).expect("top");
+                assert!(tensor.words(&mut c) == want.words(), "{n}:{m} [{rows}, {cols}] grid {grid}");
             }
         }
     }
@@ -259,9 +213,7 @@ fn update_is_the_score_in_f64() {
                 };
                 let mut c = Commands::new(&gpu).expect("commands");
                 let step = -1.75f32;
-                kernels(&gpu)
-                    .mask_update(&mut c, p, &tensor.logits, &tensor.mask, step)
-                    .expect("update");
+                kernels(&gpu).mask_update(&mut c, p, &tensor.logits, &tensor.mask, step).expect("update");
                 let got: Vec<f32> = c.read(&tensor.logits, 0, logits.len()).expect("logits");
                 for (i, s) in want.iter().enumerate() {
                     let exact = f64::from(logits[i]) + f64::from(step) * s;
@@ -294,9 +246,7 @@ fn update_clamps() {
         mask: MaskBuffer::upload(&gpu, "test:mask", &mask).expect("room"),
     };
     let mut c = Commands::new(&gpu).expect("commands");
-    kernels(&gpu)
-        .mask_update(&mut c, p, &tensor.logits, &tensor.mask, 1e9)
-        .expect("update");
+    kernels(&gpu).mask_update(&mut c, p, &tensor.logits, &tensor.mask, 1e9).expect("update");
     let got: Vec<f32> = c.read(&tensor.logits, 0, logits.len()).expect("logits");
     for (i, l) in got.iter().enumerate() {
         let limit = if mask.get(i / cols, i % cols) { LOGIT_LIMIT } else { -LOGIT_LIMIT };
@@ -322,9 +272,7 @@ fn moments_accumulate_estimates_and_squares() {
         for (seed, a) in advantages.iter().enumerate() {
             let mask = drawn(&logits, rows, cols, p, seed as u64);
             let on_gpu = MaskBuffer::upload(&gpu, "test:mask", &mask).expect("room");
-            kernels(&gpu)
-                .score_moments(&mut c, p, &buffer, &on_gpu, *a, &moments)
-                .expect("moments");
+            kernels(&gpu).score_moments(&mut c, p, &buffer, &on_gpu, *a, &moments).expect("moments");
             for (i, s) in scores(&logits, cols, &mask, m).iter().enumerate() {
                 for e in 0..3 {
                     let x = f64::from(a[e]) * s;
@@ -351,16 +299,8 @@ fn moments_accumulate_estimates_and_squares() {
 /// A tensor larger than one binding goes in row chunks: the same mask, and every row updated once.
 #[test]
 fn row_chunks_make_no_difference() {
-    let small = open(GpuOptions {
-        checked: true,
-        max_binding_bytes: Some(8192),
-        ..Default::default()
-    });
-    let at = SampleAt {
-        seed: 5,
-        step: 6,
-        projection: 7,
-    };
+    let small = open(GpuOptions { checked: true, max_binding_bytes: Some(8192), ..Default::default() });
+    let at = SampleAt { seed: 5, step: 6, projection: 7 };
     for (n, m, rows, cols) in [(1, 2, 61, 150), (2, 4, 50, 340), (8, 16, 23, 528)] {
         let p = pattern(n, m);
         let logits = uniform(rows * cols, 2.0, 60);
@@ -368,12 +308,10 @@ fn row_chunks_make_no_difference() {
         let tensor = Tensor::new(&small, &logits, rows, cols);
         let k = kernels(&small);
         let mut c = Commands::new(&small).expect("commands");
-        k.mask_sample(&mut c, p, &tensor.logits, &tensor.mask, at)
-            .expect("sampling");
+        k.mask_sample(&mut c, p, &tensor.logits, &tensor.mask, at).expect("sampling");
         assert!(tensor.words(&mut c) == want, "{n}:{m}");
         let mask = BitMask::from_words(rows, cols, want).expect("a mask");
-        k.mask_update(&mut c, p, &tensor.logits, &tensor.mask, 1.0)
-            .expect("update");
+        k.mask_update(&mut c, p, &tensor.logits, &tensor.mask, 1.0).expect("update");
         let got: Vec<f32> = c.read(&tensor.logits, 0, logits.len()).expect("logits");
         for (i, s) in scores(&logits, cols, &mask, m).iter().enumerate() {
             let exact = f64::from(logits[i]) + s;
@@ -392,15 +330,9 @@ fn folded_grids_reach_every_group() {
     let tensor = Tensor::new(&gpu, &logits, rows, cols);
     let k = kernels(&gpu);
     let mut c = Commands::new(&gpu).expect("commands");
-    let at = SampleAt {
-        seed: 1,
-        step: 1,
-        projection: 1,
-    };
-    k.mask_sample(&mut c, p, &tensor.logits, &tensor.mask, at)
-        .expect("sampling");
-    k.mask_update(&mut c, p, &tensor.logits, &tensor.mask, 1.0)
-        .expect("update");
+    let at = SampleAt { seed: 1, step: 1, projection: 1 };
+    k.mask_sample(&mut c, p, &tensor.logits, &tensor.mask, at).expect("sampling");
+    k.mask_update(&mut c, p, &tensor.logits, &tensor.mask, 1.0).expect("update");
     let words = tensor.words(&mut c);
     let got: Vec<f32> = c.read(&tensor.logits, 0, logits.len()).expect("logits");
     for (i, l) in got.iter().enumerate() {
@@ -424,11 +356,7 @@ fn timing() {
         let p = pattern(n, m);
         let mut best = [f64::INFINITY; 3];
         for step in 0..6 {
-            let at = SampleAt {
-                seed: 1,
-                step,
-                projection: 0,
-            };
+            let at = SampleAt { seed: 1, step, projection: 0 };
             let start = Instant::now();
             k.mask_sample(&mut c, p, &tensor.logits, &tensor.mask, at).expect("sampling");
             c.finish().expect("done");

@@ -30,10 +30,7 @@ fn ln_gamma(x: f64) -> f64 {
         -0.539_523_938_495_3e-5,
     ];
     let t = x + 5.5 - (x + 0.5) * (x + 5.5).ln();
-    let sum = series
-        .iter()
-        .enumerate()
-        .fold(1.000_000_000_190_015, |s, (i, c)| s + c / (x + 1.0 + i as f64));
+    let sum = series.iter().enumerate().fold(1.000_000_000_190_015, |s, (i, c)| s + c / (x + 1.0 + i as f64));
     -t + (2.506_628_274_631_000_5 * sum / x).ln()
 }
 
@@ -116,10 +113,7 @@ fn sampler_has_the_unordered_law() {
                 }
                 let total: u64 = law.iter().map(|&(kept, _)| seen[kept as usize]).sum();
                 assert_eq!(total, DRAWS as u64, "{n}:{m}: sets of a wrong size");
-                let p = p_value(
-                    law.iter()
-                        .map(|&(kept, p)| (seen[kept as usize], p * DRAWS as f64)),
-                );
+                let p = p_value(law.iter().map(|&(kept, p)| (seen[kept as usize], p * DRAWS as f64)));
                 println!("{n}:{m} scale {scale} seed {seed:#x}: p = {p:.4}");
                 assert!(p > 1e-4, "{n}:{m} scale {scale} seed {seed:#x}: p = {p:e}");
             }
@@ -127,7 +121,7 @@ fn sampler_has_the_unordered_law() {
     }
 }
 
-/// A softmax of the first draw's frequencies must hold for steps and projections too: they are counters like the group.
+/// Seed words, step and projection enter the draw like the group does.
 #[test]
 fn steps_projections_and_seeds_give_other_draws() {
     let flat = [0.0f32; 4];
@@ -215,7 +209,9 @@ fn score_by_jacobian(logits: &[f64], kept: u32) -> Vec<f64> {
     let p = softmax(logits);
     let ids: Vec<usize> = (0..p.len()).filter(|i| kept >> i & 1 == 1).collect();
     let full = (1usize << ids.len()) - 1;
-    let left = |t: usize| 1.0 - ids.iter().enumerate().filter(|(j, _)| t >> j & 1 == 1).map(|(_, &i)| p[i]).sum::<f64>();
+    let left = |t: usize| {
+        1.0 - ids.iter().enumerate().filter(|(j, _)| t >> j & 1 == 1).map(|(_, &i)| p[i]).sum::<f64>()
+    };
     let (mut f, mut b) = (vec![0.0; full + 1], vec![0.0; full + 1]);
     f[0] = 1.0;
     b[full] = 1.0;
@@ -226,10 +222,7 @@ fn score_by_jacobian(logits: &[f64], kept: u32) -> Vec<f64> {
             .sum();
     }
     for t in (0..full).rev() {
-        b[t] = (0..ids.len())
-            .filter(|j| t >> j & 1 == 0)
-            .map(|j| b[t | 1 << j] * p[ids[j]] / left(t))
-            .sum();
+        b[t] = (0..ids.len()).filter(|j| t >> j & 1 == 0).map(|j| b[t | 1 << j] * p[ids[j]] / left(t)).sum();
     }
     let mut dp = vec![0.0; p.len()];
     for (k, &i) in ids.iter().enumerate() {
@@ -248,7 +241,9 @@ fn score_by_jacobian(logits: &[f64], kept: u32) -> Vec<f64> {
 
 #[test]
 fn score_agrees_with_finite_differences_and_the_jacobian_form() {
-    for (n, m) in [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (7, 8), (3, 16), (8, 16), (12, 16), (15, 16)] {
+    for (n, m) in
+        [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (7, 8), (3, 16), (8, 16), (12, 16), (15, 16)]
+    {
         for (case, scale) in [(1, 0.5), (2, 2.0), (3, 4.0)] {
             let l = logits(m, scale, case + 10 * n as u32);
             let sets = kept_sets(n, m);
@@ -266,7 +261,12 @@ fn score_agrees_with_finite_differences_and_the_jacobian_form() {
                     // fourth order: error h^4 times the fifth derivative, and 1e-16 / h of rounding
                     let slope = (8.0 * (at(h) - at(-h)) - at(2.0 * h) + at(-2.0 * h)) / (12.0 * h);
                     assert!((s[i] - slope).abs() < 1e-9, "{n}:{m} {kept:#b} {i}: {} {slope}", s[i]);
-                    assert!((s[i] - jacobian[i]).abs() < 1e-9, "{n}:{m} {kept:#b} {i}: {} {}", s[i], jacobian[i]);
+                    assert!(
+                        (s[i] - jacobian[i]).abs() < 1e-9,
+                        "{n}:{m} {kept:#b} {i}: {} {}",
+                        s[i],
+                        jacobian[i]
+                    );
                 }
             }
         }

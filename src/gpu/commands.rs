@@ -16,6 +16,10 @@ use super::{Binding, Buffer, DeviceKind, Gpu, GpuError, OFFSET_ALIGNMENT, Pipeli
 const OUTSTANDING: usize = 3;
 /// Parameter blocks of one submit.
 const PAGE_SLOTS: u64 = 256;
+/// Most bytes of one read-back piece.
+pub const READ_PIECE: u64 = 16 << 20;
+/// Bytes of parameter blocks that every stream allocates.
+pub const PARAMS_BYTES: u64 = PAGE_SLOTS * OFFSET_ALIGNMENT;
 
 /// What a dispatch costs, for cutting submits and for reports.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,7 +64,7 @@ impl<'g> Commands<'g> {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         Ok(Self {
             gpu,
-            params: gpu.alloc_with("staging:params", PAGE_SLOTS * OFFSET_ALIGNMENT, usage)?,
+            params: gpu.alloc_with("staging:params", PARAMS_BYTES, usage)?,
             page: Vec::new(),
             recorded: Vec::new(),
             assumed: 0.0,
@@ -137,7 +141,7 @@ impl<'g> Commands<'g> {
                 });
             }
         }
-        if self.page.len() as u64 >= PAGE_SLOTS * OFFSET_ALIGNMENT
+        if self.page.len() as u64 >= PARAMS_BYTES
             || self.recorded.len() as u32 >= SLOTS
         {
             self.submit()?;
@@ -220,7 +224,8 @@ impl<'g> Commands<'g> {
         self.gpu.upload(buffer, offset, bytemuck::cast_slice(data))
     }
 
-    /// Reads `bytes` of `buffer` from `offset` on, after everything recorded so far; waits for it.
+    /// Reads `count` values of `buffer` from byte `offset` on, after everything recorded so far; waits for it. Large reads
+    /// pass through a staging buffer of at most [`READ_PIECE`] bytes.
     ///
     /// # Errors
     /// What the device reports.
@@ -230,35 +235,34 @@ impl<'g> Commands<'g> {
         offset: u64,
         count: usize,
     ) -> Result<Vec<T>, GpuError> {
-        let bytes = (count * size_of::<T>()) as u64;
-        let padded = bytes.max(16).next_multiple_of(16).min(buffer.bytes() - offset);
+        let mut out = vec![T::zeroed(); count];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
+        for (i, piece) in bytes.chunks_mut(READ_PIECE as usize).enumerate() {
+            self.read_piece(buffer, offset + i as u64 * READ_PIECE, piece)?;
+        }
+        Ok(out)
+    }
+
+    fn read_piece(&mut self, buffer: &Buffer, offset: u64, out: &mut [u8]) -> Result<(), GpuError> {
+        let padded = (out.len() as u64).next_multiple_of(16).min(buffer.bytes() - offset);
         let staging = self.take_staging(padded)?;
         let mut encoder = self.encode()?;
         encoder.copy_buffer_to_buffer(buffer.raw(), offset, staging.raw(), 0, padded);
         self.push(encoder)?;
-        staging
-            .raw()
-            .map_async(wgpu::MapMode::Read, 0..padded, |_| ());
+        staging.raw().map_async(wgpu::MapMode::Read, 0..padded, |_| ());
         self.drain()?;
         // The callback of a mapping runs in a poll of its own when the submit was waited for before.
         self.gpu.wait()?;
-        let failed = |message: String| GpuError::Device {
-            during: format!("reading `{}`", buffer.label()),
-            message,
-        };
-        let out = {
-            let view = staging
-                .raw()
-                .get_mapped_range(0..padded)
-                .map_err(|e| failed(e.to_string()))?;
-            let mut out = vec![T::zeroed(); count];
-            let target: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
-            target.copy_from_slice(&view[..bytes as usize]);
-            out
-        };
+        {
+            let view = staging.raw().get_mapped_range(0..padded).map_err(|e| GpuError::Device {
+                during: format!("reading `{}`", buffer.label()),
+                message: e.to_string(),
+            })?;
+            out.copy_from_slice(&view[..out.len()]);
+        }
         staging.raw().unmap();
         *lock(&self.gpu.staging) = Some(staging);
-        Ok(out)
+        Ok(())
     }
 
     fn take_staging(&self, bytes: u64) -> Result<Buffer, GpuError> {

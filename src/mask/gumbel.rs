@@ -57,9 +57,7 @@ fn mul_hi(a: u32, b: u32) -> u32 {
 
 /// `t * (c0 - t * (c1 - ...))` in Q6.26; `t` is Q0.32, the coefficients Q1.31. Every difference is positive.
 fn polynomial(coefficients: &[u32; 9], t: u32) -> u32 {
-    let p = coefficients
-        .iter()
-        .fold(0, |p, &c| c.wrapping_sub(mul_hi(t, p)));
+    let p = coefficients.iter().fold(0, |p, &c| c.wrapping_sub(mul_hi(t, p)));
     (mul_hi(t, p) + 16) >> 5
 }
 
@@ -70,13 +68,10 @@ pub fn gumbel(word: u32) -> i32 {
     let n = x.leading_zeros();
     let y = ((n + 2) << 26).wrapping_sub(polynomial(&LOG, (x << n) << 1));
     let biased = if upper {
-        y.wrapping_add((8 << 26) - H0)
-            .wrapping_add(polynomial(&H, !x))
+        y.wrapping_add((8 << 26) - H0).wrapping_add(polynomial(&H, !x))
     } else {
         let m = y.leading_zeros();
-        ((m + 3) << 26)
-            .wrapping_add(MINUS_LOG2_LN2)
-            .wrapping_sub(polynomial(&LOG, (y << m) << 1))
+        ((m + 3) << 26).wrapping_add(MINUS_LOG2_LN2).wrapping_sub(polynomial(&LOG, (y << m) << 1))
     };
     ((mul_hi(biased, LN2) + 2) >> 2) as i32 - EIGHT_LN2
 }
@@ -89,14 +84,7 @@ pub fn fixed(logit: f32) -> i32 {
 /// The kept weights of one group, bit `i` for weight `i`: the `n` greatest of logit plus noise, ties to the lower index.
 ///
 /// `group` is the group's number in its tensor. At most 32 logits are looked at.
-pub fn sample_group(
-    logits: &[f32],
-    n: usize,
-    seed: u64,
-    step: u32,
-    projection: u32,
-    group: u32,
-) -> u32 {
+pub fn sample_group(logits: &[f32], n: usize, seed: u64, step: u32, projection: u32, group: u32) -> u32 {
     let mut keys = [0i32; 32];
     let mut random = [0; 4];
     for (i, (slot, &logit)) in keys.iter_mut().zip(logits).enumerate() {
@@ -112,11 +100,8 @@ pub fn sample_group(
 fn top(keys: &[i32], n: usize) -> u32 {
     let mut kept = 0;
     for (i, mine) in keys.iter().enumerate() {
-        let beaten = keys
-            .iter()
-            .enumerate()
-            .filter(|&(j, other)| other > mine || (other == mine && j < i))
-            .count();
+        let beaten =
+            keys.iter().enumerate().filter(|&(j, other)| other > mine || (other == mine && j < i)).count();
         if beaten < n {
             kept |= 1 << i;
         }

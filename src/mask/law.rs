@@ -15,17 +15,12 @@ pub fn kept_sets(n: usize, m: usize) -> Vec<u32> {
     if m > 16 {
         return Vec::new();
     }
-    (0..1u32 << m)
-        .filter(|bits| bits.count_ones() as usize == n)
-        .collect()
+    (0..1u32 << m).filter(|bits| bits.count_ones() as usize == n).collect()
 }
 
 /// Every kept set of `n` weights with its probability.
 pub fn distribution(logits: &[f64], n: usize) -> Vec<(u32, f64)> {
-    kept_sets(n, logits.len())
-        .into_iter()
-        .map(|kept| (kept, probability(logits, kept)))
-        .collect()
+    kept_sets(n, logits.len()).into_iter().map(|kept| (kept, probability(logits, kept))).collect()
 }
 
 /// The unordered probability of `kept`: that `kept.count_ones()` draws without replacement from the softmax of `logits` give
@@ -49,11 +44,7 @@ pub fn score(logits: &[f64], kept: u32) -> Vec<f64> {
     let sum: f64 = r.scores.iter().sum();
     let mut inside = r.scores.iter();
     for (i, (s, w)) in scores.iter_mut().zip(&r.weights).enumerate() {
-        *s = if kept >> i & 1 == 1 {
-            inside.next().copied().unwrap_or(0.0)
-        } else {
-            -w / r.outside * sum
-        };
+        *s = if kept >> i & 1 == 1 { inside.next().copied().unwrap_or(0.0) } else { -w / r.outside * sum };
     }
     scores
 }
@@ -76,10 +67,8 @@ impl Recursion {
         }
         let is_kept = |i: &usize| kept >> i & 1 == 1;
         // The reference is the greatest logit outside, so that the sum outside is about one whatever the logits are.
-        let reference = (0..logits.len())
-            .filter(|i| !is_kept(i))
-            .map(|i| logits[i])
-            .fold(f64::NEG_INFINITY, f64::max);
+        let reference =
+            (0..logits.len()).filter(|i| !is_kept(i)).map(|i| logits[i]).fold(f64::NEG_INFINITY, f64::max);
         if reference == f64::NEG_INFINITY {
             // everything is kept: certain
             return Some(Self {
@@ -89,18 +78,9 @@ impl Recursion {
                 scores: vec![0.0; logits.len()],
             });
         }
-        let weights: Vec<f64> = logits
-            .iter()
-            .map(|l| (l - reference).clamp(-600.0, 100.0).exp())
-            .collect();
-        let outside = (0..weights.len())
-            .filter(|i| !is_kept(i))
-            .map(|i| weights[i])
-            .sum::<f64>();
-        let inside: Vec<f64> = (0..weights.len())
-            .filter(is_kept)
-            .map(|i| weights[i])
-            .collect();
+        let weights: Vec<f64> = logits.iter().map(|l| (l - reference).clamp(-600.0, 100.0).exp()).collect();
+        let outside = (0..weights.len()).filter(|i| !is_kept(i)).map(|i| weights[i]).sum::<f64>();
+        let inside: Vec<f64> = (0..weights.len()).filter(is_kept).map(|i| weights[i]).collect();
 
         // f(T) = chance(T) / D(T), v(T) = that times the mean time / D(T), for all subsets T of the kept set
         let n = inside.len();
@@ -125,16 +105,8 @@ impl Recursion {
             v[t] = (f[t] + time) / left;
             probability = chance;
         }
-        let scores = inside
-            .iter()
-            .enumerate()
-            .map(|(j, w)| outside * w * v[full & !(1 << j)] / probability)
-            .collect();
-        Some(Self {
-            weights,
-            outside,
-            probability,
-            scores,
-        })
+        let scores =
+            inside.iter().enumerate().map(|(j, w)| outside * w * v[full & !(1 << j)] / probability).collect();
+        Some(Self { weights, outside, probability, scores })
     }
 }

@@ -98,6 +98,13 @@ impl FromStr for Pattern {
     }
 }
 
+impl serde::Serialize for Pattern {
+    /// As "2:4".
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

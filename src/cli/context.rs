@@ -1,0 +1,120 @@
+//! What most commands open first: the device, the kernels, a model folder.
+
+use std::path::{Path, PathBuf};
+
+use super::CliError;
+use crate::calib::{Windows, tokens_of_file};
+use crate::gpu::{DeviceKind, Gpu, GpuOptions};
+use crate::kernel::{Preset, choose_preset};
+use crate::mask::{MaskFile, MaskSet};
+use crate::model::{Checkpoint, Config, Tokenizer};
+
+/// Options of every command that uses a device.
+#[derive(clap::Args)]
+pub(super) struct DeviceArgs {
+    /// Adapter: its number in `maskwright devices`, or a part of its name
+    #[arg(long, global = true, value_name = "N|NAME")]
+    pub(super) device: Option<String>,
+    /// Tile preset (tile64, rows8, rows16, rows32) instead of the measured one
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(super) preset: Option<String>,
+    /// Measure every kernel with timestamp queries and print a table at the end
+    #[arg(long, global = true)]
+    pub(super) profile: bool,
+    /// Target length of one submit in milliseconds
+    #[arg(long, global = true, value_name = "MS", default_value_t = 100)]
+    pub(super) max_submit_ms: u32,
+    /// Keep the bounds checks of the shader compiler (slower; for hunting a fault)
+    #[arg(long, global = true)]
+    pub(super) checked: bool,
+    /// Bind at most this many bytes at once, as an adapter with small limits would
+    #[arg(long, global = true, value_name = "BYTES", hide = true)]
+    pub(super) max_binding_bytes: Option<u64>,
+    /// No progress, no notes: only results and errors
+    #[arg(long, global = true)]
+    pub(super) quiet: bool,
+}
+
+impl DeviceArgs {
+    /// Opens the device and says which.
+    pub(super) fn open(&self) -> Result<Gpu, CliError> {
+        let gpu = Gpu::open(GpuOptions {
+            device: self.device.clone(),
+            max_binding_bytes: self.max_binding_bytes,
+            profile: self.profile,
+            checked: self.checked,
+            max_submit_ms: self.max_submit_ms,
+        })?;
+        self.note(|| format!("adapter: {} - {}", gpu.describe(), gpu.reason()));
+        if gpu.kind() == DeviceKind::Cpu {
+            self.note(|| "note: this is a software driver on the CPU; a GPU is tens to thousands of times faster".into());
+        }
+        Ok(gpu)
+    }
+
+    /// The preset for `gpu`.
+    pub(super) fn preset(&self, gpu: &Gpu) -> Result<Preset, CliError> {
+        let preset = choose_preset(gpu, self.preset.as_deref())?;
+        self.note(|| format!("preset: {}", preset.name));
+        Ok(preset)
+    }
+
+    /// A line on standard error unless `--quiet`.
+    pub(super) fn note(&self, text: impl FnOnce() -> String) {
+        if !self.quiet {
+            eprintln!("{}", text());
+        }
+    }
+}
+
+/// A model folder, opened and checked.
+pub(super) struct Model {
+    pub(super) config: Config,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) folder: PathBuf,
+}
+
+impl Model {
+    pub(super) fn open(folder: &Path) -> Result<Self, CliError> {
+        let config = Config::read(folder)?;
+        let checkpoint = Checkpoint::open(folder, &config)?;
+        Ok(Self { config, checkpoint, folder: folder.into() })
+    }
+
+    /// Also scans all weights for NaN and infinity.
+    pub(super) fn open_checked(folder: &Path) -> Result<Self, CliError> {
+        let model = Self::open(folder)?;
+        model.checkpoint.check_finite(&model.config)?;
+        Ok(model)
+    }
+
+    /// Windows of a text, and how many tokens the text has.
+    pub(super) fn windows(&self, text: &Path, window: usize) -> Result<(Windows, usize), CliError> {
+        let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
+        let tokens = tokens_of_file(&tokenizer, text)?;
+        let count = tokens.len();
+        if window > self.config.max_position_embeddings {
+            log::warn!(
+                "windows of {window} tokens are longer than the {} the model was made for",
+                self.config.max_position_embeddings
+            );
+        }
+        Ok((Windows::new(tokens, window)?, count))
+    }
+
+    /// Reads a mask file and checks it against the model.
+    pub(super) fn mask(&self, path: &Path) -> Result<MaskSet, CliError> {
+        let file = MaskFile::read(path)?;
+        file.set.check_model(&self.config)?;
+        let differing = file.differing_sources(&self.checkpoint)?;
+        if let Some(first) = differing.first() {
+            log::warn!(
+                "{} was made for other weights: {} of {} tensors differ, the first is {first}",
+                path.display(),
+                differing.len(),
+                file.sources.len()
+            );
+        }
+        Ok(file.set)
+    }
+}

@@ -1,0 +1,32 @@
+//! Errors as the command line shows them.
+
+use crate::calib::CalibError;
+use crate::export::ExportError;
+use crate::gpu::GpuError;
+use crate::mask::MaskError;
+use crate::model::ModelError;
+use crate::nn::NnError;
+use crate::prune::PruneError;
+
+/// Any error of a command.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CliError {
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Nn(#[from] NnError),
+    #[error(transparent)]
+    Mask(#[from] MaskError),
+    #[error(transparent)]
+    Calib(#[from] CalibError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Prune(#[from] PruneError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("cannot handle Ctrl-C: {0}; start again")]
+    Signal(#[from] ctrlc::Error),
+}

@@ -1,0 +1,72 @@
+//! The command line: one file per subcommand, thin.
+//!
+//! Exit codes: 0 done; 1 an error, said on standard error; 2 wrong usage; 130 interrupted by Ctrl-C after the result so far
+//! was written.
+
+mod context;
+mod devices;
+mod error;
+mod eval;
+mod output;
+mod prune;
+mod variance;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use context::DeviceArgs;
+use error::CliError;
+
+/// Learns strict N:M sparsity masks (keep N of M weights) for decoder language models on any GPU.
+#[derive(Parser)]
+#[command(name = "maskwright", version, max_term_width = 110)]
+#[command(after_help = "Examples:
+  maskwright devices
+  maskwright eval models/village --text models/village/heldout.txt --window 128
+  maskwright prune models/village --calib models/village/calib.txt --method maskpro --out runs/first")]
+struct Cli {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the GPU adapters, their limits, and which one is used and why
+    Devices(devices::Args),
+    /// Measure the perplexity of a model, dense or under a mask
+    Eval(eval::Args),
+    /// Choose or learn a mask and write it, with the masked model
+    Prune(prune::Args),
+    /// Measure mean and variance of MaskPro's gradient estimators
+    Variance(variance::Args),
+}
+
+/// Whether a command ran to its end.
+enum Outcome {
+    Done,
+    Interrupted,
+}
+
+/// Parses the arguments, runs the command, prints its error.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = if cli.device.quiet { "error" } else { "warn" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).format_target(false).init();
+    let result = match cli.command {
+        Command::Devices(args) => devices::run(&cli.device, &args),
+        Command::Eval(args) => eval::run(&cli.device, &args),
+        Command::Prune(args) => prune::run(&cli.device, &args),
+        Command::Variance(args) => variance::run(&cli.device, &args),
+    };
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(130),
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

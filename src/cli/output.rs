@@ -1,0 +1,113 @@
+//! Tables, progress and numbers for people.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::gpu::ProfileRow;
+
+/// A table with a header; the first column is left-aligned, the others right-aligned.
+pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();
+    for row in rows {
+        for (w, cell) in widths.iter_mut().zip(row) {
+            *w = (*w).max(cell.chars().count());
+        }
+    }
+    let line = |cells: &[String]| {
+        let mut out = String::new();
+        for (i, (cell, &w)) in cells.iter().zip(&widths).enumerate() {
+            let gap = " ".repeat(w - cell.chars().count());
+            match i {
+                0 => out.push_str(&format!("{cell}{gap}")),
+                _ => out.push_str(&format!("  {gap}{cell}")),
+            }
+        }
+        out.trim_end().to_string()
+    };
+    let head: Vec<String> = header.iter().map(ToString::to_string).collect();
+    let mut lines = vec![line(&head), "-".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1))];
+    lines.extend(rows.iter().map(|r| line(r)));
+    lines.join("\n")
+}
+
+/// "1.23 MiB (1289748 bytes)".
+pub(super) fn bytes(n: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.2} {} ({n} bytes)", units[unit]) }
+}
+
+/// The kernel times of `--profile`.
+pub(super) fn profile(rows: &[ProfileRow]) -> String {
+    let total: f64 = rows.iter().map(|r| r.ms).sum();
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|r| {
+            vec![
+                r.kernel.to_string(),
+                r.calls.to_string(),
+                format!("{:.1}", r.ms),
+                format!("{:.1}", 100.0 * r.ms / total.max(1e-9)),
+                format!("{:.2}", r.gflops),
+                format!("{:.2}", r.gbytes),
+            ]
+        })
+        .collect();
+    table(&["kernel", "calls", "ms", "%", "GFLOP/s", "GB/s"], &cells)
+}
+
+/// A bar on a terminal; elsewhere a line every ten seconds, so that logs stay readable.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    what: &'static str,
+    total: u64,
+    plain: bool,
+    started: Instant,
+    last: Instant,
+}
+
+/// Time between two lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+impl Progress {
+    /// Progress over `total` units of `what`.
+    pub(super) fn new(what: &'static str, total: u64, quiet: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = if quiet || !terminal { ProgressBar::hidden() } else { ProgressBar::new(total) };
+        let template = "{prefix} [{bar:30}] {pos}/{len} {per_sec} left {eta}  {msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_prefix(what);
+        let now = Instant::now();
+        Self { bar, what, total, plain: !quiet && !terminal, started: now, last: now }
+    }
+
+    /// `done` units are done; `message` says how it goes.
+    pub(super) fn at(&mut self, done: u64, message: impl FnOnce() -> String) {
+        if self.plain {
+            if self.last.elapsed() >= LINE_EVERY {
+                self.last = Instant::now();
+                let rate = done as f64 / self.started.elapsed().as_secs_f64();
+                let left = (self.total - done.min(self.total)) as f64 / rate.max(1e-9);
+                let (what, total) = (self.what, self.total);
+                eprintln!("{what} {done}/{total}  {rate:.2}/s  {left:.0} s left  {}", message());
+            }
+        } else if !self.bar.is_hidden() {
+            self.bar.set_message(message());
+            self.bar.set_position(done);
+        }
+    }
+
+    /// Removes the bar.
+    pub(super) fn end(self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,96 @@
+//! `maskwright variance`.
+
+use std::path::PathBuf;
+
+use super::context::{DeviceArgs, Model};
+use super::output::{Progress, table};
+use super::prune::{MaskProArgs, SelectArgs, StartArgs};
+use super::{CliError, Outcome};
+use crate::gpu::Commands;
+use crate::kernel::Kernels;
+use crate::nn::{Decoder, DecoderWeights, Embedding};
+use crate::prune::maskpro::Learner;
+use crate::prune::select;
+use crate::prune::variance::measure;
+
+#[derive(clap::Args)]
+#[command(after_help = "The three estimators have the same mean; the table shows how much they scatter around it. MaskPro's theorem 2: \
+variance tracked <= residual < loss.
+
+Example:
+  maskwright variance models/village --calib models/village/calib.txt --samples 200 --logits 4")]
+pub(super) struct Args {
+    /// Model folder in Hugging Face layout
+    model: PathBuf,
+    /// Calibration text
+    #[arg(long, value_name = "FILE")]
+    calib: PathBuf,
+    #[command(flatten)]
+    select: SelectArgs,
+    #[command(flatten)]
+    start: StartArgs,
+    #[command(flatten)]
+    learn: MaskProArgs,
+    /// Samples that are counted
+    #[arg(long, default_value_t = 200)]
+    samples: u32,
+    /// Samples that only warm up the tracker
+    #[arg(long, default_value_t = 100)]
+    warm_up: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+    let model = Model::open_checked(&args.model)?;
+    let selection =
+        select(&model.config, args.select.pattern, &args.select.only, args.select.skip_indivisible)?;
+    let (windows, _) = model.windows(&args.calib, args.learn.window)?;
+    let windows = windows.first(args.learn.windows);
+    let gpu = device.open()?;
+    let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
+    let weights = DecoderWeights::upload(&gpu, &model.checkpoint, &model.config, |_| ())?;
+    let embedding = Embedding::new(&model.checkpoint, &model.config)?;
+    let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
+    let mut commands = Commands::new(&gpu)?;
+    let start = args.start.masks(
+        device,
+        &model,
+        &decoder,
+        &mut commands,
+        &selection,
+        args.select.pattern,
+        &windows,
+    )?;
+    let options = args.learn.options(args.select.pattern);
+    let mut learner =
+        Learner::new(&decoder, &mut commands, &selection, &start, &windows, options, |_, _| ())?;
+    let total = args.warm_up + args.samples;
+    let mut progress = Progress::new("samples", u64::from(total), device.quiet);
+    let rows = measure(&mut learner, args.select.pattern, args.warm_up, args.samples, |n| {
+        progress.at(u64::from(n), String::new);
+    })?;
+    progress.end();
+    if args.json {
+        let out = serde_json::json!({ "samples": args.samples, "adapter": gpu.describe(), "estimators": rows });
+        println!("{out}");
+        return Ok(Outcome::Done);
+    }
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|r| {
+            vec![
+                r.estimator.to_string(),
+                format!("{:.4e}", r.mean_norm),
+                format!("{:.4e}", r.standard_error),
+                format!("{:.4e}", r.variance),
+                format!("{:.5}", r.advantage_mean),
+                format!("{:.5}", r.advantage_sd),
+            ]
+        })
+        .collect();
+    let header = ["estimator", "|mean|", "s.e. of mean", "variance", "advantage", "its s.d."];
+    println!("{}", table(&header, &cells));
+    Ok(Outcome::Done)
+}

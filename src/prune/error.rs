@@ -1,0 +1,86 @@
+//! Errors of the pruning methods.
+
+use std::path::PathBuf;
+
+use crate::calib::CalibError;
+use crate::export::ExportError;
+use crate::fsio::FsError;
+use crate::gpu::GpuError;
+use crate::mask::MaskError;
+use crate::model::ModelError;
+use crate::nn::NnError;
+
+/// An error of a pruning run.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneError {
+    /// The device.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// The decoder.
+    #[error(transparent)]
+    Nn(#[from] NnError),
+    /// The model folder.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A mask or mask file.
+    #[error(transparent)]
+    Mask(#[from] MaskError),
+    /// The calibration text.
+    #[error(transparent)]
+    Calib(#[from] CalibError),
+    /// The masked model.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// Files of the run folder.
+    #[error(transparent)]
+    Files(#[from] FsError),
+    /// A projection whose rows do not divide into groups.
+    #[error(
+        "{projection} has {cols} input features, which do not divide into groups of {m}; choose another pattern, or leave \
+         such projections dense with --skip-indivisible"
+    )]
+    Indivisible {
+        /// Its tensor name.
+        projection: String,
+        /// Its input features.
+        cols: usize,
+        /// Group size.
+        m: usize,
+    },
+    /// Nothing is left to prune.
+    #[error("no projection is left to prune: {reason}")]
+    NothingToPrune {
+        /// Why.
+        reason: String,
+    },
+    /// A start mask that cannot be used.
+    #[error("the start mask {path} {problem}")]
+    Start {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        problem: String,
+    },
+    /// The run folder exists.
+    #[error("{path} already exists and is not empty; choose another --out, or remove it")]
+    RunExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The run folder cannot be made or written.
+    #[error("cannot write the run folder {path}: {source}; choose a folder that can be written with --out")]
+    RunFolder {
+        /// The folder or file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// Too few windows for one batch.
+    #[error("the calibration text gives {windows} windows, a batch takes {batch}; use a longer text or a smaller --batch")]
+    TooFewWindows {
+        /// Windows there are.
+        windows: usize,
+        /// Windows of a batch.
+        batch: usize,
+    },
+}
