@@ -129,17 +129,10 @@ impl Gpu {
                 },
                 cache: None,
             });
-        for error in [
-            pollster::block_on(internal.pop()),
-            pollster::block_on(scope.pop()),
-        ]
-        .into_iter()
-        .flatten()
-        {
-            return Err(GpuError::Shader {
-                kernel: name.to_string(),
-                message: error.to_string(),
-            });
+        // Scopes nest: the inner one is popped first.
+        let inner = pollster::block_on(internal.pop());
+        if let Some(error) = inner.or(pollster::block_on(scope.pop())) {
+            return Err(GpuError::Shader { kernel: name.to_string(), message: error.to_string() });
         }
         Ok(Pipeline {
             name,

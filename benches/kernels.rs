@@ -1,0 +1,269 @@
+//! `cargo bench` (or `./x bench`): every kernel at one or more typical sizes, with GFLOP/s, GB/s and the share of a
+//! measured multiply-add peak, as a table and as JSON.
+//!
+//! Options after `--`: `--device N|NAME`, `--preset NAME` (default: all presets for the products, the chosen one for the
+//! rest), `--json FILE`, `--only TEXT`.
+//! Times are device timestamps where the adapter has them, else wall time of one submit; the best of several runs counts.
+
+use std::time::Instant;
+
+use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
+use maskwright::kernel::{
+    Activation, Heads, Kernels, Layout, MaskBuffer, Moments, Preset, Product, SampleAt, Weight, choose_preset,
+};
+use maskwright::mask::Pattern;
+use maskwright::model::{Dtype, TensorView};
+
+struct Row {
+    kernel: String,
+    shape: String,
+    preset: &'static str,
+    ms: f64,
+    gflops: f64,
+    gbytes: f64,
+    share: f64,
+}
+
+struct Bench<'g> {
+    gpu: &'g Gpu,
+    peak: f64,
+    rows: Vec<Row>,
+    only: Option<String>,
+}
+
+/// Runs after the first (which compiles) that count; the best is reported.
+const RUNS: usize = 7;
+
+impl<'g> Bench<'g> {
+    /// Times `record` and adds a row. All dispatches of the call count as one.
+    fn run(
+        &mut self,
+        name: &str,
+        shape: String,
+        preset: &'static str,
+        mut record: impl FnMut(&mut Commands<'g>) -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
+        if self.only.as_ref().is_some_and(|o| !name.contains(o.as_str())) {
+            return Ok(());
+        }
+        let mut commands = Commands::new(self.gpu)?;
+        let mut best = (f64::MAX, 0.0, 0.0);
+        for run in 0..=RUNS {
+            self.gpu.clear_profile();
+            let started = Instant::now();
+            record(&mut commands)?;
+            commands.finish()?;
+            let wall = started.elapsed().as_secs_f64();
+            let profile = self.gpu.profile();
+            let measured: f64 = profile.iter().map(|r| r.ms * 1e-3).sum();
+            let seconds = if measured > 0.0 { measured } else { wall };
+            let flops: f64 = profile.iter().map(|r| r.gflops * r.ms * 1e6).sum();
+            let bytes: f64 = profile.iter().map(|r| r.gbytes * r.ms * 1e6).sum();
+            if run > 0 && seconds < best.0 {
+                best = (seconds, flops, bytes);
+            }
+        }
+        let gflops = best.1 / best.0 * 1e-9;
+        let row = Row {
+            kernel: name.to_string(),
+            shape,
+            preset,
+            ms: best.0 * 1e3,
+            gflops,
+            gbytes: best.2 / best.0 * 1e-9,
+            share: if self.peak > 0.0 { gflops / self.peak } else { 0.0 },
+        };
+        println!(
+            "{:24} {:26} {:8} {:9.3} ms {:9.2} GFLOP/s {:8.2} GB/s {:6.1} % of peak",
+            row.kernel,
+            row.shape,
+            row.preset,
+            row.ms,
+            row.gflops,
+            row.gbytes,
+            100.0 * row.share
+        );
+        self.rows.push(row);
+        Ok(())
+    }
+
+    fn peak(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {
+        let out = Activation::new(self.gpu, "bench:peak", 1, 1 << 16)?;
+        let name = kernels.preset().name;
+        self.run("peak", "1024 workgroups".into(), name, |c| {
+            kernels.peak(c, &out, 1024, 512).map(|_| ())
+        })?;
+        self.peak = self.rows.last().map_or(0.0, |r| r.gflops);
+        if let Some(row) = self.rows.last_mut() {
+            row.share = 1.0;
+        }
+        Ok(())
+    }
+
+    fn products(&mut self, presets: &[Preset], sizes: &[(usize, usize, usize)]) -> Result<(), GpuError> {
+        for &(n, k, t) in sizes {
+            for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
+                let weight = weight(self.gpu, n, k, dtype)?;
+                let mask = mask(self.gpu, n, k)?;
+                let x = filled(self.gpu, k, t / 4)?;
+                let y = Activation::new(self.gpu, "bench:y", n, t / 4)?;
+                for preset in presets {
+                    let kernels = Kernels::new(self.gpu, preset.clone());
+                    for masked in [false, true] {
+                        let name = format!("matmul {dtype}{}", if masked { " masked" } else { "" });
+                        self.run(&name, format!("{n} x {k} x {t}"), preset.name, |c| {
+                            let mut p = Product::new(&weight, x.rows(0, k, t / 4)?, y.rows(0, n, t / 4)?);
+                            p.mask = masked.then_some(&mask);
+                            kernels.matmul(c, &p)
+                        })?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn decoder_kernels(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {
+        let gpu = self.gpu;
+        let name = kernels.preset().name;
+        let layout = Layout { windows: 8, length: 256 };
+        let (h, t4) = (768usize, layout.t4());
+        let (x, y) = (filled(gpu, h, t4)?, Activation::new(gpu, "bench:out", h, t4)?);
+        let gain = gpu.alloc_init("bench:gain", &vec![1.0f32; h])?;
+        let shape = format!("{h} x {}", 4 * t4);
+        self.run("rms_norm", shape.clone(), name, |c| {
+            kernels.rms_norm(c, x.rows(0, h, t4)?, &gain, 1e-5, y.rows(0, h, t4)?)
+        })?;
+        let table = gpu.alloc("bench:table", 64 * 256 * 4)?;
+        self.run("rope", format!("12 heads of 64 x {}", 4 * t4), name, |c| {
+            kernels.rope(c, x.rows(0, h, t4)?, 64, &table, layout)
+        })?;
+        let (k, v) = (filled(gpu, 256, t4)?, filled(gpu, 256, t4)?);
+        let heads = Heads { heads: 12, kv_heads: 4, head_dim: 64 };
+        self.run("attention", "12/4 heads of 64, 8 x 256".into(), name, |c| {
+            let (k, v) = (k.rows(0, 256, t4)?, v.rows(0, 256, t4)?);
+            kernels.attention(c, x.rows(0, h, t4)?, k, v, y.rows(0, h, t4)?, heads, layout)
+        })?;
+        self.run("swiglu", shape.clone(), name, |c| {
+            kernels.swiglu(c, y.rows(0, h, t4)?, x.rows(0, h, t4)?)
+        })?;
+        let targets = gpu.alloc("bench:targets", 16 * t4 as u64)?;
+        let state = Activation::new(gpu, "bench:state", 3, t4)?;
+        self.run("vocab_reduce", shape.clone(), name, |c| {
+            kernels.vocab_reduce(c, x.rows(0, h, t4)?, 0, &targets, state.rows(0, 3, t4)?)
+        })?;
+        let sums = gpu.alloc("bench:sums", 4 * h as u64)?;
+        self.run("row_sumsq", shape, name, |c| {
+            kernels.row_sumsq(c, x.rows(0, h, t4)?, layout, &sums, 0)
+        })
+    }
+
+    fn mask_kernels(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {
+        let gpu = self.gpu;
+        let name = kernels.preset().name;
+        for (n, m) in [(2, 4), (1, 4), (4, 8), (8, 16)] {
+            let Ok(pattern) = Pattern::new(n, m) else {
+                continue;
+            };
+            let (rows, cols) = (1024usize, 1024usize);
+            let logits = gpu.alloc("bench:logits", (rows * cols * 4) as u64)?;
+            let mask = MaskBuffer::new(gpu, "bench:mask", rows, cols)?;
+            let shape = format!("{pattern} of {rows} x {cols}");
+            let at = SampleAt { seed: 1, step: 1, projection: 0 };
+            self.run("mask_sample", shape.clone(), name, |c| {
+                kernels.mask_sample(c, pattern, &logits, &mask, at)
+            })?;
+            self.run("mask_update", shape.clone(), name, |c| {
+                kernels.mask_update(c, pattern, &logits, &mask, 0.01)
+            })?;
+            self.run("mask_top", shape.clone(), name, |c| kernels.mask_top(c, pattern, &logits, &mask))?;
+            let buffer = || -> Result<Buffer, GpuError> { gpu.alloc("bench:moments", (rows * cols * 12) as u64) };
+            let moments = Moments { sums: buffer()?, squares: buffer()? };
+            self.run("score_moments", shape, name, |c| {
+                kernels.score_moments(c, pattern, &logits, &mask, [0.1, 0.2, 0.3], &moments)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let rows: Vec<_> = self
+            .rows
+            .iter()
+            .map(|r| {
+                serde_json::json!({
+                    "kernel": r.kernel, "shape": r.shape, "preset": r.preset, "ms": r.ms,
+                    "gflops": r.gflops, "gbytes": r.gbytes, "share_of_peak": r.share,
+                })
+            })
+            .collect();
+        serde_json::json!({
+            "adapter": self.gpu.describe(),
+            "commit": commit(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "peak_gflops": self.peak,
+            "rows": rows,
+        })
+    }
+}
+
+fn commit() -> Option<String> {
+    let out = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
+    let text = String::from_utf8(out.stdout).ok()?;
+    Some(text.trim().to_string()).filter(|t| !t.is_empty())
+}
+
+fn weight(gpu: &Gpu, n: usize, k: usize, dtype: Dtype) -> Result<Weight, GpuError> {
+    let value = |i: usize| ((i * 7919) % 31) as f32 * 0.01 - 0.15;
+    let data: Vec<u8> = match dtype {
+        Dtype::F32 => (0..n * k).flat_map(|i| value(i).to_le_bytes()).collect(),
+        Dtype::F16 => (0..n * k).flat_map(|i| half::f16::from_f32(value(i)).to_le_bytes()).collect(),
+        Dtype::BF16 => (0..n * k).flat_map(|i| half::bf16::from_f32(value(i)).to_le_bytes()).collect(),
+    };
+    Weight::upload(gpu, "bench:weight", &TensorView { name: "bench", dtype, shape: &[n, k], data: &data })
+}
+
+fn mask(gpu: &Gpu, n: usize, k: usize) -> Result<MaskBuffer, GpuError> {
+    let mask = MaskBuffer::new(gpu, "bench:mask", n, k)?;
+    gpu.upload(mask.buffer(), 0, &vec![0x35u8; n * k.div_ceil(32) * 4])?;
+    Ok(mask)
+}
+
+fn filled(gpu: &Gpu, rows: usize, t4: usize) -> Result<Activation, GpuError> {
+    let x = Activation::new(gpu, "bench:x", rows, t4)?;
+    let data: Vec<f32> = (0..rows * t4 * 4).map(|i| ((i * 31) % 17) as f32 * 0.1 - 0.8).collect();
+    gpu.upload(x.buffer(), 0, bytemuck::cast_slice(&data))?;
+    Ok(x)
+}
+
+fn option(args: &[String], name: &str) -> Option<String> {
+    args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned()
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().collect();
+    let gpu =
+        Gpu::open(GpuOptions { device: option(&args, "--device"), profile: true, ..GpuOptions::default() })?;
+    println!("adapter: {}", gpu.describe());
+    let forced = option(&args, "--preset");
+    let chosen = choose_preset(&gpu, forced.as_deref())?;
+    println!("preset: {}", chosen.name);
+    let presets = if forced.is_some() { vec![chosen.clone()] } else { Preset::all() };
+    let kernels = Kernels::new(&gpu, chosen);
+    let mut bench = Bench { gpu: &gpu, peak: 0.0, rows: Vec::new(), only: None };
+    bench.peak(&kernels)?;
+    bench.only = option(&args, "--only");
+    // A GPU needs a larger product to fill it.
+    let mut sizes = vec![(768, 768, 768)];
+    if bench.peak > 500.0 {
+        sizes.extend([(2048, 2048, 2048), (4096, 4096, 4096)]);
+    }
+    bench.products(&presets, &sizes)?;
+    bench.decoder_kernels(&kernels)?;
+    bench.mask_kernels(&kernels)?;
+    if let Some(file) = option(&args, "--json") {
+        std::fs::write(&file, format!("{:#}\n", bench.json()))?;
+        println!("written: {file}");
+    }
+    Ok(())
+}
