@@ -389,13 +389,20 @@ impl Job<'_> {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
         ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))?;
-        let mut bar = Progress::new("start losses", windows.count() as u64, self.device.quiet);
+        let gpu = decoder.kernels.gpu();
+        self.device.note(|| "building pipelines".into());
+        let building = Instant::now();
+        let minibatches = windows.count() / options.batch.max(1);
+        let mut bar = Progress::new("start losses", minibatches as u64, self.device.quiet);
         let mut learner =
             Learner::new(decoder, commands, self.selection, start, windows, options, |n, _| {
+                if n == 0 {
+                    let seconds = building.elapsed().as_secs_f64();
+                    self.device.note(|| format!("{} pipelines built in {seconds:.1} s", gpu.pipelines_built()));
+                }
                 bar.at(n as u64, String::new);
             })?;
         bar.end();
-        self.device.note(|| format!("pipelines built: {}", decoder.kernels.gpu().pipelines_built()));
         let mut bar = Progress::new("steps", u64::from(steps), self.device.quiet);
         let mut changed = 0;
         let mut counted = Instant::now();

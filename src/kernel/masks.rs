@@ -79,6 +79,17 @@ fn defs(pattern: Pattern) -> Defs {
 }
 
 impl Kernels<'_> {
+    /// Builds the pipelines of sampling, update and top-N for `pattern`, so that the first step does not wait for them.
+    ///
+    /// # Errors
+    /// A kernel that does not compile here.
+    pub fn prepare_masks(&self, pattern: Pattern) -> Result<(), GpuError> {
+        for name in ["mask_sample", "mask_update", "mask_top"] {
+            self.pipeline(name, defs(pattern))?;
+        }
+        Ok(())
+    }
+
     fn row_chunks<'a>(
         &self,
         kernel: &'static str,

@@ -31,6 +31,17 @@ pub enum NnError {
         /// The model's reach.
         reach: usize,
     },
+    /// A width that the kernels cannot read four at a time.
+    #[error(
+        "{projection} has {cols} input features, which do not divide by 4; such models are not supported (no known model of \
+         the supported families is one)"
+    )]
+    Width {
+        /// The projection.
+        projection: String,
+        /// Its input features.
+        cols: usize,
+    },
     /// The loss is not a number.
     #[error(
         "the loss of window {window} is {value}: weights or activations overflow; check the model with f32 weights"

@@ -86,6 +86,17 @@ impl<'g> Decoder<'g, '_> {
         self.read_losses(c, ws, batch.layout)
     }
 
+    /// Builds every pipeline that [`Decoder::losses`] needs under `masks`, by running a batch of one window, and waits for the
+    /// driver's compiler. The workspace must hold one window of its layout.
+    ///
+    /// # Errors
+    /// A kernel that does not compile here.
+    pub fn warm_up(&self, c: &mut Commands<'g>, ws: &Workspace, masks: Masks<'_>) -> Result<(), NnError> {
+        let layout = Layout { windows: 1, length: ws.sizes.layout.length };
+        let batch = Batch { ids: vec![0; layout.length], layout };
+        self.losses(c, ws, &batch, masks).map(|_| ())
+    }
+
     /// Runs only embedding and blocks, showing the projections' inputs to `observe`.
     ///
     /// # Errors

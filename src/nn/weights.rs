@@ -33,6 +33,9 @@ impl BlockWeights {
             .into_iter()
             .map(|kind| {
                 let projection = config.projection(index, kind);
+                if !projection.cols.is_multiple_of(4) {
+                    return Err(NnError::Width { projection: projection.name, cols: projection.cols });
+                }
                 let view = checkpoint.tensor(&projection.name)?;
                 let weight = Weight::upload(gpu, &format!("weights:{}", projection.name), &view)?;
                 let bias = if config.has_bias(kind) {

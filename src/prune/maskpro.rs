@@ -111,8 +111,8 @@ pub struct Learner<'r, 'g, 'm> {
 }
 
 impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
-    /// Sets the logits to `scale` times the start mask and measures the start mask on every minibatch.
-    /// `progress` is called with (minibatches measured, of all).
+    /// Sets the logits to `scale` times the start mask, builds the pipelines and measures the start mask on every minibatch.
+    /// `progress` is called with (minibatches measured, of all), first with 0 when the pipelines are built.
     ///
     /// # Errors
     /// Too few windows for a batch; no room on the device.
@@ -154,6 +154,9 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
             tracker: 0.0,
             step: 0,
         };
+        decoder.kernels.prepare_masks(learner.options.pattern)?;
+        decoder.warm_up(learner.commands, &learner.workspace, &learner.bank.refs())?;
+        progress(0, learner.batches.len());
         for b in 0..learner.batches.len() {
             let loss = learner.loss(b)?;
             learner.start_losses.push(loss);

@@ -1,0 +1,329 @@
+//! The decoder's other kernels against f64: norm, rotary embedding, attention, activation, vocabulary reduction, row sums, peak.
+//! Two presets have every tile shape of these kernels: `tile64` and any of `rows*`.
+
+mod common;
+mod reference;
+
+use common::{Random, Worst, activation, commands, gpu, kernels, read, same_bits, untouched, vector};
+use maskwright::gpu::GpuError;
+use maskwright::kernel::{Activation, Heads, Kernels, Layout, Preset};
+use reference::Twin;
+
+const PRESETS: [&str; 2] = ["tile64", "rows16"];
+
+/// Lanes of the element-wise kernels under a preset.
+fn lanes(kernels: &Kernels<'_>) -> usize {
+    if kernels.preset().name == "tile64" { 256 } else { 64 }
+}
+
+fn all(x: &Activation, rows: usize, t4: usize) -> maskwright::kernel::Rows<'_> {
+    x.rows(0, rows, t4).expect("rows")
+}
+
+/// Also with activations that were allocated for more tokens, as in the last batch of an evaluation.
+#[test]
+fn rms_norm() {
+    let mut worst = Worst::new("rms_norm", 6.0);
+    let mut random = Random::new(1);
+    for name in PRESETS {
+        let kernels = kernels(name);
+        for (features, t4) in [(1, 1), (15, 7), (16, 8), (17, 9), (31, 15), (64, 16), (257, 17), (1031, 3)] {
+            for (scale, eps) in [(1.0, 1e-5), (1e-4, 1e-5), (1e9, 1e-6), (1e-12, 1e-5)] {
+                let mut x = random.values(features * 4 * t4, scale);
+                (0..features).for_each(|h| x[h * 4 * t4] = 0.0); // a token of zeros, as padding is
+                let gain = random.values(features, 2.0);
+                let spare = random.values(features * 4 * 5, 1.0);
+                let allocated = [x.clone(), spare].concat();
+                let on_gpu = activation(gpu(), features, t4 + 5, &allocated);
+                let y = activation(gpu(), features, t4 + 5, &untouched(allocated.len()));
+                let mut c = commands();
+                let (from, to) = (all(&on_gpu, features, t4), all(&y, features, t4));
+                kernels.rms_norm(&mut c, from, &vector(gpu(), &gain), eps, to).expect("rms_norm");
+                let got = read(&mut c, y.buffer(), allocated.len());
+                let want = reference::rms_norm(&x, &gain, eps, 4 * t4);
+                worst.check(&format!("{name} [{features}, {}] x {scale:e}", 4 * t4), &got[..x.len()], &want);
+                assert!(got[x.len()..].iter().all(|v| v.is_nan()), "{name}: written behind the tokens");
+            }
+        }
+    }
+}
+
+/// `[2, head_dim / 2, padded window]` of the usual frequencies.
+fn rope_table(head_dim: usize, layout: Layout) -> Vec<f32> {
+    let (half, window) = (head_dim / 2, 4 * layout.window4());
+    let angle = |i: usize| {
+        let frequency = 10_000f64.powf(-((i / window) as f64) / half as f64);
+        frequency * (i % window) as f64
+    };
+    let cos = (0..half * window).map(|i| angle(i).cos() as f32);
+    cos.chain((0..half * window).map(|i| angle(i).sin() as f32)).collect()
+}
+
+#[test]
+fn rope() {
+    let mut worst = Worst::new("rope", 2.0);
+    let mut random = Random::new(2);
+    for name in PRESETS {
+        let kernels = kernels(name);
+        for (heads, head_dim, windows, length) in
+            [(1, 2, 1, 1), (1, 8, 3, 5), (2, 24, 1, 64), (7, 128, 2, 37), (3, 20, 5, 13), (1, 64, 1, 129)]
+        {
+            let layout = Layout { windows, length };
+            let (rows, tokens) = (heads * head_dim, 4 * layout.t4());
+            let x = random.values(rows * tokens, 3.0);
+            let table = rope_table(head_dim, layout);
+            let on_gpu = activation(gpu(), rows, layout.t4(), &x);
+            let mut c = commands();
+            let what = all(&on_gpu, rows, layout.t4());
+            kernels.rope(&mut c, what, head_dim, &vector(gpu(), &table), layout).expect("rope");
+            let got = read(&mut c, on_gpu.buffer(), x.len());
+            let want = reference::rope(&x, &table, head_dim, 4 * layout.window4(), tokens);
+            worst.check(&format!("{name} {heads} heads of {head_dim}, {windows} x {length}"), &got, &want);
+        }
+    }
+}
+
+/// One attention call: what came out, what should, and which tokens are real.
+fn attend(kernels: &Kernels<'static>, h: Heads, layout: Layout, scale: f32, seed: u64) -> (Vec<f32>, Twin) {
+    let (t4, tokens, window) = (layout.t4(), 4 * layout.t4(), 4 * layout.window4());
+    let mut random = Random::new(seed);
+    let mut make = |rows: usize, scale: f32| {
+        let mut x = random.values(rows * tokens, scale);
+        // Padding holds numbers of its own; no real token may see them.
+        for (i, v) in x.iter_mut().enumerate() {
+            if i % tokens % window >= layout.length {
+                *v *= 50.0;
+            }
+        }
+        x
+    };
+    let (queries, keys) = (h.heads * h.head_dim, h.kv_heads * h.head_dim);
+    let (q, k, v) = (make(queries, scale), make(keys, scale), make(keys, 1.0));
+    let on = |rows: usize, x: &[f32]| activation(gpu(), rows, t4, x);
+    let (qa, ka, va) = (on(queries, &q), on(keys, &k), on(keys, &v));
+    let oa = on(queries, &untouched(q.len()));
+    let mut c = commands();
+    let rows = (all(&qa, queries, t4), all(&ka, keys, t4), all(&va, keys, t4), all(&oa, queries, t4));
+    kernels.attention(&mut c, rows.0, rows.1, rows.2, rows.3, h, layout).expect("attention");
+    let got = read(&mut c, oa.buffer(), q.len());
+    let heads = reference::Heads { heads: h.heads, kv_heads: h.kv_heads, head_dim: h.head_dim };
+    (got, reference::attention(&q, &k, &v, heads, window, tokens))
+}
+
+/// Groups of query heads, head sizes, windows around the tiles (32 and 128 queries, 16 and 32 keys), padded windows, and scores
+/// from flat to one-hot: up to 1e4, where exponentials without a reference point overflow.
+#[test]
+fn attention() {
+    let mut worst = Worst::new("attention", 2.0);
+    let h = |heads, kv_heads, head_dim| Heads { heads, kv_heads, head_dim };
+    for name in PRESETS {
+        let kernels = kernels(name);
+        let layouts = [(1, 1), (3, 2), (2, 31), (1, 32), (1, 33), (2, 37), (1, 127), (2, 128), (1, 129), (1, 150)];
+        for (i, (windows, length)) in layouts.into_iter().enumerate() {
+            for (heads, scale) in [(h(2, 1, 8), 1.0), (h(6, 2, 8), 8.0), (h(2, 2, 64), 40.0), (h(3, 1, 20), 4.0)] {
+                let layout = Layout { windows, length };
+                let (got, want) = attend(&kernels, heads, layout, scale, i as u64);
+                let window = 4 * layout.window4();
+                let label = format!("{name} {heads:?} {windows} x {length} scale {scale}");
+                worst.check_where(&label, &got, &want, |i| i % want.width % window < length);
+                assert!(got.iter().all(|v| v.is_finite()), "{label}: a padded token is not finite");
+            }
+        }
+        let (got, want) = attend(&kernels, h(7, 1, 128), Layout { windows: 2, length: 44 }, 2.0, 99);
+        worst.check(&format!("{name} 7 heads of 128"), &got, &want);
+    }
+}
+
+/// Scores of 1e30: nothing to compare with, but no overflow of the running maximum either.
+#[test]
+fn attention_of_absurd_scores_is_finite() {
+    for name in PRESETS {
+        let heads = Heads { heads: 2, kv_heads: 1, head_dim: 8 };
+        let (got, _) = attend(&kernels(name), heads, Layout { windows: 1, length: 60 }, 1e15, 5);
+        assert!(got.iter().all(|v| v.is_finite() && v.abs() <= 50.0), "{name}");
+    }
+}
+
+#[test]
+fn swiglu() {
+    let mut worst = Worst::new("swiglu", 8.0);
+    let mut random = Random::new(4);
+    for name in PRESETS {
+        let kernels = kernels(name);
+        let n = lanes(&kernels);
+        for (features, t4) in [(1, 1), (1, n - 1), (1, n), (n + 1, 1), (13, 37)] {
+            for scale in [1.0, 20.0, 90.0, 1e4] {
+                let count = features * 4 * t4;
+                let (gate, up) = (random.values(count, scale), random.values(count, 3.0));
+                let (ga, ua) = (activation(gpu(), features, t4, &gate), activation(gpu(), features, t4, &up));
+                let mut c = commands();
+                kernels.swiglu(&mut c, all(&ga, features, t4), all(&ua, features, t4)).expect("swiglu");
+                let got = read(&mut c, ga.buffer(), count);
+                worst.check(&format!("{name} [{features}, {}] x {scale}", 4 * t4), &got, &reference::swiglu(&gate, &up));
+            }
+        }
+    }
+}
+
+/// The running state after all `pieces` of the vocabulary, as maxima, sums and targets.
+fn reduce(kernels: &Kernels<'static>, logits: &[f32], targets: &[u32], pieces: &[usize]) -> [Vec<f32>; 3] {
+    let tokens = targets.len();
+    let t4 = tokens / 4;
+    let target_buffer = vector(gpu(), targets);
+    let state = activation(gpu(), 3, t4, &untouched(3 * tokens));
+    let mut c = commands();
+    let mut first = 0;
+    for &rows in pieces {
+        let piece = activation(gpu(), rows, t4, &logits[first * tokens..(first + rows) * tokens]);
+        let (logits, state) = (all(&piece, rows, t4), all(&state, 3, t4));
+        kernels.vocab_reduce(&mut c, logits, first, &target_buffer, state).expect("vocab_reduce");
+        first += rows;
+    }
+    assert_eq!(first * tokens, logits.len());
+    let got = read(&mut c, state.buffer(), 3 * tokens);
+    [0, 1, 2].map(|row| got[row * tokens..(row + 1) * tokens].to_vec())
+}
+
+/// Logits of every size, in any order, whole and in pieces; targets in every piece, at its edges, and none.
+#[test]
+fn vocab_reduce() {
+    let mut worst = Worst::new("vocab_reduce", 4.0);
+    let mut worst_loss = Worst::new("vocab_reduce, loss", 4.0);
+    let mut random = Random::new(5);
+    type Make = fn(&mut Random, usize, usize) -> f32;
+    let kinds: [(&str, Make); 7] = [
+        ("+-1", |r, _, _| r.value(1.0)),
+        ("+-80", |r, _, _| r.value(80.0)),
+        ("+-1e4", |r, _, _| r.value(1e4)),
+        ("rising to 1e4", |_, row, vocab| 1e4 * (row as f32 + 1.0) / vocab as f32),
+        ("falling from 80", |_, row, vocab| 80.0 - 160.0 * row as f32 / vocab as f32),
+        ("all -1e4", |_, _, _| -1e4),
+        ("one among -1e30", |_, row, vocab| if row == vocab / 2 { 3.0 } else { -1e30 }),
+    ];
+    for name in PRESETS {
+        let kernels = kernels(name);
+        for (vocab, t4) in [(1, 1), (3, 7), (4, 8), (5, 9), (63, 15), (64, 16), (65, 17), (257, 3), (1031, 2)] {
+            let tokens = 4 * t4;
+            for (kind, make) in kinds {
+                let logits: Vec<f32> =
+                    (0..vocab).flat_map(|row| vec![(); tokens].into_iter().map(move |()| row)).map(|row| make(&mut random, row, vocab)).collect();
+                let mut targets: Vec<u32> = (0..tokens).map(|_| random.below(vocab) as u32).collect();
+                (targets[0], targets[1], targets[2]) = (u32::MAX, 0, vocab as u32 - 1);
+                let mut cuts = vec![vec![vocab]];
+                if vocab > 4 {
+                    (targets[3], targets[tokens - 1]) = (3, 4);
+                    cuts.extend([vec![1, 3, vocab - 4], vec![vocab - 1, 1]]);
+                }
+                for pieces in cuts {
+                    let label = format!("{name} [{vocab}, {tokens}] {kind} in {pieces:?}");
+                    let [max, sum, target] = reduce(&kernels, &logits, &targets, &pieces);
+                    let want = reference::vocab_reduce(&logits, &targets, tokens);
+                    same_bits(&format!("{label}: maximum"), &max, &want.max);
+                    same_bits(&format!("{label}: target"), &target, &want.target);
+                    worst.check(&label, &sum, &want.sum);
+                    // as the host computes it, in f64; large logits leave their own rounding, which is in the exact terms
+                    let loss: Vec<f64> =
+                        (0..tokens).map(|t| f64::from(max[t]) + f64::from(sum[t]).ln() - f64::from(target[t])).collect();
+                    for (t, l) in loss.iter().enumerate() {
+                        let units = (l - want.loss.value[t]).abs() / want.loss.unit[t];
+                        assert!(units <= 4.0, "{label}: loss of token {t}: {l} for {}", want.loss.value[t]);
+                    }
+                }
+            }
+        }
+    }
+    let _ = &mut worst_loss;
+}
+
+/// Adds to what is there, leaves the other rows alone, does not see padding.
+#[test]
+fn row_sumsq() {
+    let mut worst = Worst::new("row_sumsq", 2.0);
+    let mut random = Random::new(6);
+    for name in PRESETS {
+        let kernels = kernels(name);
+        for (rows, windows, length) in
+            [(1, 1, 1), (3, 2, 3), (5, 1, 252), (2, 1, 256), (7, 1, 258), (2, 9, 37), (131, 5, 6), (3, 40, 128)]
+        {
+            let layout = Layout { windows, length };
+            let (tokens, window, out_row) = (4 * layout.t4(), 4 * layout.window4(), 2);
+            let mut x = random.values(rows * tokens, 2.0);
+            for (i, v) in x.iter_mut().enumerate() {
+                if i % tokens % window >= length {
+                    *v = 1e10;
+                }
+            }
+            let before: Vec<f32> = random.values(rows + 4, 5.0).iter().map(|v| v.abs()).collect();
+            let (on_gpu, out) = (activation(gpu(), rows, layout.t4(), &x), vector(gpu(), &before));
+            let mut c = commands();
+            let what = all(&on_gpu, rows, layout.t4());
+            kernels.row_sumsq(&mut c, what, layout, &out, out_row).expect("row_sumsq");
+            let got = read(&mut c, &out, before.len());
+            let mut want = Twin::exact(&before, 1);
+            let of = &before[out_row..out_row + rows];
+            want.replace_rows(out_row, &reference::row_sumsq(&x, of, window, length, tokens));
+            worst.check(&format!("{name} {rows} rows of {windows} x {length}"), &got, &want);
+        }
+    }
+}
+
+/// The peak measurement computes what it claims to, and counts its operations.
+#[test]
+fn peak() {
+    let mut worst = Worst::new("peak", 1.0);
+    for name in PRESETS {
+        let kernels = kernels(name);
+        let (lanes, workgroups, steps) = (lanes(&kernels), 5, 40);
+        let count = workgroups * lanes;
+        let out = activation(gpu(), count, 1, &untouched(4 * count));
+        let mut c = commands();
+        let flops = kernels.peak(&mut c, &out, workgroups as u32, steps).expect("peak");
+        // 16 vec4 multiply-adds a step
+        assert_eq!(flops, 16.0 * 4.0 * 2.0 * f64::from(steps) * count as f64);
+        let got = read(&mut c, out.buffer(), count);
+        worst.check(name, &got, &reference::peak(steps, lanes, count));
+        assert!(kernels.peak(&mut c, &out, 4 * workgroups as u32 + 1, 1).is_err(), "more invocations than room");
+    }
+}
+
+/// The tile shapes of these kernels differ only between the presets that are tested above.
+#[test]
+fn presets_are_covered() {
+    for preset in Preset::all() {
+        let named = PRESETS.contains(&preset.name);
+        assert!(named || preset.name.starts_with("rows"), "add {} to PRESETS", preset.name);
+    }
+}
+
+/// Shapes that do not fit are errors of the call.
+#[test]
+fn wrong_shapes_are_refused() {
+    let kernels = kernels("rows16");
+    let x = activation(gpu(), 16, 4, &vec![0.5; 16 * 16]);
+    let (wide, odd, none) = (all(&x, 16, 4), all(&x, 12, 4), x.rows(4, 8, 4).expect("rows"));
+    let small = vector(gpu(), &[0.0f32; 4]);
+    let layout = Layout { windows: 1, length: 16 };
+    let heads = |heads, kv_heads| Heads { heads, kv_heads, head_dim: 8 };
+    let mut c = commands();
+    let results = [
+        kernels.rms_norm(&mut c, wide, &small, 1e-5, wide),
+        kernels.rms_norm(&mut c, wide, &x.buffer(), 1e-5, odd),
+        kernels.rope(&mut c, odd, 8, x.buffer(), layout),
+        kernels.rope(&mut c, wide, 8, &small, layout),
+        kernels.rope(&mut c, wide, 8, x.buffer(), Layout { windows: 1, length: 20 }),
+        kernels.rope(&mut c, wide, 0, x.buffer(), layout),
+        kernels.attention(&mut c, wide, wide, wide, wide, heads(2, 0), layout),
+        kernels.attention(&mut c, wide, odd, odd, wide, heads(2, 1), layout),
+        kernels.attention(&mut c, wide, wide, wide, wide, heads(2, 2), Layout { windows: 2, length: 16 }),
+        kernels.swiglu(&mut c, wide, odd),
+        kernels.swiglu(&mut c, none, none),
+        kernels.vocab_reduce(&mut c, wide, 0, &small, all(&x, 3, 4)),
+        kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), wide),
+        kernels.row_sumsq(&mut c, wide, layout, &small, 0),
+        kernels.row_sumsq(&mut c, wide, Layout { windows: 1, length: 8 }, x.buffer(), 0),
+    ];
+    for (i, result) in results.into_iter().enumerate() {
+        let error = result.expect_err(&format!("call {i}"));
+        assert!(matches!(error, GpuError::Shape { .. }), "call {i}: {error}");
+    }
+}

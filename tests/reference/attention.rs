@@ -1,0 +1,53 @@
+//! Causal attention with grouped query heads.
+
+use super::{EPS, Twin};
+
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+/// `o[h, :, i] = sum_{j <= i} softmax_j(q_i . k_j / sqrt(head_dim)) v_j` within each window of `window` (padded) tokens.
+///
+/// Unit: `EPS * (sqrt(head_dim) * A + sqrt(keys)) * sum_j p_j |v_j|`, where `A` is the greatest `sum_d |q_d| |k_d| /
+/// sqrt(head_dim)` of the query: an error of a score, and of the exponential's argument, is a relative error of its weight.
+pub fn attention(q: &[f32], k: &[f32], v: &[f32], h: Heads, window: usize, tokens: usize) -> Twin {
+    let d = h.head_dim;
+    let scale = 1.0 / (d as f64).sqrt();
+    let at = |x: &[f32], row: usize, t: usize| f64::from(x[row * tokens + t]);
+    let mut value = vec![0.0; h.heads * d * tokens];
+    let mut unit = value.clone();
+    for head in 0..h.heads {
+        let (qr, kr) = (head * d, head / (h.heads / h.kv_heads) * d);
+        for i in 0..tokens {
+            let keys = i / window * window..i + 1;
+            let mut size: f64 = 0.0;
+            let scores: Vec<f64> = keys
+                .clone()
+                .map(|j| {
+                    let products = (0..d).map(|c| scale * at(q, qr + c, i) * at(k, kr + c, j));
+                    let (sum, abs) = products.fold((0.0, 0.0), |(s, a), x| (s + x, a + x.abs()));
+                    size = size.max(abs);
+                    sum
+                })
+                .collect();
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            let factor = EPS * ((d as f64).sqrt() * size + (keys.len() as f64).sqrt());
+            for c in 0..d {
+                let (mut sum, mut abs) = (0.0, 0.0);
+                for (w, j) in weights.iter().zip(keys.clone()) {
+                    let x = w / total * at(v, kr + c, j);
+                    sum += x;
+                    abs += x.abs();
+                }
+                value[(qr + c) * tokens + i] = sum;
+                unit[(qr + c) * tokens + i] = factor * abs;
+            }
+        }
+    }
+    Twin { value, unit, width: tokens }
+}

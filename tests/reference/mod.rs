@@ -1,0 +1,56 @@
+//! The kernels in f64, one plain function per kernel with the kernel's name, and for every value the unit in which the error
+//! of an f32 implementation is measured. (MaskPro's kernels have their twins in `src/mask`: they are part of the product.)
+//!
+//! Activations are `[features, tokens]`, tokens contiguous, as on the device.
+#![allow(dead_code, unused_imports)] // every test binary uses a part of it
+
+mod attention;
+mod elementwise;
+mod matmul;
+mod vocab;
+
+pub use attention::{Heads, attention};
+pub use elementwise::{peak, rms_norm, rope, row_sumsq, swiglu};
+pub use matmul::{Product, mask_apply, matmul_rows, matmul_tile};
+pub use vocab::{VocabState, vocab_reduce};
+
+/// Spacing of f32 at 1, twice the largest relative rounding error.
+pub const EPS: f64 = f32::EPSILON as f64;
+
+/// Exact values and units: for a sum of K products the unit is `sqrt(K) * EPS * sum |a| |b|`, about what the roundings of a
+/// sum in any order add up to when their signs are random. Each function says what its unit is.
+#[derive(Clone)]
+pub struct Twin {
+    pub value: Vec<f64>,
+    pub unit: Vec<f64>,
+    /// Values of one row, for messages.
+    pub width: usize,
+}
+
+impl Twin {
+    pub fn new(width: usize) -> Self {
+        Self { value: Vec::new(), unit: Vec::new(), width }
+    }
+
+    pub fn push(&mut self, value: f64, unit: f64) {
+        self.value.push(value);
+        self.unit.push(unit);
+    }
+
+    /// Values that must come out bit for bit.
+    pub fn exact(values: &[f32], width: usize) -> Self {
+        Self {
+            value: values.iter().map(|&v| f64::from(v)).collect(),
+            unit: vec![0.0; values.len()],
+            width,
+        }
+    }
+
+    /// Overwrites the rows from `first` on with those of `other`.
+    pub fn replace_rows(&mut self, first: usize, other: &Twin) {
+        assert_eq!(self.width, other.width);
+        let at = first * self.width;
+        self.value[at..at + other.value.len()].copy_from_slice(&other.value);
+        self.unit[at..at + other.unit.len()].copy_from_slice(&other.unit);
+    }
+}
