@@ -90,9 +90,7 @@ impl<'g> Bench<'g> {
     fn peak(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {
         let out = Activation::new(self.gpu, "bench:peak", 1, 1 << 16)?;
         let name = kernels.preset().name;
-        self.run("peak", "1024 workgroups".into(), name, |c| {
-            kernels.peak(c, &out, 1024, 512).map(|_| ())
-        })?;
+        self.run("peak", "1024 workgroups".into(), name, |c| kernels.peak(c, &out, 1024, 512).map(|_| ()))?;
         self.peak = self.rows.last().map_or(0.0, |r| r.gflops);
         if let Some(row) = self.rows.last_mut() {
             row.share = 1.0;
@@ -144,18 +142,14 @@ impl<'g> Bench<'g> {
             let (k, v) = (k.rows(0, 256, t4)?, v.rows(0, 256, t4)?);
             kernels.attention(c, x.rows(0, h, t4)?, k, v, y.rows(0, h, t4)?, heads, layout)
         })?;
-        self.run("swiglu", shape.clone(), name, |c| {
-            kernels.swiglu(c, y.rows(0, h, t4)?, x.rows(0, h, t4)?)
-        })?;
+        self.run("swiglu", shape.clone(), name, |c| kernels.swiglu(c, y.rows(0, h, t4)?, x.rows(0, h, t4)?))?;
         let targets = gpu.alloc("bench:targets", 16 * t4 as u64)?;
         let state = Activation::new(gpu, "bench:state", 3, t4)?;
         self.run("vocab_reduce", shape.clone(), name, |c| {
             kernels.vocab_reduce(c, x.rows(0, h, t4)?, 0, &targets, state.rows(0, 3, t4)?)
         })?;
         let sums = gpu.alloc("bench:sums", 4 * h as u64)?;
-        self.run("row_sumsq", shape, name, |c| {
-            kernels.row_sumsq(c, x.rows(0, h, t4)?, layout, &sums, 0)
-        })
+        self.run("row_sumsq", shape, name, |c| kernels.row_sumsq(c, x.rows(0, h, t4)?, layout, &sums, 0))
     }
 
     fn mask_kernels(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {
@@ -177,7 +171,8 @@ impl<'g> Bench<'g> {
                 kernels.mask_update(c, pattern, &logits, &mask, 0.01)
             })?;
             self.run("mask_top", shape.clone(), name, |c| kernels.mask_top(c, pattern, &logits, &mask))?;
-            let buffer = || -> Result<Buffer, GpuError> { gpu.alloc("bench:moments", (rows * cols * 12) as u64) };
+            let buffer =
+                || -> Result<Buffer, GpuError> { gpu.alloc("bench:moments", (rows * cols * 12) as u64) };
             let moments = Moments { sums: buffer()?, squares: buffer()? };
             self.run("score_moments", shape, name, |c| {
                 kernels.score_moments(c, pattern, &logits, &mask, [0.1, 0.2, 0.3], &moments)

@@ -132,13 +132,13 @@ class Llama(nn.Module):
         angle = torch.cat((angle, angle), dim=-1)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
-        depth = 2 * CONFIG["num_hidden_layers"]
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                std = 0.02 if "embed" in name else parameter.shape[1] ** -0.5
-                # Both ends of a residual branch start small, so that the sum over the depth does not grow.
-                std *= depth ** -0.5 if "o_proj" in name or "down_proj" in name else 1.0
-                nn.init.normal_(parameter, std=std)
+            if "embed" in name:
+                nn.init.normal_(parameter, std=0.1)
+            elif "o_proj" in name or "down_proj" in name:
+                nn.init.zeros_(parameter)  # so that every layer at first passes the tokens on as they are
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         self.look_back()
 
     @torch.no_grad()
@@ -148,7 +148,7 @@ class Llama(nn.Module):
         A Llama has no biases, so a head can only go by position through a feature that all tokens share; random
         embeddings have none. The first feature is made one, and the first head's query and key read it alone, the key
         turned by one position. The heads that copy from earlier sentences build on this."""
-        self.model.embed_tokens.weight[:, 0] = 0.06
+        self.model.embed_tokens.weight[:, 0] = 0.3
         first, dim = self.model.layers[0].self_attn, CONFIG["head_dim"]
         query = torch.full((1, dim), 1.25)
         for weight, feature in ((first.q_proj.weight, query), (first.k_proj.weight, rotate(query, self.cos[1], self.sin[1]))):
@@ -253,7 +253,7 @@ def main():
     optimizers = [
         torch.optim.Muon(projections, lr=args.rate, weight_decay=args.decay, momentum=0.95,
                          adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(rest, lr=args.rate / 3, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
     warmup = min(200, args.steps // 10 + 1)
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(

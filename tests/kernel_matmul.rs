@@ -6,7 +6,8 @@ mod reference;
 use std::ops::Range;
 
 use common::{
-    DTYPES, Matrix, Random, Worst, activation, commands, gpu, kernels, random_mask, read, same_bits, upload_mask, vector,
+    DTYPES, Matrix, Random, Worst, activation, commands, gpu, kernels, random_mask, read, same_bits,
+    upload_mask, vector,
 };
 use half::{bf16, f16};
 use maskwright::gpu::{GpuError, Work};
@@ -194,7 +195,9 @@ fn ranges() {
     let mut random = Random::new(3);
     for preset in Preset::all() {
         let kernels = kernels(preset.name);
-        for (outputs, inputs) in [(0..70, 36..100), (5..69, 0..101), (69..70, 100..101), (33..34, 4..8), (1..66, 28..96)] {
+        for (outputs, inputs) in
+            [(0..70, 36..100), (5..69, 0..101), (69..70, 100..101), (33..34, 4..8), (1..66, 28..96)]
+        {
             for all in [false, true] {
                 let mut case = Case::new(70, 101, 5, Dtype::BF16, &mut random);
                 (case.outputs, case.inputs) = (outputs.clone(), inputs.clone());
@@ -276,7 +279,8 @@ fn mask_apply_keeps_bits() {
     let source = KERNELS.iter().find(|k| k.name == "mask_apply").expect("in the table");
     let mut random = Random::new(8);
     for (code, size) in [(0u32, 4usize), (1, 2), (2, 2)] {
-        for (rows, cols, first, mask_first) in [(1, 4, 0, 0), (7, 36, 2, 3), (64, 128, 0, 1), (33, 500, 5, 9)] {
+        for (rows, cols, first, mask_first) in [(1, 4, 0, 0), (7, 36, 2, 3), (64, 128, 0, 1), (33, 500, 5, 9)]
+        {
             let mask = random_mask(mask_first + rows, cols, &mut random);
             let all = (first + rows) * cols * size;
             let mut bytes: Vec<u8> = (0..all).map(|_| random.word() as u8).collect();
@@ -294,12 +298,12 @@ fn mask_apply_keeps_bits() {
             let count = (rows * k4) as u32;
             for lanes in [64, 256] {
                 let defs = vec![("WEIGHT", code), ("LANES", lanes)];
-                let pipeline = gpu().pipeline(source.name, source.source, &defs).expect("mask_apply compiles");
+                let pipeline =
+                    gpu().pipeline(source.name, source.source, &defs).expect("mask_apply compiles");
                 let (w, bits) = (vector(gpu(), &bytes), upload_mask(gpu(), &mask));
                 let out = vector(gpu(), &vec![0xffu8; rows * cols * size + 16]);
                 let words = bits.words_per_row() as u32;
-                let params =
-                    [rows as u32, k4 as u32, words, mask_first as u32, (first * k4) as u32, 0, 0, 0];
+                let params = [rows as u32, k4 as u32, words, mask_first as u32, (first * k4) as u32, 0, 0, 0];
                 let mut c = commands();
                 let bind = [w.all(), bits.buffer().all(), out.all()];
                 let grid = [count.div_ceil(lanes), 1, 1];
@@ -311,9 +315,16 @@ fn mask_apply_keeps_bits() {
                     if r >= rows {
                         assert!(element.iter().all(|&b| b == 0xff), "written behind the end");
                     } else if mask.get(mask_first + r, col) {
-                        assert_eq!(element, &bytes[at..at + size], "format {code} [{rows}, {cols}] ({r}, {col})");
+                        assert_eq!(
+                            element,
+                            &bytes[at..at + size],
+                            "format {code} [{rows}, {cols}] ({r}, {col})"
+                        );
                     } else {
-                        assert!(element.iter().all(|&b| b == 0), "format {code} [{rows}, {cols}] ({r}, {col})");
+                        assert!(
+                            element.iter().all(|&b| b == 0),
+                            "format {code} [{rows}, {cols}] ({r}, {col})"
+                        );
                     }
                 }
             }

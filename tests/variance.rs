@@ -92,8 +92,9 @@ fn estimators_are_unbiased_and_ordered() {
     let (rows, cols) = (projection.rows, projection.cols);
     let groups = rows * cols / 4;
     let start_mask = &start.masks[&projection.name];
-    let logits: Vec<f64> =
-        (0..rows * cols).map(|i| if start_mask.get(i / cols, i % cols) { f64::from(SCALE) } else { 0.0 }).collect();
+    let logits: Vec<f64> = (0..rows * cols)
+        .map(|i| if start_mask.get(i / cols, i % cols) { f64::from(SCALE) } else { 0.0 })
+        .collect();
     let layout = Layout { windows: windows.count(), length: windows.window() };
     let sizes = maskpro::sizes(&config, layout.length, layout.windows, gpu.max_binding_bytes());
     let ws = Workspace::new(&gpu, &config, sizes).unwrap();

@@ -47,7 +47,10 @@ impl DeviceArgs {
         })?;
         self.note(|| format!("adapter: {} - {}", gpu.describe(), gpu.reason()));
         if gpu.kind() == DeviceKind::Cpu {
-            self.note(|| "note: this is a software driver on the CPU; a GPU is tens to thousands of times faster".into());
+            self.note(|| {
+                "note: this is a software driver on the CPU; a GPU is tens to thousands of times faster"
+                    .into()
+            });
         }
         Ok(gpu)
     }

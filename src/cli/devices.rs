@@ -22,7 +22,13 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         .iter()
         .map(|a| {
             let mark = if a.chosen { "*" } else { " " };
-            vec![format!("{mark} {}", a.index), a.name.clone(), a.backend.clone(), a.kind.clone(), a.driver.clone()]
+            vec![
+                format!("{mark} {}", a.index),
+                a.name.clone(),
+                a.backend.clone(),
+                a.kind.clone(),
+                a.driver.clone(),
+            ]
         })
         .collect();
     println!("{}", table(&["  #", "name", "backend", "kind", "driver"], &rows));

@@ -11,11 +11,13 @@ use crate::kernel::Kernels;
 use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank};
 
 #[derive(clap::Args)]
-#[command(after_help = "The text is tokenised once, cut into windows that do not overlap, and the tail is dropped; the result is exp of \
+#[command(
+    after_help = "The text is tokenised once, cut into windows that do not overlap, and the tail is dropped; the result is exp of \
 the mean of the window means (the convention of GPTQ, SparseGPT and Wanda).
 
 Example:
-  maskwright eval models/village --text models/village/heldout.txt --window 128 --json")]
+  maskwright eval models/village --text models/village/heldout.txt --window 128 --json"
+)]
 pub(super) struct Args {
     /// Model folder in Hugging Face layout
     model: PathBuf,

@@ -7,6 +7,7 @@ mod context;
 mod devices;
 mod error;
 mod eval;
+mod method_args;
 mod output;
 mod prune;
 mod variance;
@@ -54,7 +55,9 @@ enum Outcome {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = if cli.device.quiet { "error" } else { "warn" };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).format_target(false).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format_target(false)
+        .init();
     let result = match cli.command {
         Command::Devices(args) => devices::run(&cli.device, &args),
         Command::Eval(args) => eval::run(&cli.device, &args),

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::context::{DeviceArgs, Model};
+use super::method_args::{MaskProArgs, SelectArgs, StartArgs, norms};
 use super::output::{Progress, bytes, profile, table};
 use super::{CliError, Outcome};
 use crate::calib::Windows;
@@ -15,10 +16,10 @@ use crate::eval::{perplexity, workspace};
 use crate::export;
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
-use crate::mask::{MaskFile, MaskSet, Pattern, Provenance};
+use crate::mask::{MaskFile, MaskSet, Provenance};
 use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, MaskBank, PlanItem, total};
-use crate::prune::maskpro::{self, Estimator, Learner, Options};
-use crate::prune::{EvalRow, InputNorms, PruneError, RunFolder, Score, Selection, score_masks, select};
+use crate::prune::maskpro::{self, Learner};
+use crate::prune::{EvalRow, RunFolder, Score, Selection, score_masks, select};
 
 /// What chooses the mask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -31,70 +32,15 @@ enum Method {
     Maskpro,
 }
 
-/// Which projections are pruned, and how.
 #[derive(clap::Args)]
-pub(super) struct SelectArgs {
-    /// Pattern: keep N of M consecutive weights along the input features (M 2, 4, 8 or 16)
-    #[arg(long, value_name = "N:M", default_value = "2:4")]
-    pub(super) pattern: Pattern,
-    /// Prune only projections whose name contains this (may be given several times)
-    #[arg(long, value_name = "TEXT")]
-    pub(super) only: Vec<String>,
-    /// Leave projections dense whose input features do not divide by M, instead of stopping
-    #[arg(long)]
-    pub(super) skip_indivisible: bool,
-}
-
-/// Where a learned mask starts.
-#[derive(clap::Args)]
-pub(super) struct StartArgs {
-    /// Start mask of a learning method: magnitude, wanda, or a mask file
-    #[arg(long, value_name = "METHOD|FILE", default_value = "wanda")]
-    start: String,
-    /// Calibration windows whose inputs Wanda's norms are taken from (default: all of --windows)
-    #[arg(long, value_name = "N")]
-    norm_windows: Option<usize>,
-}
-
-/// Options of MaskPro; the defaults are those of the released code.
-#[derive(clap::Args)]
-pub(super) struct MaskProArgs {
-    /// Calibration windows used, from the start of the text
-    #[arg(long, default_value_t = 512)]
-    pub(super) windows: usize,
-    /// Tokens of a calibration window
-    #[arg(long, default_value_t = 128)]
-    pub(super) window: usize,
-    /// MaskPro: advantage that multiplies the score
-    #[arg(long, value_enum, default_value_t = Estimator::Tracked)]
-    estimator: Estimator,
-    /// MaskPro: steps
-    #[arg(long, default_value_t = 10_000)]
-    steps: u32,
-    /// MaskPro: learning rate (constant)
-    #[arg(long, default_value_t = 50.0)]
-    rate: f32,
-    /// MaskPro: logits start at this times the start mask
-    #[arg(long, value_name = "SCALE", default_value_t = 10.0)]
-    logits: f32,
-    /// MaskPro: windows of a minibatch
-    #[arg(long, default_value_t = 32)]
-    batch: usize,
-    /// MaskPro: smoothing of the residual's moving average
-    #[arg(long, default_value_t = 0.99)]
-    alpha: f64,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-}
-
-#[derive(clap::Args)]
-#[command(after_help = "Writes into --out: mask.safetensors, model/ (the masked model in Hugging Face layout), metrics.jsonl and run.json.
+#[command(
+    after_help = "Writes into --out: mask.safetensors, model/ (the masked model in Hugging Face layout), metrics.jsonl and run.json.
 Ctrl-C ends the learning and writes the mask learned so far (exit code 130).
 
 Example:
   maskwright prune models/village --calib models/village/calib.txt --method maskpro --steps 500 \\
-      --logits 8 --rate 20 --batch 8 --eval models/village/heldout.txt --out runs/first")]
+      --logits 8 --rate 20 --batch 8 --eval models/village/heldout.txt --out runs/first"
+)]
 pub(super) struct Args {
     /// Model folder in Hugging Face layout
     model: PathBuf,
@@ -131,94 +77,6 @@ pub(super) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-impl MaskProArgs {
-    pub(super) fn options(&self, pattern: Pattern) -> Options {
-        Options {
-            pattern,
-            estimator: self.estimator,
-            steps: self.steps,
-            rate: self.rate,
-            scale: self.logits,
-            batch: self.batch,
-            alpha: self.alpha,
-            seed: self.seed,
-        }
-    }
-
-    fn check(&self) -> Result<(), CliError> {
-        let bad = |what: &str| Err(CliError::Usage(what.to_string()));
-        if !(self.rate.is_finite() && self.logits.is_finite() && self.logits > 0.0) {
-            return bad("--rate must be a number and --logits a positive one");
-        }
-        if !(0.0..1.0).contains(&self.alpha) {
-            return bad("--alpha must be at least 0 and below 1");
-        }
-        if self.logits > 100.0 {
-            return bad("--logits must be at most 100: beyond it no other mask is ever drawn");
-        }
-        Ok(())
-    }
-}
-
-impl StartArgs {
-    /// The start mask.
-    #[allow(clippy::too_many_arguments)] // what a start mask is made of
-    pub(super) fn masks<'g>(
-        &self,
-        device: &DeviceArgs,
-        model: &Model,
-        decoder: &Decoder<'g, '_>,
-        commands: &mut Commands<'g>,
-        selection: &Selection,
-        pattern: Pattern,
-        windows: &Windows,
-    ) -> Result<MaskSet, CliError> {
-        match self.start.as_str() {
-            "magnitude" => Ok(score_masks(&model.checkpoint, selection, pattern, Score::Magnitude)?),
-            "wanda" => {
-                let norms = norms(device, decoder, commands, windows, self.norm_windows)?;
-                Ok(score_masks(&model.checkpoint, selection, pattern, Score::Wanda(&norms))?)
-            }
-            file => start_file(model, selection, pattern, file.as_ref()),
-        }
-    }
-}
-
-/// A start mask from a file: the same pattern, and a mask for every selected projection.
-fn start_file(
-    model: &Model,
-    selection: &Selection,
-    pattern: Pattern,
-    path: &std::path::Path,
-) -> Result<MaskSet, CliError> {
-    let mut set = model.mask(path)?;
-    let fail = |problem| CliError::Prune(PruneError::Start { path: path.into(), problem });
-    if set.pattern != pattern {
-        return Err(fail(format!("keeps {}, but --pattern is {pattern}", set.pattern)));
-    }
-    let names: Vec<&String> = selection.pruned.iter().map(|(_, p)| &p.name).collect();
-    if let Some(missing) = names.iter().find(|n| !set.masks.contains_key(**n)) {
-        return Err(fail(format!("has no mask for {missing}; select fewer projections with --only")));
-    }
-    set.masks.retain(|name, _| names.contains(&name));
-    Ok(set)
-}
-
-fn norms<'g>(
-    device: &DeviceArgs,
-    decoder: &Decoder<'g, '_>,
-    commands: &mut Commands<'g>,
-    windows: &Windows,
-    only: Option<usize>,
-) -> Result<InputNorms, CliError> {
-    let windows = windows.clone().first(only.unwrap_or(usize::MAX));
-    let ws = workspace(decoder, &windows)?;
-    let mut progress = Progress::new("input norms", windows.count() as u64, device.quiet);
-    let norms = InputNorms::collect(decoder, commands, &ws, &windows, |n| progress.at(n as u64, String::new));
-    progress.end();
-    Ok(norms?)
 }
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
@@ -291,7 +149,11 @@ impl Job<'_> {
             plan.iter().map(|i| vec![i.item.to_string(), i.bytes.to_string()]).collect();
         rows.push(vec!["total".into(), total(&plan).to_string()]);
         println!("{}", table(&["GPU memory while learning", "bytes"], &rows));
-        println!("{} projections, {} weights under masks", self.selection.pruned.len(), self.selection.weights());
+        println!(
+            "{} projections, {} weights under masks",
+            self.selection.pruned.len(),
+            self.selection.weights()
+        );
         Ok(Outcome::Done)
     }
 
@@ -336,7 +198,8 @@ impl Job<'_> {
         let learned_peak = gpu.memory_peak();
         let learned_items = gpu.memory_items();
         masks.check()?;
-        let provenance = Provenance::new(format!("{:?}", self.args.method).to_lowercase(), self.args.learn.seed);
+        let provenance =
+            Provenance::new(format!("{:?}", self.args.method).to_lowercase(), self.args.learn.seed);
         MaskFile::new(masks.clone(), provenance.clone(), checkpoint)?.write(&folder.mask())?;
         if !self.args.no_model {
             export::hf::write(checkpoint, config, &masks, &provenance, &folder.model())?;
@@ -351,7 +214,7 @@ impl Job<'_> {
             "calib": self.args.calib,
             "method": format!("{:?}", self.args.method).to_lowercase(),
             "options": self.args.learn.options(pattern),
-            "start": self.args.start.start,
+            "start": self.args.start.name(),
             "windows": self.calib.as_ref().map(Windows::count),
             "window": self.args.learn.window,
             "only": self.args.select.only,
@@ -398,7 +261,8 @@ impl Job<'_> {
             Learner::new(decoder, commands, self.selection, start, windows, options, |n, _| {
                 if n == 0 {
                     let seconds = building.elapsed().as_secs_f64();
-                    self.device.note(|| format!("{} pipelines built in {seconds:.1} s", gpu.pipelines_built()));
+                    self.device
+                        .note(|| format!("{} pipelines built in {seconds:.1} s", gpu.pipelines_built()));
                 }
                 bar.at(n as u64, String::new);
             })?;
@@ -433,7 +297,7 @@ impl Job<'_> {
             });
         }
         bar.end();
-        if outcome_interrupted(&outcome) {
+        if matches!(outcome, Outcome::Interrupted) {
             self.device.note(|| "interrupted: writing the mask learned so far".into());
         }
         Ok((learner.masks()?, outcome))
@@ -466,7 +330,9 @@ impl Job<'_> {
             };
             let mut bar = Progress::new(model, windows.count() as u64, self.device.quiet);
             let masks = masks.as_deref().unwrap_or(DENSE);
-            let p = perplexity(decoder, commands, &ws, windows, *tokens, masks, |n| bar.at(n as u64, String::new))?;
+            let p = perplexity(decoder, commands, &ws, windows, *tokens, masks, |n| {
+                bar.at(n as u64, String::new)
+            })?;
             bar.end();
             rows.push(EvalRow {
                 model,
@@ -493,10 +359,6 @@ impl Job<'_> {
             println!("{changed} of {groups} groups differ from the start mask");
         }
     }
-}
-
-fn outcome_interrupted(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Interrupted)
 }
 
 fn groups_changed(a: &MaskSet, b: &MaskSet) -> u64 {

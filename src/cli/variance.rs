@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::context::{DeviceArgs, Model};
+use super::method_args::{MaskProArgs, SelectArgs, StartArgs};
 use super::output::{Progress, table};
-use super::prune::{MaskProArgs, SelectArgs, StartArgs};
 use super::{CliError, Outcome};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
@@ -14,11 +14,13 @@ use crate::prune::select;
 use crate::prune::variance::measure;
 
 #[derive(clap::Args)]
-#[command(after_help = "The three estimators have the same mean; the table shows how much they scatter around it. MaskPro's theorem 2: \
+#[command(
+    after_help = "The three estimators have the same mean; the table shows how much they scatter around it. MaskPro's theorem 2: \
 variance tracked <= residual < loss.
 
 Example:
-  maskwright variance models/village --calib models/village/calib.txt --samples 200 --logits 4")]
+  maskwright variance models/village --calib models/village/calib.txt --samples 200 --logits 4"
+)]
 pub(super) struct Args {
     /// Model folder in Hugging Face layout
     model: PathBuf,
@@ -73,7 +75,8 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     })?;
     progress.end();
     if args.json {
-        let out = serde_json::json!({ "samples": args.samples, "adapter": gpu.describe(), "estimators": rows });
+        let out =
+            serde_json::json!({ "samples": args.samples, "adapter": gpu.describe(), "estimators": rows });
         println!("{out}");
         return Ok(Outcome::Done);
     }

@@ -93,22 +93,15 @@ pub(super) fn enumerate(
 ) -> Result<Vec<wgpu::Adapter>, GpuError> {
     let adapters = pollster::block_on(instance.enumerate_adapters(backends));
     if adapters.is_empty() {
-        return Err(GpuError::NoAdapter {
-            backends: format!("{backends:?}"),
-        });
+        return Err(GpuError::NoAdapter { backends: format!("{backends:?}") });
     }
     Ok(adapters)
 }
 
 /// The index of the adapter to use, and why. `wanted` is `--device`: a number or a part of a name. Without it
 /// `WGPU_ADAPTER_NAME` counts, and without both the best kind wins (the first of equals).
-pub(super) fn choose(
-    infos: &[wgpu::AdapterInfo],
-    wanted: Option<&str>,
-) -> Result<(usize, String), GpuError> {
-    let from_env = std::env::var("WGPU_ADAPTER_NAME")
-        .ok()
-        .filter(|s| !s.is_empty());
+pub(super) fn choose(infos: &[wgpu::AdapterInfo], wanted: Option<&str>) -> Result<(usize, String), GpuError> {
+    let from_env = std::env::var("WGPU_ADAPTER_NAME").ok().filter(|s| !s.is_empty());
     let (wanted, source) = match (wanted, &from_env) {
         (Some(w), _) => (Some(w), "--device"),
         (None, Some(w)) => (Some(w.as_str()), "WGPU_ADAPTER_NAME"),
@@ -117,9 +110,7 @@ pub(super) fn choose(
     let Some(wanted) = wanted else {
         let best = (0..infos.len()).min_by_key(|&i| (kind_of(&infos[i]), i));
         let Some(best) = best else {
-            return Err(GpuError::NoAdapter {
-                backends: "all".into(),
-            });
+            return Err(GpuError::NoAdapter { backends: "all".into() });
         };
         let kind = kind_of(&infos[best]);
         let reason = if kind == DeviceKind::Cpu {
@@ -177,9 +168,7 @@ pub fn list_adapters(wanted: Option<&str>) -> Result<Vec<AdapterReport>, GpuErro
                 index,
                 name: info.name.clone(),
                 backend: format!("{:?}", info.backend),
-                driver: format!("{} {}", info.driver, info.driver_info)
-                    .trim()
-                    .to_string(),
+                driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
                 kind: kind.to_string(),
                 max_binding_bytes: limits.max_storage_buffer_binding_size,
                 max_buffer_bytes: limits.max_buffer_size,

@@ -81,21 +81,13 @@ impl Buffer {
 
     /// The whole buffer as a binding.
     pub fn all(&self) -> Binding<'_> {
-        Binding {
-            buffer: self,
-            offset: 0,
-            bytes: self.bytes,
-        }
+        Binding { buffer: self, offset: 0, bytes: self.bytes }
     }
 
     /// `bytes` from `offset` on as a binding; `offset` must be a multiple of [`OFFSET_ALIGNMENT`].
     pub fn range(&self, offset: u64, bytes: u64) -> Binding<'_> {
         debug_assert!(offset.is_multiple_of(OFFSET_ALIGNMENT));
-        Binding {
-            buffer: self,
-            offset,
-            bytes,
-        }
+        Binding { buffer: self, offset, bytes }
     }
 }
 
@@ -152,23 +144,14 @@ impl Gpu {
         }
         self.check()?;
         self.memory.change(group(label), bytes, true);
-        Ok(Buffer {
-            raw,
-            label: label.to_string(),
-            bytes,
-            memory: self.memory.clone(),
-        })
+        Ok(Buffer { raw, label: label.to_string(), bytes, memory: self.memory.clone() })
     }
 
     /// Allocates a buffer and fills it with `data`.
     ///
     /// # Errors
     /// As [`Gpu::alloc`] and [`Gpu::upload`].
-    pub fn alloc_init<T: bytemuck::NoUninit>(
-        &self,
-        label: &str,
-        data: &[T],
-    ) -> Result<Buffer, GpuError> {
+    pub fn alloc_init<T: bytemuck::NoUninit>(&self, label: &str, data: &[T]) -> Result<Buffer, GpuError> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let buffer = self.alloc(label, bytes.len() as u64)?;
         self.upload(&buffer, 0, bytes)?;
@@ -194,8 +177,7 @@ impl Gpu {
         if whole < data.len() {
             let mut last = [0u8; 4];
             last[..data.len() - whole].copy_from_slice(&data[whole..]);
-            self.queue()
-                .write_buffer(buffer.raw(), offset + whole as u64, &last);
+            self.queue().write_buffer(buffer.raw(), offset + whole as u64, &last);
         }
         self.check()
     }
@@ -216,10 +198,7 @@ impl Gpu {
             .at_peak
             .iter()
             .filter(|&(_, &bytes)| bytes > 0)
-            .map(|(item, &bytes)| MemoryItem {
-                item: item.clone(),
-                bytes,
-            })
+            .map(|(item, &bytes)| MemoryItem { item: item.clone(), bytes })
             .collect()
     }
 }

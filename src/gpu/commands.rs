@@ -106,10 +106,7 @@ impl<'g> Commands<'g> {
         grid: [u32; 3],
         work: Work,
     ) -> Result<(), GpuError> {
-        let fail = |message| GpuError::Shape {
-            kernel: pipeline.name,
-            message,
-        };
+        let fail = |message| GpuError::Shape { kernel: pipeline.name, message };
         if grid.contains(&0) {
             return Ok(());
         }
@@ -117,11 +114,7 @@ impl<'g> Commands<'g> {
             return Err(fail(format!("grid {grid:?} is too large")));
         }
         if bindings.len() != pipeline.storage.len() {
-            return Err(fail(format!(
-                "{} bindings for {}",
-                bindings.len(),
-                pipeline.storage.len()
-            )));
+            return Err(fail(format!("{} bindings for {}", bindings.len(), pipeline.storage.len())));
         }
         let block = bytemuck::bytes_of(params);
         if (block.len() as u64).next_multiple_of(16) != pipeline.params_bytes {
@@ -141,22 +134,14 @@ impl<'g> Commands<'g> {
                 });
             }
         }
-        if self.page.len() as u64 >= PARAMS_BYTES
-            || self.recorded.len() as u32 >= SLOTS
-        {
+        if self.page.len() as u64 >= PARAMS_BYTES || self.recorded.len() as u32 >= SLOTS {
             self.submit()?;
         }
         let slot = self.page.len();
         self.page.extend_from_slice(block);
         self.page.resize(slot + OFFSET_ALIGNMENT as usize, 0);
         let group = self.bind(pipeline, bindings);
-        self.recorded.push(Dispatch {
-            pipeline: pipeline.clone(),
-            group,
-            slot: slot as u32,
-            grid,
-            work,
-        });
+        self.recorded.push(Dispatch { pipeline: pipeline.clone(), group, slot: slot as u32, grid, work });
         let (flops, bytes) = assumed_rates(self.gpu.kind());
         self.assumed += (work.flops / flops).max(work.bytes / bytes) + 2e-6;
         if self.assumed * *lock(&self.gpu.pace) >= self.target() {
@@ -184,13 +169,11 @@ impl<'g> Commands<'g> {
                 }),
             });
         }
-        self.gpu
-            .device()
-            .create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(pipeline.name),
-                layout: &pipeline.layout,
-                entries: &entries,
-            })
+        self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(pipeline.name),
+            layout: &pipeline.layout,
+            entries: &entries,
+        })
     }
 
     /// Copies `bytes` between buffers, after the dispatches recorded so far.
@@ -299,15 +282,11 @@ impl<'g> Commands<'g> {
     /// An encoder that holds all recorded dispatches.
     fn encode(&mut self) -> Result<wgpu::CommandEncoder, GpuError> {
         if !self.page.is_empty() {
-            self.gpu
-                .queue()
-                .write_buffer(self.params.raw(), 0, &self.page);
+            self.gpu.queue().write_buffer(self.params.raw(), 0, &self.page);
             self.page.clear();
         }
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+        let mut encoder =
+            self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
         if let Some(profiler) = &self.gpu.profiler {
             let profiler = lock(profiler);
             for (i, d) in (0u32..).zip(&self.recorded) {
@@ -324,13 +303,7 @@ impl<'g> Commands<'g> {
             if !self.recorded.is_empty() {
                 let n = 2 * self.recorded.len() as u32;
                 encoder.resolve_query_set(&profiler.queries, 0..n, &profiler.resolve, 0);
-                encoder.copy_buffer_to_buffer(
-                    &profiler.resolve,
-                    0,
-                    &profiler.read,
-                    0,
-                    u64::from(n) * 8,
-                );
+                encoder.copy_buffer_to_buffer(&profiler.resolve, 0, &profiler.read, 0, u64::from(n) * 8);
             }
         } else if !self.recorded.is_empty() {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
@@ -374,10 +347,7 @@ impl<'g> Commands<'g> {
         let Some(oldest) = self.in_flight.pop_front() else {
             return Ok(());
         };
-        self.gpu.poll(wgpu::PollType::Wait {
-            submission_index: Some(oldest.index),
-            timeout: None,
-        })?;
+        self.gpu.poll(wgpu::PollType::Wait { submission_index: Some(oldest.index), timeout: None })?;
         let took = oldest.at.max(self.last_done).elapsed().as_secs_f64();
         self.last_done = Instant::now();
         // Short submits are mostly overhead and say nothing about the rates.
@@ -399,24 +369,13 @@ impl<'g> Commands<'g> {
         read.map_async(wgpu::MapMode::Read, 0..bytes, |_| ());
         self.gpu.wait()?;
         {
-            let view = read
-                .get_mapped_range(0..bytes)
-                .map_err(|e| GpuError::Device {
-                    during: "reading timestamps".into(),
-                    message: e.to_string(),
-                })?;
+            let view = read.get_mapped_range(0..bytes).map_err(|e| GpuError::Device {
+                during: "reading timestamps".into(),
+                message: e.to_string(),
+            })?;
             for (d, pair) in recorded.iter().zip(view.chunks_exact(16)) {
-                let tick = |b: &[u8]| {
-                    b.iter()
-                        .rev()
-                        .fold(0u64, |acc, &byte| acc << 8 | u64::from(byte))
-                };
-                profiler.add(
-                    d.pipeline.name,
-                    d.work,
-                    tick(&pair[..8]),
-                    tick(&pair[8..]),
-                );
+                let tick = |b: &[u8]| b.iter().rev().fold(0u64, |acc, &byte| acc << 8 | u64::from(byte));
+                profiler.add(d.pipeline.name, d.work, tick(&pair[..8]), tick(&pair[8..]));
             }
         }
         read.unmap();
@@ -442,10 +401,7 @@ fn assumed_rates(kind: DeviceKind) -> (f64, f64) {
 impl Gpu {
     /// Kernel times since the device was opened or [`Gpu::clear_profile`], slowest first; empty without `profile`.
     pub fn profile(&self) -> Vec<super::ProfileRow> {
-        self.profiler
-            .as_ref()
-            .map(|p| lock(p).rows())
-            .unwrap_or_default()
+        self.profiler.as_ref().map(|p| lock(p).rows()).unwrap_or_default()
     }
 
     /// Forgets the kernel times so far.

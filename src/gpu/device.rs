@@ -65,26 +65,21 @@ impl Gpu {
         let mut limits = adapter.limits();
         if let Some(bytes) = options.max_binding_bytes {
             let bytes = bytes.max(super::OFFSET_ALIGNMENT);
-            limits.max_storage_buffer_binding_size =
-                limits.max_storage_buffer_binding_size.min(bytes);
+            limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(bytes);
         }
         let mut features = wanted_features() & adapter.features();
         if !options.profile {
             features.remove(wgpu::Features::TIMESTAMP_QUERY);
         }
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-                label: Some("maskwright"),
-                required_features: features,
-                required_limits: limits.clone(),
-                // The big tensors live as long as the run; small ones are few.
-                memory_hints: wgpu::MemoryHints::MemoryUsage,
-                ..Default::default()
-            }))
-            .map_err(|e| GpuError::Open {
-                adapter: info.name.clone(),
-                reason: e.to_string(),
-            })?;
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("maskwright"),
+            required_features: features,
+            required_limits: limits.clone(),
+            // The big tensors live as long as the run; small ones are few.
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        }))
+        .map_err(|e| GpuError::Open { adapter: info.name.clone(), reason: e.to_string() })?;
         let reported = Arc::new(Mutex::new(Reported::default()));
         let sink = reported.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
@@ -100,10 +95,7 @@ impl Gpu {
             Some(Mutex::new(Profiler::new(&device, &queue)))
         } else {
             if options.profile {
-                log::warn!(
-                    "{} has no timestamp queries: no kernel times",
-                    info.name
-                );
+                log::warn!("{} has no timestamp queries: no kernel times", info.name);
             }
             None
         };
@@ -127,12 +119,7 @@ impl Gpu {
     /// "llvmpipe (Vulkan, Mesa 22.3.6)": what results are reported with.
     pub fn describe(&self) -> String {
         let driver = format!("{} {}", self.info.driver, self.info.driver_info);
-        format!(
-            "{} ({:?}, {})",
-            self.info.name,
-            self.info.backend,
-            driver.trim()
-        )
+        format!("{} ({:?}, {})", self.info.name, self.info.backend, driver.trim())
     }
 
     /// Why this adapter was chosen.
@@ -191,11 +178,7 @@ impl Gpu {
             return Ok(());
         };
         let during = reported.during.clone();
-        Err(if lost {
-            GpuError::Lost { during, message }
-        } else {
-            GpuError::Device { during, message }
-        })
+        Err(if lost { GpuError::Lost { during, message } } else { GpuError::Device { during, message } })
     }
 
     /// Waits until all submitted work is done.

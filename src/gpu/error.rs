@@ -13,7 +13,9 @@ pub enum GpuError {
         backends: String,
     },
     /// `--device` or `WGPU_ADAPTER_NAME` selects nothing.
-    #[error("no adapter matches `{wanted}`; there are: {found}. Choose one by its number or a part of its name")]
+    #[error(
+        "no adapter matches `{wanted}`; there are: {found}. Choose one by its number or a part of its name"
+    )]
     NoSuchAdapter {
         /// What was asked for.
         wanted: String,

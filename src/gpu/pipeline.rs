@@ -51,18 +51,11 @@ impl Gpu {
         self.pipelines().len()
     }
 
-    fn build(
-        &self,
-        name: &'static str,
-        source: &'static str,
-        defs: &Defs,
-    ) -> Result<Pipeline, GpuError> {
+    fn build(&self, name: &'static str, source: &'static str, defs: &Defs) -> Result<Pipeline, GpuError> {
         let composed = compose(name, source, defs)?;
         let reflected = reflect(name, &composed.module)?;
 
-        let scope = self
-            .device()
-            .push_error_scope(wgpu::ErrorFilter::Validation);
+        let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = self.device().push_error_scope(wgpu::ErrorFilter::Internal);
         let desc = wgpu::ShaderModuleDescriptor {
             label: Some(name),
@@ -75,8 +68,7 @@ impl Gpu {
             // checked mode too), every loop has a bound that comes from the parameter block, and integer divisors
             // are non-zero shape parameters checked by the caller of each kernel.
             unsafe {
-                self.device()
-                    .create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked())
+                self.device().create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked())
             }
         };
         let mut entries = vec![wgpu::BindGroupLayoutEntry {
@@ -94,53 +86,39 @@ impl Gpu {
                 binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
                 ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage {
-                        read_only: !written,
-                    },
+                    ty: wgpu::BufferBindingType::Storage { read_only: !written },
                     has_dynamic_offset: false,
                     min_binding_size: None,
                 },
                 count: None,
             });
         }
-        let layout = self
-            .device()
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-                label: Some(name),
-                entries: &entries,
-            });
-        let pipeline_layout =
-            self.device()
-                .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                    label: Some(name),
-                    bind_group_layouts: &[Some(&layout)],
-                    immediate_size: 0,
-                });
-        let raw = self
-            .device()
-            .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(name),
-                layout: Some(&pipeline_layout),
-                module: &module,
-                entry_point: Some("main"),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    zero_initialize_workgroup_memory: false,
-                    ..Default::default()
-                },
-                cache: None,
-            });
+        let layout = self.device().create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(name),
+            entries: &entries,
+        });
+        let pipeline_layout = self.device().create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(name),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let raw = self.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(name),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
         // Scopes nest: the inner one is popped first.
         let inner = pollster::block_on(internal.pop());
         if let Some(error) = inner.or(pollster::block_on(scope.pop())) {
             return Err(GpuError::Shader { kernel: name.to_string(), message: error.to_string() });
         }
-        Ok(Pipeline {
-            name,
-            raw,
-            layout,
-            params_bytes: reflected.params_bytes,
-            storage: reflected.storage,
-        })
+        Ok(Pipeline { name, raw, layout, params_bytes: reflected.params_bytes, storage: reflected.storage })
     }
 }
 
@@ -151,10 +129,7 @@ struct Reflected {
 
 /// Reads the bind group layout off the module: a uniform at binding 0 and at most eight storage buffers.
 fn reflect(name: &str, module: &naga::Module) -> Result<Reflected, GpuError> {
-    let fail = |message: &str| GpuError::Shader {
-        kernel: name.to_string(),
-        message: message.to_string(),
-    };
+    let fail = |message: &str| GpuError::Shader { kernel: name.to_string(), message: message.to_string() };
     let mut params_bytes = None;
     let mut storage = Vec::new();
     for (_, var) in module.global_variables.iter() {
@@ -167,10 +142,7 @@ fn reflect(name: &str, module: &naga::Module) -> Result<Reflected, GpuError> {
                 params_bytes = Some(u64::from(size).next_multiple_of(16));
             }
             naga::AddressSpace::Storage { access } => {
-                storage.push((
-                    binding.binding,
-                    access.contains(naga::StorageAccess::STORE),
-                ));
+                storage.push((binding.binding, access.contains(naga::StorageAccess::STORE)));
             }
             _ => return Err(fail("unexpected resource")),
         }

@@ -1,8 +1,6 @@
 //! Composition of WGSL from `shaders/` by naga_oil: imports, `#ifdef`, typed constants.
 
-use naga_oil::compose::{
-    ComposableModuleDescriptor, Composer, NagaModuleDescriptor, ShaderDefValue,
-};
+use naga_oil::compose::{ComposableModuleDescriptor, Composer, NagaModuleDescriptor, ShaderDefValue};
 
 use super::{Defs, GpuError};
 
@@ -27,8 +25,7 @@ macro_rules! shared {
 const SHARED: &[Shared] = shared!["philox", "gumbel", "groups", "score", "weights"];
 
 /// What every wgpu device can do: `unpack2x16float` and its kin. No optional capability is used.
-const CAPABILITIES: naga::valid::Capabilities =
-    naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+const CAPABILITIES: naga::valid::Capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
 /// A composed and validated kernel.
 pub struct Composed {
@@ -43,14 +40,9 @@ pub struct Composed {
 /// # Errors
 /// [`GpuError::Shader`] with the position in the WGSL when it does not parse or validate.
 pub fn compose(kernel: &str, source: &str, defs: &Defs) -> Result<Composed, GpuError> {
-    let fail = |message: String| GpuError::Shader {
-        kernel: kernel.to_string(),
-        message,
-    };
-    let shader_defs: std::collections::HashMap<String, ShaderDefValue> = defs
-        .iter()
-        .map(|&(name, value)| (name.to_string(), ShaderDefValue::UInt(value)))
-        .collect();
+    let fail = |message: String| GpuError::Shader { kernel: kernel.to_string(), message };
+    let shader_defs: std::collections::HashMap<String, ShaderDefValue> =
+        defs.iter().map(|&(name, value)| (name.to_string(), ShaderDefValue::UInt(value))).collect();
     let mut composer = Composer::default().with_capabilities(CAPABILITIES);
     for shared in imported(source) {
         let module = ComposableModuleDescriptor {
@@ -72,21 +64,16 @@ pub fn compose(kernel: &str, source: &str, defs: &Defs) -> Result<Composed, GpuE
             ..Default::default()
         })
         .map_err(|e| fail(e.emit_to_string(&composer)))?;
-    let info = naga::valid::Validator::new(
-        naga::valid::ValidationFlags::all(),
-        CAPABILITIES,
-    )
-    .validate(&module)
-    .map_err(|e| fail(format!("{e:?}")))?;
+    let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), CAPABILITIES)
+        .validate(&module)
+        .map_err(|e| fail(format!("{e:?}")))?;
     Ok(Composed { module, info })
 }
 
 /// The shared modules that `source` imports, directly or through others, each after those it needs.
 fn imported(source: &str) -> Vec<&'static Shared> {
     fn imports(source: &str, name: &str) -> bool {
-        source
-            .lines()
-            .any(|l| l.starts_with("#import") && l.contains(name))
+        source.lines().any(|l| l.starts_with("#import") && l.contains(name))
     }
     let mut needed: Vec<&Shared> = Vec::new();
     for shared in SHARED.iter().rev() {

@@ -7,11 +7,7 @@ use crate::gpu::{Buffer, Defs, GpuError, Work};
 
 /// Shader defs of a kernel that reduces `slices` shares over a workgroup of `lanes` x `slices`.
 pub(super) fn sliced_defs(lanes: u32, slices: u32) -> Defs {
-    vec![
-        ("LANES", lanes),
-        ("SLICES", slices),
-        ("INVOCATIONS", lanes * slices),
-    ]
+    vec![("LANES", lanes), ("SLICES", slices), ("INVOCATIONS", lanes * slices)]
 }
 
 /// Padded layout of a batch: `windows` windows of `length` tokens, each padded to `4 * window4`.
@@ -86,17 +82,9 @@ impl Kernels<'_> {
         }
         let (lanes, slices) = self.preset().reduce;
         let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
-        let params = NormParams {
-            features: size(NAME, x.count)?,
-            t4: size(NAME, x.t4)?,
-            eps,
-            pad: 0,
-        };
+        let params = NormParams { features: size(NAME, x.count)?, t4: size(NAME, x.t4)?, eps, pad: 0 };
         let values = (x.count * x.t4 * 4) as f64;
-        let work = Work {
-            flops: 4.0 * values,
-            bytes: 12.0 * values,
-        };
+        let work = Work { flops: 4.0 * values, bytes: 12.0 * values };
         let grid = [x.t4.div_ceil(lanes as usize) as u32, 1, 1];
         c.dispatch(&pipeline, &params, &[x.buffer.all(), gain.all(), y.buffer.all()], grid, work)
     }
@@ -126,16 +114,9 @@ impl Kernels<'_> {
         let lanes = self.preset().lanes;
         let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
         let pairs = x.count / 2;
-        let params = [
-            size(NAME, pairs)?,
-            size(NAME, half)?,
-            size(NAME, x.t4)?,
-            size(NAME, layout.window4())?,
-        ];
-        let work = Work {
-            flops: 24.0 * (pairs * x.t4) as f64,
-            bytes: 64.0 * (pairs * x.t4) as f64,
-        };
+        let params =
+            [size(NAME, pairs)?, size(NAME, half)?, size(NAME, x.t4)?, size(NAME, layout.window4())?];
+        let work = Work { flops: 24.0 * (pairs * x.t4) as f64, bytes: 64.0 * (pairs * x.t4) as f64 };
         let grid = self.fold(pairs * x.t4, lanes);
         c.dispatch(&pipeline, &params, &[table.all(), x.buffer.all()], grid, work)
     }
@@ -157,11 +138,7 @@ impl Kernels<'_> {
     ) -> Result<(), GpuError> {
         const NAME: &str = "attention";
         let (t4, window4) = (layout.t4(), layout.window4());
-        let Heads {
-            heads: h,
-            kv_heads,
-            head_dim,
-        } = heads;
+        let Heads { heads: h, kv_heads, head_dim } = heads;
         let fits = kv_heads > 0
             && h.is_multiple_of(kv_heads)
             && q.count == h * head_dim
@@ -176,11 +153,7 @@ impl Kernels<'_> {
             ));
         }
         let (lanes, keys) = self.preset().attention;
-        let defs = vec![
-            ("LANES", lanes),
-            ("KEYS", keys),
-            ("HEAD_DIM", size(NAME, head_dim)?),
-        ];
+        let defs = vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", size(NAME, head_dim)?)];
         let pipeline = self.pipeline(NAME, defs)?;
         let tiles = window4.div_ceil(lanes as usize);
         // The grid's width holds windows x tiles: long batches are cut into runs of windows by the caller's binding limits
@@ -216,10 +189,7 @@ impl Kernels<'_> {
         let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
         let count = gate.count * gate.t4;
         let params = [size(NAME, count)?, 0, 0, 0];
-        let work = Work {
-            flops: 16.0 * count as f64,
-            bytes: 48.0 * count as f64,
-        };
+        let work = Work { flops: 16.0 * count as f64, bytes: 48.0 * count as f64 };
         let grid = self.fold(count, lanes);
         c.dispatch(&pipeline, &params, &[gate.buffer.all(), up.buffer.all()], grid, work)
     }
@@ -248,17 +218,9 @@ impl Kernels<'_> {
         }
         let (lanes, slices) = self.preset().reduce;
         let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
-        let params = [
-            size(NAME, logits.count)?,
-            size(NAME, logits.t4)?,
-            size(NAME, first)?,
-            0,
-        ];
+        let params = [size(NAME, logits.count)?, size(NAME, logits.t4)?, size(NAME, first)?, 0];
         let values = 4.0 * (logits.count * logits.t4) as f64;
-        let work = Work {
-            flops: 4.0 * values,
-            bytes: 4.0 * values,
-        };
+        let work = Work { flops: 4.0 * values, bytes: 4.0 * values };
         let grid = [logits.t4.div_ceil(lanes as usize) as u32, 1, 1];
         let bind = [logits.buffer.all(), targets.all(), state.buffer.all()];
         c.dispatch(&pipeline, &params, &bind, grid, work)
@@ -277,9 +239,7 @@ impl Kernels<'_> {
         out_row: usize,
     ) -> Result<(), GpuError> {
         const NAME: &str = "row_sumsq";
-        let fits = x.first == 0
-            && x.t4 == layout.t4()
-            && out.bytes() >= 4 * (out_row + x.count) as u64;
+        let fits = x.first == 0 && x.t4 == layout.t4() && out.bytes() >= 4 * (out_row + x.count) as u64;
         if !fits {
             return Err(shape_error(NAME, format!("{} rows into row {out_row}", x.count)));
         }
@@ -296,10 +256,7 @@ impl Kernels<'_> {
             0,
         ];
         let values = 4.0 * (x.count * x.t4) as f64;
-        let work = Work {
-            flops: 2.0 * values,
-            bytes: 4.0 * values,
-        };
+        let work = Work { flops: 2.0 * values, bytes: 4.0 * values };
         let grid = self.fold(x.count, 1);
         c.dispatch(&pipeline, &params, &[x.buffer.all(), out.all()], grid, work)
     }

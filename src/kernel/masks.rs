@@ -161,10 +161,7 @@ impl Kernels<'_> {
                 pad: [0; 2],
             };
             let values = f64::from(chunk.rows) * mask.cols as f64;
-            let work = Work {
-                flops: 60.0 * values,
-                bytes: 4.125 * values,
-            };
+            let work = Work { flops: 60.0 * values, bytes: 4.125 * values };
             let grid = self.fold(chunk.rows as usize * words as usize, WG);
             c.dispatch(&pipeline, &params, &[chunk.logits, mask.buffer.all()], grid, work)?;
         }
@@ -188,10 +185,7 @@ impl Kernels<'_> {
         for chunk in self.row_chunks(NAME, pattern, logits, mask)? {
             let params = self.row_params(NAME, &chunk, mask, 0.0)?;
             let values = f64::from(chunk.rows) * mask.cols as f64;
-            let work = Work {
-                flops: 8.0 * values,
-                bytes: 4.125 * values,
-            };
+            let work = Work { flops: 8.0 * values, bytes: 4.125 * values };
             let grid = self.fold(chunk.rows as usize * words, WG);
             c.dispatch(&pipeline, &params, &[chunk.logits, mask.buffer.all()], grid, work)?;
         }
@@ -215,10 +209,7 @@ impl Kernels<'_> {
         for chunk in self.row_chunks(NAME, pattern, logits, mask)? {
             let params = self.row_params(NAME, &chunk, mask, step_size)?;
             let values = f64::from(chunk.rows) * mask.cols as f64;
-            let work = Work {
-                flops: 20.0 * values,
-                bytes: 8.125 * values,
-            };
+            let work = Work { flops: 20.0 * values, bytes: 8.125 * values };
             let groups = chunk.rows as usize * (mask.cols / pattern.m());
             let grid = self.fold(groups, WG);
             c.dispatch(&pipeline, &params, &[chunk.logits, mask.buffer.all()], grid, work)?;
@@ -273,10 +264,7 @@ impl Kernels<'_> {
             pad: [0; 2],
         };
         let values = (rows * cols) as f64;
-        let work = Work {
-            flops: 30.0 * values,
-            bytes: 52.0 * values,
-        };
+        let work = Work { flops: 30.0 * values, bytes: 52.0 * values };
         let grid = self.fold(rows * (cols / pattern.m()), WG);
         let bind = [logits.all(), mask.buffer.all(), moments.sums.all(), moments.squares.all()];
         c.dispatch(&pipeline, &params, &bind, grid, work)

@@ -165,9 +165,7 @@ impl Kernels<'_> {
     }
 
     fn lock_scratch(&self) -> std::sync::MutexGuard<'_, Option<Buffer>> {
-        self.scratch
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn take_scratch(&self, bytes: u64) -> Result<Buffer, GpuError> {
@@ -188,12 +186,7 @@ impl Kernels<'_> {
         rows: usize,
         scratch: Option<&Buffer>,
     ) -> Result<(), GpuError> {
-        let mut piece = Piece {
-            weights: &chunk.buffer,
-            local: row - chunk.first,
-            row,
-            rows,
-        };
+        let mut piece = Piece { weights: &chunk.buffer, local: row - chunk.first, row, rows };
         if let (Some(scratch), Some(mask)) = (scratch, p.mask) {
             self.mask_apply(c, p.weight, mask, &piece, scratch)?;
             piece.weights = scratch;
@@ -226,10 +219,7 @@ impl Kernels<'_> {
             0,
             0,
         ];
-        let work = Work {
-            flops: 0.0,
-            bytes: elements as f64 * (8.0 * weight.dtype().size() as f64 + 0.5),
-        };
+        let work = Work { flops: 0.0, bytes: elements as f64 * (8.0 * weight.dtype().size() as f64 + 0.5) };
         let bind = [piece.weights.all(), mask.buffer.all(), out.all()];
         c.dispatch(&pipeline, &params, &bind, self.fold(elements, lanes), work)
     }
@@ -263,11 +253,7 @@ impl Kernels<'_> {
         if p.accumulate {
             defs.push(("ACCUMULATE", 1));
         }
-        let grid = [
-            p.x.t4.div_ceil(tile_t4) as u32,
-            piece.rows.div_ceil(unit) as u32,
-            1,
-        ];
+        let grid = [p.x.t4.div_ceil(tile_t4) as u32, piece.rows.div_ceil(unit) as u32, 1];
         let (n, k, t) = (piece.rows as f64, p.inputs.len() as f64, 4.0 * p.x.t4 as f64);
         let work = Work {
             flops: 2.0 * n * k * t,
@@ -277,13 +263,7 @@ impl Kernels<'_> {
             let pipeline = self.pipeline(name, defs)?;
             return c.dispatch(&pipeline, &base, &bind, grid, work);
         }
-        let mut params = MaskedParams {
-            base,
-            bit_row: 0,
-            bit_k4: 0,
-            words: 0,
-            pad: 0,
-        };
+        let mut params = MaskedParams { base, bit_row: 0, bit_k4: 0, words: 0, pad: 0 };
         if let Some(mask) = p.mask {
             defs.push(("MASK", 1));
             bind.push(mask.buffer.all());

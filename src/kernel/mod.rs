@@ -11,11 +11,11 @@ mod preset;
 mod table;
 mod tensor;
 
+pub use elementwise::{Heads, Layout};
 pub use masks::{Moments, SampleAt};
 pub use matmul::Product;
 pub use preset::{Preset, choose_preset};
-pub use table::{KernelSource, KERNELS, Variant};
-pub use elementwise::{Heads, Layout};
+pub use table::{KERNELS, KernelSource, Variant};
 pub use tensor::{Activation, MaskBuffer, Rows, Weight, f32_bytes};
 
 use std::sync::{Arc, Mutex};
@@ -32,11 +32,7 @@ pub struct Kernels<'g> {
 impl<'g> Kernels<'g> {
     /// Kernels for `gpu` under `preset`.
     pub fn new(gpu: &'g Gpu, preset: Preset) -> Self {
-        Self {
-            gpu,
-            preset,
-            scratch: Mutex::new(None),
-        }
+        Self { gpu, preset, scratch: Mutex::new(None) }
     }
 
     /// The device.
@@ -64,10 +60,8 @@ impl<'g> Kernels<'g> {
 
 /// A `u32` kernel parameter from a host size.
 fn size(kernel: &'static str, value: usize) -> Result<u32, GpuError> {
-    u32::try_from(value).map_err(|_| GpuError::Shape {
-        kernel,
-        message: format!("{value} does not fit 32 bits"),
-    })
+    u32::try_from(value)
+        .map_err(|_| GpuError::Shape { kernel, message: format!("{value} does not fit 32 bits") })
 }
 
 fn shape_error(kernel: &'static str, message: String) -> GpuError {

@@ -41,13 +41,7 @@ impl Preset {
             attention: (8, 32),
         };
         vec![
-            Self {
-                name: "tile64",
-                matmul: Matmul::Tile,
-                lanes: 256,
-                reduce: (16, 16),
-                attention: (32, 16),
-            },
+            Self { name: "tile64", matmul: Matmul::Tile, lanes: 256, reduce: (16, 16), attention: (32, 16) },
             rows("rows8", 8),
             rows("rows16", 16),
             rows("rows32", 32),
@@ -62,10 +56,7 @@ impl Preset {
     /// The preset of a kind of device before anything is measured.
     pub fn of_kind(kind: DeviceKind) -> Self {
         let name = if kind == DeviceKind::Cpu { "rows16" } else { "tile64" };
-        Self::all()
-            .into_iter()
-            .find(|p| p.name == name)
-            .unwrap_or_else(|| Self::all().swap_remove(0))
+        Self::all().into_iter().find(|p| p.name == name).unwrap_or_else(|| Self::all().swap_remove(0))
     }
 
     /// Rows of the output that one workgroup of the product makes.
@@ -114,15 +105,9 @@ pub fn choose_preset(gpu: &Gpu, forced: Option<&str>) -> Result<Preset, GpuError
 /// Best of five runs of the product, in seconds.
 fn measure(gpu: &Gpu, preset: &Preset) -> Result<f64, GpuError> {
     let (n, k, t) = (384usize, 384usize, 512usize);
-    let data: Vec<u8> = (0..n * k)
-        .flat_map(|i| half::f16::from_f32((i % 17) as f32 * 0.1 - 0.8).to_le_bytes())
-        .collect();
-    let view = TensorView {
-        name: "self-measurement",
-        dtype: Dtype::F16,
-        shape: &[n, k],
-        data: &data,
-    };
+    let data: Vec<u8> =
+        (0..n * k).flat_map(|i| half::f16::from_f32((i % 17) as f32 * 0.1 - 0.8).to_le_bytes()).collect();
+    let view = TensorView { name: "self-measurement", dtype: Dtype::F16, shape: &[n, k], data: &data };
     let weight = Weight::upload(gpu, "probe:weights", &view)?;
     let mask = MaskBuffer::new(gpu, "probe:mask", n, k)?;
     gpu.upload(&mask.buffer, 0, &vec![0x33; n * k / 8])?;
@@ -156,9 +141,7 @@ impl Cache {
                 .or_else(|| dir("HOME").map(|h| h.join(".cache")))
                 .map(|b| b.join("maskwright"))
         });
-        Self {
-            path: base.map(|b| b.join("presets.json")),
-        }
+        Self { path: base.map(|b| b.join("presets.json")) }
     }
 
     fn read(&self) -> serde_json::Map<String, serde_json::Value> {

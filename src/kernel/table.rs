@@ -1,5 +1,6 @@
 //! The table of all kernels: their sources and the variants that tests, benches and the portability check walk.
 
+use super::preset::{Matmul, Preset};
 use crate::gpu::{Defs, GpuError};
 
 /// One shader file.
@@ -47,64 +48,72 @@ pub const KERNELS: &[KernelSource] = kernels![
 ];
 
 pub(super) fn source(name: &'static str) -> Result<&'static str, GpuError> {
-    KERNELS
-        .iter()
-        .find(|k| k.name == name)
-        .map(|k| k.source)
-        .ok_or_else(|| GpuError::Shader {
-            kernel: name.to_string(),
-            message: "not in the kernel table".to_string(),
+    KERNELS.iter().find(|k| k.name == name).map(|k| k.source).ok_or_else(|| GpuError::Shader {
+        kernel: name.to_string(),
+        message: "not in the kernel table".to_string(),
+    })
+}
+
+/// The different values of a field of the presets.
+fn of_presets<T: PartialEq>(field: impl Fn(&Preset) -> T) -> Vec<T> {
+    let mut out = Vec::new();
+    for value in Preset::all().iter().map(field) {
+        if !out.contains(&value) {
+            out.push(value);
+        }
+    }
+    out
+}
+
+/// Every subset of `switches` added to `defs`.
+fn switched(defs: &Defs, switches: &[&'static str]) -> Vec<Defs> {
+    (0..1u32 << switches.len())
+        .map(|bits| {
+            let on = switches.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1);
+            defs.iter().copied().chain(on.map(|(_, &name)| (name, 1))).collect()
         })
+        .collect()
 }
 
 impl KernelSource {
-    /// The variants of this kernel that the product can ask for: all storage types, presets and switches, and for the mask
-    /// kernels a sample of patterns that has every code path.
+    /// The variants of this kernel that the product can ask for: all storage types, presets and switches; of the mask kernels'
+    /// patterns and of attention's head sizes a sample that has every code path.
     pub fn variants(&self) -> Vec<Variant> {
-        let one = |defs: Defs| Variant {
-            kernel: self.name,
-            defs,
-        };
-        let slices = [(8, 1), (16, 16)];
-        match self.name {
-            "matmul_rows" | "matmul_tile" => {
-                let rows: &[u32] = if self.name == "matmul_rows" { &[8, 16, 32] } else { &[0] };
-                let mut out = Vec::new();
-                for &r in rows {
-                    for weight in 0..3 {
-                        for bits in 0..8u32 {
-                            let mut defs = vec![("WEIGHT", weight)];
-                            if r > 0 {
-                                defs.extend([("LANES", 8), ("ROWS", r)]);
-                            }
-                            for (i, name) in ["BIAS", "ACCUMULATE", "MASK"].into_iter().enumerate() {
-                                if bits >> i & 1 == 1 && (r == 0 || name != "MASK") {
-                                    defs.push((name, 1));
-                                }
-                            }
-                            out.push(one(defs));
-                        }
-                    }
-                }
-                out
+        let lanes = || of_presets(|p| p.lanes);
+        let defs: Vec<Defs> = match self.name {
+            "matmul_rows" => of_presets(|p| p.matmul)
+                .into_iter()
+                .filter_map(|m| match m {
+                    Matmul::Rows(rows) => Some(rows),
+                    Matmul::Tile => None,
+                })
+                .flat_map(|rows| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", 8), ("ROWS", rows)]))
+                .flat_map(|defs| switched(&defs, &["BIAS", "ACCUMULATE"]))
+                .collect(),
+            "matmul_tile" => {
+                (0..3).flat_map(|w| switched(&vec![("WEIGHT", w)], &["BIAS", "ACCUMULATE", "MASK"])).collect()
             }
-            "mask_apply" => (0..3).map(|w| one(vec![("WEIGHT", w), ("LANES", 64)])).collect(),
-            "attention" => [(8, 32), (32, 16)]
+            "mask_apply" => lanes()
+                .into_iter()
+                .flat_map(|lanes| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", lanes)]))
+                .collect(),
+            "attention" => of_presets(|p| p.attention)
                 .into_iter()
                 .flat_map(|(lanes, keys)| {
-                    [8, 64, 128].map(|d| one(vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", d)]))
+                    [8, 20, 64, 128].map(|d| vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", d)])
                 })
                 .collect(),
-            "rms_norm" | "vocab_reduce" => slices
+            "rms_norm" | "vocab_reduce" => of_presets(|p| p.reduce)
                 .into_iter()
-                .map(|(lanes, slices)| one(super::elementwise::sliced_defs(lanes, slices)))
+                .map(|(lanes, slices)| super::elementwise::sliced_defs(lanes, slices))
                 .collect(),
             "mask_sample" | "mask_top" | "mask_update" | "score_moments" => {
                 [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (8, 16), (12, 16), (15, 16)]
-                    .map(|(n, m)| one(vec![("WG", 64), ("N", n), ("M", m)]))
+                    .map(|(n, m)| vec![("WG", 64), ("N", n), ("M", m)])
                     .to_vec()
             }
-            _ => vec![one(vec![("LANES", 64)])],
-        }
+            _ => lanes().into_iter().map(|lanes| vec![("LANES", lanes)]).collect(),
+        };
+        defs.into_iter().map(|defs| Variant { kernel: self.name, defs }).collect()
     }
 }

@@ -33,11 +33,7 @@ impl Activation {
                 remedy: "use a smaller batch or window".into(),
             });
         }
-        Ok(Self {
-            buffer: gpu.alloc(label, bytes)?,
-            rows,
-            t4,
-        })
+        Ok(Self { buffer: gpu.alloc(label, bytes)?, rows, t4 })
     }
 
     /// All rows, for the first `t4` vec4s of tokens of a tensor that was allocated for at least as many.
@@ -57,12 +53,7 @@ impl Activation {
                 ),
             ));
         }
-        Ok(Rows {
-            buffer: &self.buffer,
-            first,
-            count,
-            t4,
-        })
+        Ok(Rows { buffer: &self.buffer, first, count, t4 })
     }
 
     /// The buffer behind it.
@@ -157,26 +148,14 @@ impl Weight {
                 gpu.upload(&buffer, 0, data)?;
             } else {
                 let mut padded = vec![0u8; count * stride];
-                for (to, from) in padded
-                    .chunks_exact_mut(stride)
-                    .zip(data.chunks_exact(cols * size))
-                {
+                for (to, from) in padded.chunks_exact_mut(stride).zip(data.chunks_exact(cols * size)) {
                     to[..from.len()].copy_from_slice(from);
                 }
                 gpu.upload(&buffer, 0, &padded)?;
             }
-            chunks.push(Chunk {
-                buffer,
-                first,
-                rows: count,
-            });
+            chunks.push(Chunk { buffer, first, rows: count });
         }
-        Ok(Self {
-            chunks,
-            rows,
-            cols,
-            dtype: view.dtype,
-        })
+        Ok(Self { chunks, rows, cols, dtype: view.dtype })
     }
 }
 
@@ -203,11 +182,7 @@ impl MaskBuffer {
     /// # Errors
     /// When the device has no room.
     pub fn new(gpu: &Gpu, label: &str, rows: usize, cols: usize) -> Result<Self, GpuError> {
-        Ok(Self {
-            buffer: gpu.alloc(label, Self::device_bytes(rows, cols))?,
-            rows,
-            cols,
-        })
+        Ok(Self { buffer: gpu.alloc(label, Self::device_bytes(rows, cols))?, rows, cols })
     }
 
     /// Allocates and fills it from the host.

@@ -13,7 +13,9 @@ pub enum NnError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// A token that the model has no embedding for.
-    #[error("token {token} is outside the model's vocabulary of {vocab}; the tokenizer belongs to another model")]
+    #[error(
+        "token {token} is outside the model's vocabulary of {vocab}; the tokenizer belongs to another model"
+    )]
     Token {
         /// The token.
         token: u32,

@@ -160,7 +160,12 @@ impl<'g> Decoder<'g, '_> {
         Ok(())
     }
 
-    fn read_losses(&self, c: &mut Commands<'g>, ws: &Workspace, layout: Layout) -> Result<TokenLoss, NnError> {
+    fn read_losses(
+        &self,
+        c: &mut Commands<'g>,
+        ws: &Workspace,
+        layout: Layout,
+    ) -> Result<TokenLoss, NnError> {
         let tokens = 4 * layout.t4();
         let state: Vec<f32> = c.read(ws.state.buffer(), 0, 3 * tokens)?;
         let stride = 4 * layout.window4();
@@ -232,11 +237,7 @@ impl<'g> BlockPass<'_, 'g, '_> {
 
     fn product<'p>(&'p self, kind: ProjectionKind, x: Rows<'p>, y: Rows<'p>) -> Product<'p> {
         let linear = &self.block.linears[kind as usize];
-        Product {
-            mask: self.mask(kind),
-            bias: linear.bias.as_ref(),
-            ..Product::new(&linear.weight, x, y)
-        }
+        Product { mask: self.mask(kind), bias: linear.bias.as_ref(), ..Product::new(&linear.weight, x, y) }
     }
 
     fn norm(&self, c: &mut Commands<'g>, gain: &Buffer) -> Result<(), NnError> {
@@ -296,7 +297,8 @@ impl<'g> BlockPass<'_, 'g, '_> {
             let rows = ws.sizes.ffn_rows.min(inner - first);
             let gate = ws.gate.rows(0, rows, t4)?;
             let up = ws.up.rows(0, rows, t4)?;
-            kernels.matmul(c, &Product { outputs: first..first + rows, ..self.product(Gate, normed, gate) })?;
+            kernels
+                .matmul(c, &Product { outputs: first..first + rows, ..self.product(Gate, normed, gate) })?;
             kernels.matmul(c, &Product { outputs: first..first + rows, ..self.product(Up, normed, up) })?;
             kernels.swiglu(c, gate, up)?;
             if let Some(observe) = observe {

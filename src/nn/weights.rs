@@ -28,7 +28,12 @@ impl BlockWeights {
     ///
     /// # Errors
     /// What the checkpoint or the device report.
-    pub fn upload(gpu: &Gpu, checkpoint: &Checkpoint, config: &Config, index: usize) -> Result<Self, NnError> {
+    pub fn upload(
+        gpu: &Gpu,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        index: usize,
+    ) -> Result<Self, NnError> {
         let linears = ProjectionKind::ALL
             .into_iter()
             .map(|kind| {
@@ -103,7 +108,8 @@ impl DecoderWeights {
             }
         }
         let output = checkpoint.tensor(config.output_name())?;
-        bytes += Weight::device_bytes(config.vocab_size, config.hidden_size, output.dtype).next_multiple_of(16);
+        bytes +=
+            Weight::device_bytes(config.vocab_size, config.hidden_size, output.dtype).next_multiple_of(16);
         Ok(PlanItem::new("weights", bytes))
     }
 

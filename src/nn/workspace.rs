@@ -56,7 +56,8 @@ impl Sizes {
 
     /// What [`Workspace::new`] allocates.
     pub fn plan(&self) -> PlanItem {
-        let rows = 2 * self.hidden + 2 * self.queries + 2 * self.keys + 2 * self.ffn_rows + self.vocab_rows + 3 + 1;
+        let rows =
+            2 * self.hidden + 2 * self.queries + 2 * self.keys + 2 * self.ffn_rows + self.vocab_rows + 3 + 1;
         PlanItem::new("activations", f32_bytes(rows, 4 * self.layout.t4()) + self.table_bytes())
     }
 }

@@ -76,7 +76,9 @@ pub enum PruneError {
         source: std::io::Error,
     },
     /// Too few windows for one batch.
-    #[error("the calibration text gives {windows} windows, a batch takes {batch}; use a longer text or a smaller --batch")]
+    #[error(
+        "the calibration text gives {windows} windows, a batch takes {batch}; use a longer text or a smaller --batch"
+    )]
     TooFewWindows {
         /// Windows there are.
         windows: usize,

@@ -260,7 +260,6 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
         Ok(MaskSet { pattern, masks })
     }
 
-
     /// What `variance` works with: decoder, stream, logits, mask buffers, projections.
     pub(super) fn parts(
         &mut self,

@@ -3,8 +3,8 @@
 //! All three estimate the same gradient (MaskPro, theorem 2: unbiased; Var tracked <= Var residual < Var loss as long as
 //! f(m) > f(m_0) / 2). The tracker is warmed up on samples that are not counted, then goes on as in training.
 
-use super::maskpro::{Learner, Step};
 use super::PruneError;
+use super::maskpro::{Learner, Step};
 use crate::kernel::Moments;
 use crate::mask::Pattern;
 

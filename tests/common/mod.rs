@@ -24,8 +24,10 @@ pub fn gpu() -> &'static Gpu {
 /// Opens a device of its own and shows which one it is, whether or not the test's output is captured.
 pub fn open(options: GpuOptions) -> Gpu {
     let gpu = Gpu::open(options).unwrap_or_else(|e| panic!("these tests need an adapter: {e}"));
-    let binary = std::env::current_exe().ok().and_then(|p| Some(p.file_stem()?.to_string_lossy().into_owned()));
-    let limit = gpu.options().max_binding_bytes.map(|b| format!(", bindings of {b} bytes")).unwrap_or_default();
+    let binary =
+        std::env::current_exe().ok().and_then(|p| Some(p.file_stem()?.to_string_lossy().into_owned()));
+    let limit =
+        gpu.options().max_binding_bytes.map(|b| format!(", bindings of {b} bytes")).unwrap_or_default();
     // The print macros are captured by the test harness, the stream itself is not.
     let line = format!("{}: adapter {}{limit}\n", binary.unwrap_or_default(), gpu.describe());
     std::io::stderr().lock().write_all(line.as_bytes()).expect("standard error");
@@ -174,12 +176,18 @@ impl Worst {
 
     /// Compares elementwise; fails with the worst element. Tokens that `counts` rejects are not compared.
     #[track_caller]
-    pub fn check_where(&mut self, label: &str, got: &[f32], want: &Twin, counts: impl Fn(usize) -> bool) {
+    pub fn check_where<T: Copy + Into<f64>>(
+        &mut self,
+        label: &str,
+        got: &[T],
+        want: &Twin,
+        counts: impl Fn(usize) -> bool,
+    ) {
         assert_eq!(got.len(), want.value.len(), "{label}: number of values");
         let mut at = None;
         let mut most = 0.0;
         for (i, &g) in got.iter().enumerate().filter(|&(i, _)| counts(i)) {
-            let error = (f64::from(g) - want.value[i]).abs();
+            let error = (g.into() - want.value[i]).abs();
             let units = if error == 0.0 { 0.0 } else { error / want.unit[i] };
             // NaN, on either side, is the worst of all.
             let units = if units.is_nan() { f64::INFINITY } else { units };
@@ -196,7 +204,7 @@ impl Worst {
             i / want.width,
             i % want.width,
             want.width,
-            got[i],
+            got[i].into(),
             want.value[i],
             want.unit[i],
             self.tolerance
@@ -204,7 +212,7 @@ impl Worst {
     }
 
     #[track_caller]
-    pub fn check(&mut self, label: &str, got: &[f32], want: &Twin) {
+    pub fn check<T: Copy + Into<f64>>(&mut self, label: &str, got: &[T], want: &Twin) {
         self.check_where(label, got, want, |_| true);
     }
 }

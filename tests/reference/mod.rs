@@ -39,11 +39,7 @@ impl Twin {
 
     /// Values that must come out bit for bit.
     pub fn exact(values: &[f32], width: usize) -> Self {
-        Self {
-            value: values.iter().map(|&v| f64::from(v)).collect(),
-            unit: vec![0.0; values.len()],
-            width,
-        }
+        Self { value: values.iter().map(|&v| f64::from(v)).collect(), unit: vec![0.0; values.len()], width }
     }
 
     /// Overwrites the rows from `first` on with those of `other`.
