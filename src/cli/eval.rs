@@ -78,7 +78,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         );
     }
     if device.profile {
-        eprintln!("{}", profile(&gpu.profile()));
+        eprintln!("{}", profile(&gpu));
     }
     Ok(Outcome::Done)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::gpu::ProfileRow;
+use crate::gpu::Gpu;
 
 /// A table with a header; the first column is left-aligned, the others right-aligned.
 pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
@@ -45,7 +45,8 @@ pub(super) fn bytes(n: u64) -> String {
 }
 
 /// The kernel times of `--profile`.
-pub(super) fn profile(rows: &[ProfileRow]) -> String {
+pub(super) fn profile(gpu: &Gpu) -> String {
+    let (rows, submits) = (gpu.profile(), gpu.submits());
     let total: f64 = rows.iter().map(|r| r.ms).sum();
     let cells: Vec<Vec<String>> = rows
         .iter()
@@ -60,7 +61,8 @@ pub(super) fn profile(rows: &[ProfileRow]) -> String {
             ]
         })
         .collect();
-    table(&["kernel", "calls", "ms", "%", "GFLOP/s", "GB/s"], &cells)
+    let table = table(&["kernel", "calls", "ms", "%", "GFLOP/s", "GB/s"], &cells);
+    format!("{table}\n{} submits, the longest {:.0} ms", submits.count, submits.longest_ms)
 }
 
 /// A bar on a terminal; elsewhere a line every ten seconds, so that logs stay readable.

@@ -234,7 +234,7 @@ impl Job<'_> {
             println!("written: {}", path.display());
         }
         if self.device.profile {
-            eprintln!("{}", profile(&gpu.profile()));
+            eprintln!("{}", profile(&gpu));
         }
         Ok(outcome)
     }

@@ -350,6 +350,11 @@ impl<'g> Commands<'g> {
         self.gpu.poll(wgpu::PollType::Wait { submission_index: Some(oldest.index), timeout: None })?;
         let took = oldest.at.max(self.last_done).elapsed().as_secs_f64();
         self.last_done = Instant::now();
+        {
+            let mut submits = lock(&self.gpu.submits);
+            submits.count += 1;
+            submits.longest_ms = submits.longest_ms.max(took * 1e3);
+        }
         // Short submits are mostly overhead and say nothing about the rates.
         if oldest.assumed > 1e-3 {
             let mut pace = lock(&self.gpu.pace);

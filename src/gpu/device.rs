@@ -49,6 +49,16 @@ pub struct Gpu {
     /// Measured against assumed duration of submits; see `Commands`.
     pub(super) pace: Mutex<f64>,
     pub(super) staging: Mutex<Option<super::Buffer>>,
+    pub(super) submits: Mutex<Submits>,
+}
+
+/// How long submits took, as the host saw it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Submits {
+    /// Number of submits waited for.
+    pub count: u64,
+    /// The longest, in milliseconds.
+    pub longest_ms: f64,
 }
 
 impl Gpu {
@@ -113,6 +123,7 @@ impl Gpu {
             profiler,
             pace: Mutex::new(1.0),
             staging: Mutex::new(None),
+            submits: Mutex::default(),
         })
     }
 
@@ -145,6 +156,11 @@ impl Gpu {
     /// Most workgroups along one dimension of a dispatch.
     pub fn max_workgroups(&self) -> u32 {
         self.limits.max_compute_workgroups_per_dimension
+    }
+
+    /// Number and longest duration of the submits so far.
+    pub fn submits(&self) -> Submits {
+        *lock(&self.submits)
     }
 
     /// The options it was opened with.
