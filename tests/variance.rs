@@ -12,7 +12,7 @@ use maskwright::kernel::{Kernels, Layout, Preset};
 use maskwright::mask::{BitMask, MaskSet, Pattern, law};
 use maskwright::model::{Checkpoint, Config};
 use maskwright::nn::{Batch, Decoder, DecoderWeights, Embedding, MaskBank, Workspace};
-use maskwright::prune::maskpro::{self, Estimator, Learner, Options};
+use maskwright::prune::maskpro::{self, Estimator, Learner, Options, initial_logits};
 use maskwright::prune::{Score, score_masks, select, variance};
 use serde_json::json;
 
@@ -128,12 +128,22 @@ fn estimators_are_unbiased_and_ordered() {
         steps: 0,
         rate: 0.0,
         scale: SCALE,
+        sharpness: None,
         batch: BATCH,
         alpha: 0.99,
         seed: 7,
     };
-    let mut learner =
-        Learner::new(&decoder, &mut commands, &selection, &start, &windows, options, |_, _| ()).unwrap();
+    let mut learner = Learner::new(
+        &decoder,
+        &mut commands,
+        &selection,
+        &start,
+        &windows,
+        options,
+        |_, mask| Ok(initial_logits(mask, SCALE)),
+        |_, _| (),
+    )
+    .unwrap();
     let rows = variance::measure(&mut learner, pattern, 500, SAMPLES, |_| ()).unwrap();
     for r in &rows {
         // The tracker holds 1 % of the current residual: its estimate is 0.99 of the gradient.

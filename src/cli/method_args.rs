@@ -8,10 +8,11 @@ use super::output::Progress;
 use crate::calib::Windows;
 use crate::eval::workspace;
 use crate::gpu::Commands;
-use crate::mask::{MaskSet, Pattern};
+use crate::mask::{BitMask, MaskSet, Pattern};
+use crate::model::Projection;
 use crate::nn::Decoder;
-use crate::prune::maskpro::{Estimator, Options};
-use crate::prune::{InputNorms, PruneError, Score, Selection, score_masks};
+use crate::prune::maskpro::{Estimator, Options, initial_logits};
+use crate::prune::{InputNorms, PruneError, Score, Selection, score_logits, score_masks};
 
 /// Which projections are pruned, and how.
 #[derive(clap::Args)]
@@ -59,6 +60,10 @@ pub(super) struct MaskProArgs {
     /// MaskPro: logits start at this times the start mask
     #[arg(long, value_name = "SCALE", default_value_t = 10.0)]
     logits: f32,
+    /// MaskPro: start logits from the scores of a magnitude or wanda start, this times ln(score / boundary) of each group, within
+    /// half of --logits; close calls are then tried more often than clear ones
+    #[arg(long, value_name = "T")]
+    sharpness: Option<f32>,
     /// MaskPro: windows of a minibatch
     #[arg(long, default_value_t = 32)]
     pub(super) batch: usize,
@@ -78,6 +83,7 @@ impl MaskProArgs {
             steps: self.steps,
             rate: self.rate,
             scale: self.logits,
+            sharpness: self.sharpness,
             batch: self.batch,
             alpha: self.alpha,
             seed: self.seed,
@@ -92,6 +98,9 @@ impl MaskProArgs {
         if !(0.0..1.0).contains(&self.alpha) {
             return bad("--alpha must be at least 0 and below 1");
         }
+        if self.sharpness.is_some_and(|t| !(t.is_finite() && t > 0.0)) {
+            return bad("--sharpness must be a positive number");
+        }
         if self.logits > 100.0 {
             return bad("--logits must be at most 100: beyond it no other mask is ever drawn");
         }
@@ -105,7 +114,7 @@ impl StartArgs {
         &self.start
     }
 
-    /// The start mask.
+    /// The start mask, and what it was made of.
     #[allow(clippy::too_many_arguments)] // what a start mask is made of
     pub(super) fn masks<'g>(
         &self,
@@ -116,15 +125,56 @@ impl StartArgs {
         selection: &Selection,
         pattern: Pattern,
         windows: &Windows,
-    ) -> Result<MaskSet, CliError> {
+    ) -> Result<Start, CliError> {
         match self.start.as_str() {
-            "magnitude" => Ok(score_masks(&model.checkpoint, selection, pattern, Score::Magnitude)?),
+            "magnitude" => {
+                let masks = score_masks(&model.checkpoint, selection, pattern, Score::Magnitude)?;
+                Ok(Start { masks, from: StartFrom::Magnitude })
+            }
             "wanda" => {
                 let norms = norms(device, decoder, commands, windows, self.norm_windows)?;
-                Ok(score_masks(&model.checkpoint, selection, pattern, Score::Wanda(&norms))?)
+                let masks = score_masks(&model.checkpoint, selection, pattern, Score::Wanda(&norms))?;
+                Ok(Start { masks, from: StartFrom::Wanda(norms) })
             }
-            file => start_file(model, selection, pattern, file.as_ref()),
+            file => {
+                let masks = start_file(model, selection, pattern, file.as_ref())?;
+                Ok(Start { masks, from: StartFrom::File })
+            }
         }
+    }
+}
+
+/// A start mask and what it was made of.
+pub(super) struct Start {
+    pub(super) masks: MaskSet,
+    from: StartFrom,
+}
+
+enum StartFrom {
+    Magnitude,
+    Wanda(InputNorms),
+    File,
+}
+
+impl Start {
+    /// Start logits of a projection under `options`.
+    pub(super) fn logits(
+        &self,
+        model: &Model,
+        options: &Options,
+        p: &Projection,
+        mask: &BitMask,
+    ) -> Result<Vec<f32>, PruneError> {
+        let Some(sharpness) = options.sharpness else {
+            return Ok(initial_logits(mask, options.scale));
+        };
+        let score = match &self.from {
+            StartFrom::Magnitude => Score::Magnitude,
+            StartFrom::Wanda(norms) => Score::Wanda(norms),
+            // A file has no scores: its mask is all there is to start from.
+            StartFrom::File => return Ok(initial_logits(mask, options.scale)),
+        };
+        score_logits(&model.checkpoint, p, options.pattern, score, sharpness, options.scale)
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::context::{DeviceArgs, Model};
-use super::method_args::{MaskProArgs, SelectArgs, StartArgs, norms};
+use super::method_args::{MaskProArgs, SelectArgs, Start, StartArgs, norms};
 use super::output::{Progress, bytes, profile, table};
 use super::{CliError, Outcome};
 use crate::calib::Windows;
@@ -110,6 +110,9 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         return Err(CliError::Usage("--out DIR is needed".into()));
     };
     // Before any work, so that a folder that cannot be written costs nothing.
+    if !args.no_model {
+        export::hf::check_destination(&model.checkpoint, out)?;
+    }
     let folder = RunFolder::create(out)?;
     job.run(folder)
 }
@@ -190,7 +193,7 @@ impl Job<'_> {
                 )?;
                 let (masks, ended) = self.learn(&mut folder, &decoder, &mut commands, &from, windows)?;
                 outcome = ended;
-                start = Some(from);
+                start = Some(from.masks);
                 masks
             }
             _ => score_masks(checkpoint, self.selection, pattern, Score::Magnitude)?,
@@ -244,28 +247,41 @@ impl Job<'_> {
         folder: &mut RunFolder,
         decoder: &Decoder<'g, '_>,
         commands: &mut Commands<'g>,
-        start: &MaskSet,
+        start: &Start,
         windows: &Windows,
     ) -> Result<(MaskSet, Outcome), CliError> {
         let options = self.args.learn.options(self.args.select.pattern);
         let steps = options.steps;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
-        ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))?;
+        // The second Ctrl-C does not wait for what is written after the first.
+        ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+        })?;
         let gpu = decoder.kernels.gpu();
         self.device.note(|| "building pipelines".into());
         let building = Instant::now();
         let minibatches = windows.count() / options.batch.max(1);
         let mut bar = Progress::new("start losses", minibatches as u64, self.device.quiet);
-        let mut learner =
-            Learner::new(decoder, commands, self.selection, start, windows, options, |n, _| {
+        let mut learner = Learner::new(
+            decoder,
+            commands,
+            self.selection,
+            &start.masks,
+            windows,
+            options.clone(),
+            |p, mask| start.logits(self.model, &options, p, mask),
+            |n, _| {
                 if n == 0 {
                     let seconds = building.elapsed().as_secs_f64();
                     self.device
                         .note(|| format!("{} pipelines built in {seconds:.1} s", gpu.pipelines_built()));
                 }
                 bar.at(n as u64, String::new);
-            })?;
+            },
+        )?;
         bar.end();
         let mut bar = Progress::new("steps", u64::from(steps), self.device.quiet);
         let mut changed = 0;

@@ -66,8 +66,16 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         &windows,
     )?;
     let options = args.learn.options(args.select.pattern);
-    let mut learner =
-        Learner::new(&decoder, &mut commands, &selection, &start, &windows, options, |_, _| ())?;
+    let mut learner = Learner::new(
+        &decoder,
+        &mut commands,
+        &selection,
+        &start.masks,
+        &windows,
+        options.clone(),
+        |p, mask| start.logits(&model, &options, p, mask),
+        |_, _| (),
+    )?;
     let total = args.warm_up + args.samples;
     let mut progress = Progress::new("samples", u64::from(total), device.quiet);
     let rows = measure(&mut learner, args.select.pattern, args.warm_up, args.samples, |n| {

@@ -63,16 +63,25 @@ pub fn write(
 ) -> Result<Summary, ExportError> {
     masks.check_model(config)?;
     masks.check()?;
-    let source = checkpoint.folder();
-    if inside(source, out)? {
-        return Err(ExportError::InsideSource { out: out.into(), source_folder: source.into() });
-    }
+    check_destination(checkpoint, out)?;
     let pending = PendingFolder::create(out)?;
     // A failed write must name the place the user asked for, not the temporary one.
     let result = fill(checkpoint, config, masks, provenance, pending.path())
         .map_err(|e| rename_in_error(e, pending.path(), out))?;
     pending.commit()?;
     Ok(Summary { folder: out.into(), ..result })
+}
+
+/// Whether a masked copy of `checkpoint` can lie at `out`, as [`write`] checks; to be asked before long work.
+///
+/// # Errors
+/// [`ExportError::InsideSource`], or that the source cannot be read.
+pub fn check_destination(checkpoint: &Checkpoint, out: &Path) -> Result<(), ExportError> {
+    let source = checkpoint.folder();
+    if inside(source, out)? {
+        return Err(ExportError::InsideSource { out: out.into(), source_folder: source.into() });
+    }
+    Ok(())
 }
 
 fn fill(

@@ -17,7 +17,7 @@ use crate::calib::Windows;
 use crate::gpu::{Buffer, Commands, PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Layout, SampleAt, f32_bytes};
 use crate::mask::{BitMask, MaskSet, Pattern};
-use crate::model::{Checkpoint, Config};
+use crate::model::{Checkpoint, Config, Projection};
 use crate::nn::{Batch, Decoder, DecoderWeights, MaskBank, PlanItem, Sizes, Workspace};
 
 /// Which advantage the policy gradient uses.
@@ -43,8 +43,11 @@ pub struct Options {
     pub steps: u32,
     /// Learning rate.
     pub rate: f32,
-    /// Logits start at `scale` times the start mask.
+    /// Logits start at `scale` times the start mask (or within `+-scale / 2` around its score's boundary).
     pub scale: f32,
+    /// Start logits from the score behind the start mask: `sharpness * ln(score / boundary)`; `None` = from the mask alone, as in
+    /// the released code.
+    pub sharpness: Option<f32>,
     /// Windows of a minibatch.
     pub batch: usize,
     /// Smoothing of the tracker.
@@ -79,7 +82,7 @@ pub fn plan(
     sizes: &Sizes,
     scratch: u64,
 ) -> Result<Vec<PlanItem>, PruneError> {
-    let logits = |p: &crate::model::Projection| f32_bytes(p.rows, p.cols).next_multiple_of(16);
+    let logits = |p: &Projection| f32_bytes(p.rows, p.cols).next_multiple_of(16);
     let pruned = selection.projections();
     let largest = pruned.iter().map(logits).max().unwrap_or(0);
     let read = largest.max(f32_bytes(3, 4 * sizes.layout.t4())).min(READ_PIECE);
@@ -111,11 +114,12 @@ pub struct Learner<'r, 'g, 'm> {
 }
 
 impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
-    /// Sets the logits to `scale` times the start mask, builds the pipelines and measures the start mask on every minibatch.
+    /// Sets the logits to `initial` (given a projection and its start mask; [`initial_logits`] is the released code's), builds the pipelines and measures the start mask on every minibatch.
     /// `progress` is called with (minibatches measured, of all), first with 0 when the pipelines are built.
     ///
     /// # Errors
     /// Too few windows for a batch; no room on the device.
+    #[allow(clippy::too_many_arguments)] // the parts of a run; each is used once
     pub fn new(
         decoder: &'r Decoder<'g, 'm>,
         commands: &'r mut Commands<'g>,
@@ -123,6 +127,7 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
         start: &'r MaskSet,
         windows: &Windows,
         options: Options,
+        initial: impl Fn(&Projection, &BitMask) -> Result<Vec<f32>, PruneError>,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, PruneError> {
         let batches = minibatches(windows, options.batch)?;
@@ -136,7 +141,7 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
                     reason: format!("the start mask lacks {}", p.name),
                 });
             };
-            let values = initial_logits(mask, options.scale);
+            let values = initial(p, mask)?;
             logits.push(gpu.alloc_init(&format!("logits:{}", p.name), &values)?);
         }
         let bank = MaskBank::upload(gpu, decoder.config, start)?;
@@ -268,8 +273,8 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
     }
 }
 
-/// Logits at the start: `scale` where the mask keeps, 0 elsewhere.
-fn initial_logits(mask: &BitMask, scale: f32) -> Vec<f32> {
+/// Logits of the released code: `scale` where the mask keeps, 0 elsewhere.
+pub fn initial_logits(mask: &BitMask, scale: f32) -> Vec<f32> {
     let mut out = Vec::with_capacity(mask.rows() * mask.cols());
     for row in 0..mask.rows() {
         out.extend((0..mask.cols()).map(|col| if mask.get(row, col) { scale } else { 0.0 }));

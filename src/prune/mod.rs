@@ -9,5 +9,5 @@ pub mod variance;
 
 pub use error::PruneError;
 pub use run::{EvalRow, RunFolder};
-pub use scores::{InputNorms, Score, score_masks};
+pub use scores::{InputNorms, Score, score_logits, score_masks};
 pub use select::{Selection, select};

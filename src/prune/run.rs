@@ -1,7 +1,7 @@
 //! The run folder: resolved options, metrics, mask, masked model.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::PruneError;
@@ -22,10 +22,13 @@ pub struct EvalRow {
     pub window: usize,
 }
 
-/// A run's folder. `run.json` is written last, so that a folder without it is an unfinished run.
+/// A run's folder. `run.json` is written last, so that a folder without it is an unfinished run. An error before the first
+/// result leaves nothing, so that the same command can be given again.
 pub struct RunFolder {
     path: PathBuf,
-    metrics: BufWriter<File>,
+    metrics: File,
+    /// Made here, not found empty.
+    made: bool,
 }
 
 impl RunFolder {
@@ -35,17 +38,15 @@ impl RunFolder {
     /// [`PruneError::RunExists`] for a non-empty one, [`PruneError::RunFolder`] when the system refuses.
     pub fn create(path: &Path) -> Result<Self, PruneError> {
         let fail = |source| PruneError::RunFolder { path: path.into(), source };
-        if path.is_dir() {
-            let mut entries = std::fs::read_dir(path).map_err(fail)?;
-            if entries.next().is_some() {
-                return Err(PruneError::RunExists { path: path.into() });
-            }
+        let made = !path.is_dir();
+        if !made && fs::read_dir(path).map_err(fail)?.next().is_some() {
+            return Err(PruneError::RunExists { path: path.into() });
         }
-        std::fs::create_dir_all(path).map_err(fail)?;
+        fs::create_dir_all(path).map_err(fail)?;
         let name = path.join("metrics.jsonl");
         let file = OpenOptions::new().create_new(true).append(true).open(&name);
         let file = file.map_err(|source| PruneError::RunFolder { path: name, source })?;
-        Ok(Self { path: path.into(), metrics: BufWriter::new(file) })
+        Ok(Self { path: path.into(), metrics: file, made })
     }
 
     /// The folder.
@@ -63,24 +64,37 @@ impl RunFolder {
         self.path.join("model")
     }
 
-    /// Appends one line to the metrics.
+    /// Appends one line to the metrics, at once: a step takes long, and somebody may be watching.
     ///
     /// # Errors
     /// [`PruneError::RunFolder`] when the disk is full.
     pub fn metric(&mut self, line: &serde_json::Value) -> Result<(), PruneError> {
         let path = self.path.join("metrics.jsonl");
-        writeln!(self.metrics, "{line}").map_err(|source| PruneError::RunFolder { path, source })
+        let text = format!("{line}\n");
+        self.metrics.write_all(text.as_bytes()).map_err(|source| PruneError::RunFolder { path, source })
     }
 
     /// Flushes the metrics and writes `run.json`.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn finish(mut self, run: &serde_json::Value) -> Result<(), PruneError> {
-        let flushed = self.metrics.flush().and_then(|()| self.metrics.get_ref().sync_all());
+    pub fn finish(self, run: &serde_json::Value) -> Result<(), PruneError> {
         let path = self.path.join("metrics.jsonl");
-        flushed.map_err(|source| PruneError::RunFolder { path, source })?;
+        self.metrics.sync_all().map_err(|source| PruneError::RunFolder { path, source })?;
         let text = format!("{run:#}\n");
         Ok(fsio::write_bytes(&self.path.join("run.json"), text.as_bytes())?)
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        let entries = fs::read_dir(&self.path).map_or(0, Iterator::count);
+        let unused = self.metrics.metadata().is_ok_and(|m| m.len() == 0);
+        if entries == 1 && unused {
+            let _ = fs::remove_file(self.path.join("metrics.jsonl"));
+            if self.made {
+                let _ = fs::remove_dir(&self.path);
+            }
+        }
     }
 }

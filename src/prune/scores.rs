@@ -7,7 +7,7 @@ use crate::calib::Windows;
 use crate::gpu::{Buffer, Commands};
 use crate::kernel::Layout;
 use crate::mask::{BitMask, MaskSet, Pattern};
-use crate::model::{Checkpoint, Config, ProjectionKind};
+use crate::model::{Checkpoint, Config, Projection, ProjectionKind, TensorView};
 use crate::nn::{Batch, DENSE, Decoder, Observed, Workspace};
 
 /// How a weight is scored.
@@ -99,6 +99,53 @@ impl InputNorms {
     }
 }
 
+/// Scores of one row of a projection, into `out` `[in_features]`.
+fn score_row(view: &TensorView<'_>, p: &Projection, score: Score<'_>, row: usize, out: &mut [f32]) {
+    if !view.row_f32(row, out) {
+        out.fill(f32::NAN);
+    }
+    match score {
+        Score::Magnitude => out.iter_mut().for_each(|w| *w = w.abs()),
+        Score::Wanda(norms) => {
+            for (w, n) in out.iter_mut().zip(norms.of(p.block, p.kind)) {
+                *w = w.abs() * n;
+            }
+        }
+    }
+}
+
+/// Start logits that know how sure the score is: `sharpness * ln(score / boundary)`, clamped to `+-limit / 2`, where the boundary
+/// is the geometric mean of the lowest kept and the highest pruned score of the group. The most probable mask is the
+/// score's; groups whose scores are close are drawn differently often, clear ones almost never.
+///
+/// # Errors
+/// A tensor that the checkpoint lacks.
+pub fn score_logits(
+    checkpoint: &Checkpoint,
+    p: &Projection,
+    pattern: Pattern,
+    score: Score<'_>,
+    sharpness: f32,
+    limit: f32,
+) -> Result<Vec<f32>, PruneError> {
+    let view = checkpoint.tensor(&p.name)?;
+    let mut logits = vec![0.0; p.rows * p.cols];
+    for (row, out) in logits.chunks_exact_mut(p.cols).enumerate() {
+        score_row(&view, p, score, row, out);
+        for group in out.chunks_exact_mut(pattern.m()) {
+            // Zero scores become the smallest positive number: their logarithm is finite, and clamped.
+            group.iter_mut().for_each(|s| *s = s.max(f32::MIN_POSITIVE).ln());
+            let mut sorted = group.to_vec();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let boundary = (sorted[pattern.n() - 1] + sorted[pattern.n()]) / 2.0;
+            for s in group {
+                *s = (sharpness * (*s - boundary)).clamp(-limit / 2.0, limit / 2.0);
+            }
+        }
+    }
+    Ok(logits)
+}
+
 /// The masks that keep the N highest scores of each group, ties to the lower index.
 ///
 /// # Errors
@@ -112,19 +159,7 @@ pub fn score_masks(
     let mut masks = BTreeMap::new();
     for (_, p) in &selection.pruned {
         let view = checkpoint.tensor(&p.name)?;
-        let mask = BitMask::top_n(p.rows, p.cols, pattern, |row, out| {
-            if !view.row_f32(row, out) {
-                out.fill(f32::NAN);
-            }
-            match score {
-                Score::Magnitude => out.iter_mut().for_each(|w| *w = w.abs()),
-                Score::Wanda(norms) => {
-                    for (w, n) in out.iter_mut().zip(norms.of(p.block, p.kind)) {
-                        *w = w.abs() * n;
-                    }
-                }
-            }
-        })?;
+        let mask = BitMask::top_n(p.rows, p.cols, pattern, |row, out| score_row(&view, p, score, row, out))?;
         masks.insert(p.name.clone(), mask);
     }
     Ok(MaskSet { pattern, masks })
