@@ -2,6 +2,8 @@
 //! comparison with the f64 twins of `tests/reference`.
 #![allow(dead_code)] // every test binary uses a part of it
 
+pub mod model;
+
 use std::io::Write;
 use std::sync::OnceLock;
 

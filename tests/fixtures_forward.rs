@@ -1,0 +1,159 @@
+//! The decoder against transformers: random models of every family logit by logit, real models by their perplexity.
+
+mod common;
+mod reference;
+
+use common::model::{Expected, FIXTURES, Model, Output, forward};
+use common::{gpu, preset};
+
+const PRESETS: [&str; 2] = ["tile64", "rows16"];
+
+/// Largest difference of a logit, relative to the spread (standard deviation) of the model's logits. Both sides compute in f32,
+/// in different orders: the bound is seven times the largest seen (7.3e-6).
+const LOGIT_TOLERANCE: f64 = 5e-5;
+/// Largest difference of a token's loss, in nats (seen: 8e-6).
+const LOSS_TOLERANCE: f64 = 1e-4;
+
+fn spread(values: &[f32]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+    (values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n).sqrt()
+}
+
+/// Compares with the tensors `logits` and `nll` (or `logits_masked`, `nll_masked`); returns the worst differences.
+fn compare(label: &str, got: &Output, expected: &Expected, suffix: &str) -> (f64, f64) {
+    let logits = expected.f32(&format!("logits{suffix}"));
+    let spread = spread(&logits);
+    let flat: Vec<f32> = got.logits.iter().flatten().copied().collect();
+    assert_eq!(flat.len(), logits.len(), "{label}: number of logits");
+    let off = |(i, (&g, &w)): (usize, (&f32, &f32))| (i, (f64::from(g) - f64::from(w)).abs() / spread);
+    let worst = |a: (usize, f64), b: (usize, f64)| if b.1 > a.1 || b.1.is_nan() { b } else { a };
+    let (at, logit) = flat.iter().zip(&logits).enumerate().map(off).fold((0, 0.0), worst);
+    let vocab = got.logits[0].len();
+    assert!(
+        logit <= LOGIT_TOLERANCE,
+        "{label}: token {} logit {}: {} for {}, off by {logit:.2e} of the spread {spread:.3}",
+        at / vocab,
+        at % vocab,
+        flat[at],
+        logits[at]
+    );
+    let nll = expected.f32(&format!("nll{suffix}"));
+    assert_eq!(got.losses.nll.len(), nll.len(), "{label}: number of losses");
+    let mut loss = 0.0f64;
+    for (i, (&g, &w)) in got.losses.nll.iter().zip(&nll).enumerate() {
+        let off = (g - f64::from(w)).abs();
+        assert!(off <= LOSS_TOLERANCE, "{label}: loss {i}: {g} for {w}");
+        loss = loss.max(off);
+    }
+    (logit, loss)
+}
+
+/// Dense and under the fixtures' masks, for both kinds of preset.
+fn fixture(name: &str) {
+    assert!(FIXTURES.contains(&name));
+    let (model, expected) = (Model::fixture(name), Expected::of(name));
+    let (batch, masks) = (expected.batch(), expected.masks(&model.config));
+    for preset_name in PRESETS {
+        for (what, masks, suffix) in [("dense", None, ""), ("masked", Some(&masks), "_masked")] {
+            let label = format!("{name} {preset_name} {what}");
+            let got = forward(gpu(), &preset(preset_name), &model, &batch, masks);
+            let (logit, loss) = compare(&label, &got, &expected, suffix);
+            println!("{label}: logits off by {logit:.1e} of their spread, losses by {loss:.1e}");
+        }
+    }
+}
+
+#[test]
+fn llama_f32_tied_grouped_queries() {
+    fixture("llama_gqa_f32");
+}
+
+#[test]
+fn llama3_f16_scaled_rope_shards() {
+    fixture("llama3_rope_f16");
+}
+
+#[test]
+fn mistral_bf16() {
+    fixture("mistral_bf16");
+}
+
+#[test]
+fn qwen2_bf16_biases() {
+    fixture("qwen2_bf16");
+}
+
+#[test]
+fn llama_f16_heads_of_128() {
+    fixture("llama_mha_hd128_f16");
+}
+
+/// Masks matter at all: the masked fixtures are no copy of the dense ones.
+#[test]
+fn masked_and_dense_differ() {
+    for name in FIXTURES {
+        let expected = Expected::of(name);
+        let (dense, masked) = (expected.f32("logits"), expected.f32("logits_masked"));
+        let apart = dense.iter().zip(&masked).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+        assert!(apart > 1e3 * LOGIT_TOLERANCE * spread(&dense), "{name}: {apart}");
+    }
+}
+
+/// A token beyond the vocabulary is an error that names it.
+#[test]
+fn tokens_beyond_the_vocabulary_are_refused() {
+    use maskwright::kernel::Kernels;
+    use maskwright::nn::{DENSE, NnError, Sizes, Workspace};
+    let model = Model::fixture("mistral_bf16");
+    let mut batch = Expected::of("mistral_bf16").batch();
+    batch.ids[40] = 130;
+    let kernels = Kernels::new(gpu(), preset("rows16"));
+    let weights = model.upload(gpu());
+    let sizes = Sizes::new(&model.config, batch.layout, gpu().max_binding_bytes());
+    let ws = Workspace::new(gpu(), &model.config, sizes).expect("room");
+    let error = model.decoder(&kernels, &weights).losses(&mut common::commands(), &ws, &batch, DENSE);
+    assert!(matches!(error, Err(NnError::Token { token: 130, vocab: 130 })), "{:?}", error.err());
+}
+
+/// Perplexity of the first windows of 256 tokens of the validation text, against transformers in f32:
+/// `python tests/interop/check_hf_model.py ../shared/models/NAME --text ../shared/texts/tinystories-valid.txt --window 256
+/// --windows N` (transformers 5.23.0, torch 2.15.0).
+fn perplexity(name: &str, count: usize, preset_name: &str, expected: f64) {
+    use maskwright::calib::{Windows, tokens_of_file};
+    use maskwright::kernel::Kernels;
+    use maskwright::model::Tokenizer;
+    use maskwright::nn::DENSE;
+    let shared = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let folder = shared.join("models").join(name);
+    let model = Model::open(&folder);
+    let tokenizer = Tokenizer::open(&folder, &model.config).expect("a tokenizer");
+    let tokens = tokens_of_file(&tokenizer, &shared.join("texts/tinystories-valid.txt")).expect("a text");
+    let total = tokens.len();
+    let windows = Windows::new(tokens, 256).expect("windows").first(count);
+    let kernels = Kernels::new(gpu(), preset(preset_name));
+    let weights = model.upload(gpu());
+    let decoder = model.decoder(&kernels, &weights);
+    let ws = maskwright::eval::workspace(&decoder, &windows).expect("room");
+    let mut c = common::commands();
+    let result = maskwright::eval::perplexity(&decoder, &mut c, &ws, &windows, total, DENSE, |_| ());
+    let got = result.unwrap_or_else(|e| panic!("{e}"));
+    let off = got.perplexity / expected - 1.0;
+    println!("{name} {preset_name}: perplexity {:.6} for {expected:.6}, off by {off:.1e}", got.perplexity);
+    assert_eq!(got.windows, count);
+    assert!(off.abs() <= 1e-4, "{name} {preset_name}: perplexity {} for {expected}", got.perplexity);
+}
+
+#[test]
+#[cfg_attr(not(have_shared), ignore = "needs ../shared")]
+fn stories260k_perplexity() {
+    for preset_name in PRESETS {
+        perplexity("stories260K", 64, preset_name, 3.825_808_048);
+    }
+}
+
+#[test]
+#[cfg_attr(not(have_shared), ignore = "needs ../shared")]
+fn stories3m_perplexity() {
+    perplexity("stories3M", 16, "rows16", 3.775_327_043);
+}
