@@ -1,7 +1,7 @@
 //! `cargo bench` (or `./x bench`): every kernel at one or more typical sizes, with GFLOP/s, GB/s and the share of a
 //! measured multiply-add peak, as a table and as JSON.
 //!
-//! Options after `--`: `--device N|NAME`, `--preset NAME` (default: all presets for the products, the chosen one for the
+//! Options after `--`: `--size 768x768x768` (outputs, inputs, tokens of the products), `--device N|NAME`, `--preset NAME` (default: all presets for the products, the chosen one for the
 //! rest), `--json FILE`, `--only TEXT`.
 //! Times are device timestamps where the adapter has them, else wall time of one submit; the best of several runs counts.
 
@@ -252,6 +252,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut sizes = vec![(768, 768, 768)];
     if bench.peak > 500.0 {
         sizes.extend([(2048, 2048, 2048), (4096, 4096, 4096)]);
+    }
+    if let Some(size) = option(&args, "--size") {
+        let parts: Vec<usize> = size.split('x').map(str::parse).collect::<Result<_, _>>()?;
+        let &[n, k, t] = parts.as_slice() else {
+            return Err("--size takes outputs x inputs x tokens, as 768x768x768".into());
+        };
+        sizes = vec![(n, k, t.next_multiple_of(4))];
     }
     bench.products(&presets, &sizes)?;
     bench.decoder_kernels(&kernels)?;

@@ -1,4 +1,3 @@
-//! (ready)
 //! One Rust function per shader: it checks shapes, picks constants, cuts what is too large and records dispatches.
 //!
 //! Activations are feature-major, `[features, tokens]` in f32, so that the lanes of every kernel run along tokens: loads
@@ -68,5 +67,5 @@ fn shape_error(kernel: &'static str, message: String) -> GpuError {
     GpuError::Shape { kernel, message }
 }
 
-/// Keeps the import used by the submodules in one place.
+/// The stream that a kernel records into.
 type Stream<'a, 'g> = &'a mut Commands<'g>;

@@ -14,12 +14,12 @@
 //! | `written_by` | `maskwright` and its version |
 //! | `tensors` | JSON: parameter name to `{"shape":[rows,cols],"source_dtype":"F16","source_sha256":"..."}`, the hash being of the dense tensor's stored bytes |
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use safetensors::Dtype as StoredDtype;
-use safetensors::tensor::TensorView as StoredView;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 use crate::fsio;
 use crate::model::{Checkpoint, Shard};
@@ -106,27 +106,31 @@ impl MaskFile {
             let bytes = pack(mask, pattern).map_err(|e| e.within(name))?;
             packed.push((format!("{name}{SUFFIX}"), bytes));
         }
-        let mut views = Vec::new();
-        for (name, bytes) in &packed {
-            let view = StoredView::new(StoredDtype::U8, vec![bytes.len()], bytes);
-            views.push((name.as_str(), view.map_err(|e| unusable(e.to_string()))?));
-        }
         let tensors = serde_json::to_string(&self.sources).map_err(|e| unusable(e.to_string()))?;
-        let metadata: HashMap<String, String> = [
-            ("format", FORMAT.into()),
-            ("format_version", VERSION.into()),
-            ("pattern", pattern.to_string()),
-            ("meaning", format!("{} consecutive weights along in_features", pattern.words())),
-            ("order", ORDER.into()),
-            ("packing", Packing::of(pattern).name()),
-            ("method", self.provenance.method.clone()),
-            ("seed", self.provenance.seed.to_string()),
-            ("written_by", self.provenance.written_by.clone()),
-            ("tensors", tensors),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into();
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| unusable(e.to_string()))?;
+        let mut header = Map::new();
+        header.insert(
+            "__metadata__".into(),
+            json!({
+                "format": FORMAT,
+                "format_version": VERSION,
+                "pattern": pattern.to_string(),
+                "meaning": format!("{} consecutive weights along in_features", pattern.words()),
+                "order": ORDER,
+                "packing": Packing::of(pattern).name(),
+                "method": self.provenance.method,
+                "seed": self.provenance.seed.to_string(),
+                "written_by": self.provenance.written_by,
+                "tensors": tensors,
+            }),
+        );
+        let mut end = 0;
+        for (name, bytes) in &packed {
+            let begin = end;
+            end += bytes.len();
+            let entry = json!({ "dtype": "U8", "shape": [bytes.len()], "data_offsets": [begin, end] });
+            header.insert(name.clone(), entry);
+        }
+        let bytes = container(header, packed.iter().map(|(_, bytes)| bytes.as_slice()));
         Ok(fsio::write_bytes(path, &bytes)?)
     }
 
@@ -232,6 +236,18 @@ fn check_source(source: &SourceTensor) -> Result<(), String> {
         return Err(format!("its `source_sha256` is {:?}, expected 64 hexadecimal digits", clip(hash)));
     }
     Ok(())
+}
+
+/// A safetensors file: the header's length as a little-endian u64, the header, padded with spaces to 8 bytes, the data. Put
+/// together here because the library writes the metadata in random order, and equal masks are to give equal files.
+fn container<'a>(header: Map<String, Value>, data: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut text = Value::Object(header).to_string();
+    let padded = text.len().next_multiple_of(8);
+    text.extend(std::iter::repeat_n(' ', padded - text.len()));
+    let mut out = (padded as u64).to_le_bytes().to_vec();
+    out.extend(text.into_bytes());
+    data.for_each(|bytes| out.extend(bytes));
+    out
 }
 
 /// The first characters of a text that may be long.

@@ -201,7 +201,7 @@ pub enum ModelError {
         embeddings: usize,
     },
     /// The tokenizer library failed on a text.
-    #[error("{path} cannot encode the text: {problem}")]
+    #[error("{path} cannot encode the text: {problem}; download it again from the model's source")]
     Encode {
         /// The tokenizer file.
         path: PathBuf,

@@ -1,7 +1,9 @@
 //! tokenizer.json through the `tokenizers` library, checked against the embedding.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use serde_json::{Map, Value};
 
@@ -88,7 +90,23 @@ impl Tokenizer {
 /// Turns a panic of the library into an error: it has some left for files whose parts contradict each other, such as a
 /// template that names a special token without an id.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
+    thread_local! {
+        /// Whether this thread is inside the library: its panic is then no news for standard error.
+        static INSIDE: Cell<bool> = const { Cell::new(false) };
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !INSIDE.get() {
+                report(panic);
+            }
+        }));
+    });
+    INSIDE.set(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    INSIDE.set(false);
+    match result {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("its parts contradict each other".into()),
     }

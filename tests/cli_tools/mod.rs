@@ -1,0 +1,127 @@
+//! Runs the built command, and finds what the tests run it on.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// The arguments of a command line whose words may be paths.
+#[macro_export]
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { &[$(std::ffi::OsString::from(&$arg)),*][..] };
+}
+
+/// The embedded model.
+pub fn village() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/village")
+}
+
+/// A text of the embedded model: "calib" or "heldout".
+pub fn village_text(name: &str) -> PathBuf {
+    village().join(format!("{name}.txt"))
+}
+
+/// A model that lies next to the repository; for tests that are ignored where it does not.
+pub fn shared_model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models").join(name)
+}
+
+/// The command, with a cache for the measured preset that all tests have in common.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_maskwright"));
+    command.env("MASKWRIGHT_CACHE", env!("CARGO_TARGET_TMPDIR")).env_remove("RUST_LOG");
+    command
+}
+
+/// The preset that the command chooses here. Named in every later run of a test binary: two first runs at once could
+/// choose differently, and results are the same to the last bit only under one preset.
+pub fn preset() -> &'static str {
+    static PRESET: OnceLock<String> = OnceLock::new();
+    PRESET.get_or_init(|| {
+        let (model, text) = (village(), village_text("heldout"));
+        let ran =
+            succeeds(args!["eval", model, "--text", text, "--window", "32", "--windows", "1", "--json"]);
+        json(&ran.out)["preset"].as_str().expect("a name").to_owned()
+    })
+}
+
+/// What the command printed and how it ended.
+pub struct Ran {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).expect("text"),
+            err: String::from_utf8(output.stderr).expect("text"),
+        }
+    }
+}
+
+pub fn run<S: AsRef<OsStr>>(args: &[S]) -> Ran {
+    command().args(args).output().expect("the command starts").into()
+}
+
+/// Runs to a good end.
+#[track_caller]
+pub fn succeeds<S: AsRef<OsStr>>(args: &[S]) -> Ran {
+    let ran = run(args);
+    assert_eq!(ran.code, Some(0), "standard error:\n{}", ran.err);
+    ran
+}
+
+/// Runs `command` into an error: that exit code, nothing on standard output, no panic, and one error line that holds
+/// `parts`. Returns that line.
+#[track_caller]
+pub fn fails_in(mut command: Command, code: i32, parts: &[&str]) -> String {
+    let ran: Ran = command.output().expect("the command starts").into();
+    assert_eq!(ran.code, Some(code), "{:?}: standard error:\n{}", command.get_args(), ran.err);
+    assert!(!ran.err.contains("panicked"), "{}", ran.err);
+    assert_eq!(ran.out, "", "an error prints no result");
+    let errors: Vec<&str> = ran.err.lines().filter(|l| l.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "one error line:\n{}", ran.err);
+    for part in parts {
+        assert!(errors[0].contains(part), "should mention {part:?}:\n{}", errors[0]);
+    }
+    errors[0].to_owned()
+}
+
+/// [`fails_in`] with the plain command and exit code 1, where the error is also the last line.
+#[track_caller]
+pub fn fails<S: AsRef<OsStr>>(args: &[S], parts: &[&str]) -> String {
+    let mut command = command();
+    command.args(args);
+    fails_in(command, 1, parts)
+}
+
+pub fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+pub fn json_file(path: &Path) -> Value {
+    json(&std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+}
+
+/// Names in a folder, sorted.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let mut names: Vec<_> =
+        entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// The perplexity of a row of a run's closing table.
+#[track_caller]
+pub fn perplexity(run: &Value, model: &str) -> f64 {
+    let rows = run["results"].as_array().expect("rows");
+    let row = rows.iter().find(|r| r["model"] == model).unwrap_or_else(|| panic!("no row {model}: {run}"));
+    row["perplexity"].as_f64().expect("a number")
+}
