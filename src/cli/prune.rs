@@ -79,6 +79,10 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// Mean residual, in nats per token, from which a run is said to diverge: runs that learned stayed far below 0.2, those
+/// that passed it did not come back (docs/maskpro.md).
+const RUNAWAY: f64 = 0.5;
+
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
     args.learn.check()?;
     let model = Model::open_checked(&args.model)?;
@@ -287,6 +291,7 @@ impl Job<'_> {
         let mut changed = 0;
         let mut counted = Instant::now();
         let mut mean = 0.0;
+        let mut warned = false;
         let mut outcome = Outcome::Done;
         for i in 1..=steps {
             if stop.load(Ordering::SeqCst) {
@@ -296,6 +301,13 @@ impl Job<'_> {
             let at = Instant::now();
             let step = learner.step()?;
             mean += (step.residual - mean) / f64::from(i.min(50));
+            if mean > RUNAWAY && !warned {
+                warned = true;
+                log::warn!(
+                    "step {i}: drawn masks lose {mean:.2} nats more than the start mask, and the run seems to diverge; \
+                     stop it with Ctrl-C and use a lower --rate or --alpha, or higher --logits"
+                );
+            }
             let mut line = json!(step);
             line["seconds"] = at.elapsed().as_secs_f64().into();
             // Counting takes a read-back of all bits, so it happens once in a while.

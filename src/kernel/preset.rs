@@ -160,8 +160,11 @@ impl Cache {
         let mut all = self.read();
         all.insert(key.to_string(), preset.into());
         let text = serde_json::Value::Object(all).to_string();
+        // Under a name of its own first: two first runs at once must not read half a file.
+        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
         let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-        if let Err(e) = made.and_then(|()| std::fs::write(path, text)) {
+        let written = made.and_then(|()| std::fs::write(&temporary, text));
+        if let Err(e) = written.and_then(|()| std::fs::rename(&temporary, path)) {
             log::info!("cannot keep the preset in {}: {e}", path.display());
         }
     }

@@ -39,12 +39,17 @@ impl RunFolder {
     pub fn create(path: &Path) -> Result<Self, PruneError> {
         let fail = |source| PruneError::RunFolder { path: path.into(), source };
         let made = !path.is_dir();
-        if !made && fs::read_dir(path).map_err(fail)?.next().is_some() {
-            return Err(PruneError::RunExists { path: path.into() });
+        let name = path.join("metrics.jsonl");
+        if !made {
+            let entries = fs::read_dir(path).map_err(fail)?.count();
+            // All that a run leaves which was killed before its first step.
+            let killed_early = entries == 1 && fs::metadata(&name).is_ok_and(|m| m.is_file() && m.len() == 0);
+            if entries > 0 && !killed_early {
+                return Err(PruneError::RunExists { path: path.into() });
+            }
         }
         fs::create_dir_all(path).map_err(fail)?;
-        let name = path.join("metrics.jsonl");
-        let file = OpenOptions::new().create_new(true).append(true).open(&name);
+        let file = OpenOptions::new().create(true).append(true).open(&name);
         let file = file.map_err(|source| PruneError::RunFolder { path: name, source })?;
         Ok(Self { path: path.into(), metrics: file, made })
     }
