@@ -48,6 +48,7 @@ impl<'g> Bench<'g> {
         }
         let mut commands = Commands::new(self.gpu)?;
         let mut best = (f64::MAX, 0.0, 0.0);
+        let mut parts = Vec::new();
         for run in 0..=RUNS {
             self.gpu.clear_profile();
             let started = Instant::now();
@@ -61,16 +62,31 @@ impl<'g> Bench<'g> {
             let bytes: f64 = profile.iter().map(|r| r.gbytes * r.ms * 1e6).sum();
             if run > 0 && seconds < best.0 {
                 best = (seconds, flops, bytes);
+                parts = profile;
             }
         }
-        let gflops = best.1 / best.0 * 1e-9;
+        self.add(name.to_string(), shape.clone(), preset, best);
+        // A call of several kernels (a mask applied before the product) also shows each of them.
+        if parts.len() > 1 {
+            for p in parts {
+                let seconds = p.ms * 1e-3;
+                let sums = (seconds, p.gflops * seconds * 1e9, p.gbytes * seconds * 1e9);
+                self.add(format!("  {}", p.kernel), shape.clone(), preset, sums);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds and prints a row of (seconds, operations, bytes).
+    fn add(&mut self, kernel: String, shape: String, preset: &'static str, sums: (f64, f64, f64)) {
+        let gflops = sums.1 / sums.0 * 1e-9;
         let row = Row {
-            kernel: name.to_string(),
+            kernel,
             shape,
             preset,
-            ms: best.0 * 1e3,
+            ms: sums.0 * 1e3,
             gflops,
-            gbytes: best.2 / best.0 * 1e-9,
+            gbytes: sums.2 / sums.0 * 1e-9,
             share: if self.peak > 0.0 { gflops / self.peak } else { 0.0 },
         };
         println!(
@@ -84,7 +100,6 @@ impl<'g> Bench<'g> {
             100.0 * row.share
         );
         self.rows.push(row);
-        Ok(())
     }
 
     fn peak(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {
