@@ -134,7 +134,7 @@ fn perplexity(name: &str, count: usize, preset_name: &str, expected: f64) {
     let kernels = Kernels::new(gpu(), preset(preset_name));
     let weights = model.upload(gpu());
     let decoder = model.decoder(&kernels, &weights);
-    let ws = maskwright::eval::workspace(&decoder, &windows).expect("room");
+    let ws = maskwright::eval::workspace(&decoder, &windows, usize::MAX).expect("room");
     let mut c = common::commands();
     let result = maskwright::eval::perplexity(&decoder, &mut c, &ws, &windows, total, DENSE, |_| ());
     let got = result.unwrap_or_else(|e| panic!("{e}"));

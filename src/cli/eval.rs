@@ -54,7 +54,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     };
     let embedding = Embedding::new(&model.checkpoint, &model.config)?;
     let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
-    let ws = workspace(&decoder, &windows)?;
+    let ws = workspace(&decoder, &windows, usize::MAX)?;
     let mut commands = Commands::new(&gpu)?;
     let mut progress = Progress::new("windows", windows.count() as u64, device.quiet);
     let started = std::time::Instant::now();

@@ -114,7 +114,7 @@ impl StartArgs {
         &self.start
     }
 
-    /// The start mask, and what it was made of.
+    /// The start mask, and what it was made of. At most `most` windows go through the model at a time.
     #[allow(clippy::too_many_arguments)] // what a start mask is made of
     pub(super) fn masks<'g>(
         &self,
@@ -125,6 +125,7 @@ impl StartArgs {
         selection: &Selection,
         pattern: Pattern,
         windows: &Windows,
+        most: usize,
     ) -> Result<Start, CliError> {
         match self.start.as_str() {
             "magnitude" => {
@@ -132,7 +133,7 @@ impl StartArgs {
                 Ok(Start { masks, from: StartFrom::Magnitude })
             }
             "wanda" => {
-                let norms = norms(device, decoder, commands, windows, self.norm_windows)?;
+                let norms = norms(device, decoder, commands, windows, self.norm_windows, most)?;
                 let masks = score_masks(&model.checkpoint, selection, pattern, Score::Wanda(&norms))?;
                 Ok(Start { masks, from: StartFrom::Wanda(norms) })
             }
@@ -198,16 +199,17 @@ fn start_file(
     Ok(set)
 }
 
-/// Wanda's input norms over the first `only` windows (all when not given).
+/// Wanda's input norms over the first `only` windows (all when not given), at most `most` at a time.
 pub(super) fn norms<'g>(
     device: &DeviceArgs,
     decoder: &Decoder<'g, '_>,
     commands: &mut Commands<'g>,
     windows: &Windows,
     only: Option<usize>,
+    most: usize,
 ) -> Result<InputNorms, CliError> {
     let windows = windows.clone().first(only.unwrap_or(usize::MAX));
-    let ws = workspace(decoder, &windows)?;
+    let ws = workspace(decoder, &windows, most)?;
     let mut progress = Progress::new("input norms", windows.count() as u64, device.quiet);
     let norms = InputNorms::collect(decoder, commands, &ws, &windows, |n| progress.at(n as u64, String::new));
     progress.end();

@@ -14,12 +14,12 @@ use super::{CliError, Outcome};
 use crate::calib::Windows;
 use crate::eval::{perplexity, workspace};
 use crate::export;
-use crate::gpu::Commands;
+use crate::gpu::{Commands, PARAMS_BYTES, READ_PIECE};
 use crate::kernel::Kernels;
 use crate::mask::{MaskFile, MaskSet, Provenance};
 use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, MaskBank, PlanItem, total};
 use crate::prune::maskpro::{self, Learner};
-use crate::prune::{EvalRow, RunFolder, Score, Selection, score_masks, select};
+use crate::prune::{EvalRow, InputNorms, RunFolder, Score, Selection, score_masks, select};
 
 /// What chooses the mask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -135,13 +135,25 @@ impl Job<'_> {
     fn plan(&self, kernels: &Kernels<'_>) -> Result<Vec<PlanItem>, CliError> {
         let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
         let limit = kernels.gpu().max_binding_bytes();
-        let batch = match self.args.method {
-            Method::Maskpro => self.args.learn.batch,
-            _ => 1,
-        };
-        let sizes = maskpro::sizes(config, self.args.learn.window, batch, limit);
-        let scratch = kernels.scratch_bytes(DecoderWeights::largest_projection(checkpoint, config)?);
-        Ok(maskpro::plan(checkpoint, config, self.selection, &sizes, scratch)?)
+        let (window, batch) = (self.args.learn.window, self.args.learn.batch);
+        let weights = || DecoderWeights::plan(checkpoint, config);
+        Ok(match (self.args.method, &self.calib) {
+            (Method::Maskpro, _) => {
+                let sizes = maskpro::sizes(config, window, batch, limit);
+                let scratch = kernels.scratch_bytes(DecoderWeights::largest_projection(checkpoint, config)?);
+                maskpro::plan(checkpoint, config, self.selection, &sizes, scratch)?
+            }
+            (Method::Wanda, Some(windows)) => {
+                let used = self.args.start.norm_windows.unwrap_or(usize::MAX).min(windows.count());
+                let sizes = crate::eval::sizes(config, used, window, usize::MAX, limit);
+                let norms = PlanItem::new("statistics", InputNorms::device_bytes(config));
+                let widest = config.hidden_size.max(config.intermediate_size) as u64 * 4;
+                let staging = PlanItem::new("staging", PARAMS_BYTES + widest.min(READ_PIECE));
+                vec![weights()?, norms, sizes.plan(), staging]
+            }
+            // Magnitude needs no device but for the evaluation.
+            _ => vec![weights()?, PlanItem::new("staging", PARAMS_BYTES)],
+        })
     }
 
     fn dry_run(&self) -> Result<Outcome, CliError> {
@@ -155,7 +167,7 @@ impl Job<'_> {
         let mut rows: Vec<Vec<String>> =
             plan.iter().map(|i| vec![i.item.to_string(), i.bytes.to_string()]).collect();
         rows.push(vec!["total".into(), total(&plan).to_string()]);
-        println!("{}", table(&["GPU memory while learning", "bytes"], &rows));
+        println!("{}", table(&["GPU memory until the mask is made", "bytes"], &rows));
         println!(
             "{} projections, {} weights under masks",
             self.selection.pruned.len(),
@@ -182,7 +194,7 @@ impl Job<'_> {
         let masks = match (self.args.method, &self.calib) {
             (Method::Wanda, Some(windows)) => {
                 let only = self.args.start.norm_windows;
-                let norms = norms(self.device, &decoder, &mut commands, windows, only)?;
+                let norms = norms(self.device, &decoder, &mut commands, windows, only, usize::MAX)?;
                 score_masks(checkpoint, self.selection, pattern, Score::Wanda(&norms))?
             }
             (Method::Maskpro, Some(windows)) => {
@@ -194,6 +206,8 @@ impl Job<'_> {
                     self.selection,
                     pattern,
                     windows,
+                    // No more than the learner's own passes take, so that the plan holds.
+                    self.args.learn.batch,
                 )?;
                 let (masks, ended) = self.learn(&mut folder, &decoder, &mut commands, &from, windows)?;
                 outcome = ended;
@@ -342,7 +356,7 @@ impl Job<'_> {
         let Some((windows, tokens)) = &self.eval else {
             return Ok(Vec::new());
         };
-        let ws = workspace(decoder, windows)?;
+        let ws = workspace(decoder, windows, usize::MAX)?;
         let gpu = decoder.kernels.gpu();
         let bank = MaskBank::upload(gpu, decoder.config, result)?;
         let mut rows = Vec::new();

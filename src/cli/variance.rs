@@ -64,6 +64,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         &selection,
         args.select.pattern,
         &windows,
+        args.learn.batch,
     )?;
     let options = args.learn.options(args.select.pattern);
     let mut learner = Learner::new(

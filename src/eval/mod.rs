@@ -3,6 +3,7 @@
 use crate::calib::Windows;
 use crate::gpu::Commands;
 use crate::kernel::Layout;
+use crate::model::Config;
 use crate::nn::{Batch, Decoder, Masks, NnError, Sizes, Workspace};
 
 /// Tokens that go through the model together.
@@ -26,21 +27,22 @@ pub struct Perplexity {
     pub window_means: Vec<f64>,
 }
 
-/// Windows of `window` tokens that one batch of an evaluation holds.
-pub fn batch_windows(decoder: &Decoder<'_, '_>, windows: &Windows) -> usize {
-    let most = (BATCH_TOKENS / windows.window()).clamp(1, windows.count());
-    let limit = decoder.kernels.gpu().max_binding_bytes();
-    Sizes::windows_that_fit(decoder.config, windows.window(), most, limit)
+/// Sizes for running `windows` windows of `window` tokens, at most `most` of them and about 4096 tokens at a time, where one
+/// binding holds `limit` bytes.
+pub fn sizes(config: &Config, windows: usize, window: usize, most: usize, limit: u64) -> Sizes {
+    let most = (BATCH_TOKENS / window.max(1)).clamp(1, windows.clamp(1, most.max(1)));
+    let layout = Layout { windows: Sizes::windows_that_fit(config, window, most, limit), length: window };
+    Sizes::new(config, layout, limit)
 }
 
-/// A workspace for evaluating `windows`.
+/// A workspace for running `windows`, at most `most` at a time.
 ///
 /// # Errors
 /// When the device has no room for one window.
-pub fn workspace(decoder: &Decoder<'_, '_>, windows: &Windows) -> Result<Workspace, NnError> {
-    let layout = Layout { windows: batch_windows(decoder, windows), length: windows.window() };
+pub fn workspace(decoder: &Decoder<'_, '_>, windows: &Windows, most: usize) -> Result<Workspace, NnError> {
     let gpu = decoder.kernels.gpu();
-    Workspace::new(gpu, decoder.config, Sizes::new(decoder.config, layout, gpu.max_binding_bytes()))
+    let sizes = sizes(decoder.config, windows.count(), windows.window(), most, gpu.max_binding_bytes());
+    Workspace::new(gpu, decoder.config, sizes)
 }
 
 /// Perplexity of `windows` (cut from `tokens` tokens) under `masks`; `progress` is called with the windows done.
