@@ -87,7 +87,8 @@ impl<'g> Bench<'g> {
             ms: sums.0 * 1e3,
             gflops,
             gbytes: sums.2 / sums.0 * 1e-9,
-            share: if self.peak > 0.0 { gflops / self.peak } else { 0.0 },
+            // The first row is the peak itself.
+            share: if self.peak > 0.0 { gflops / self.peak } else { 1.0 },
         };
         println!(
             "{:24} {:26} {:8} {:9.3} ms {:9.2} GFLOP/s {:8.2} GB/s {:6.1} % of peak",
@@ -107,9 +108,6 @@ impl<'g> Bench<'g> {
         let name = kernels.preset().name;
         self.run("peak", "1024 workgroups".into(), name, |c| kernels.peak(c, &out, 1024, 512).map(|_| ()))?;
         self.peak = self.rows.last().map_or(0.0, |r| r.gflops);
-        if let Some(row) = self.rows.last_mut() {
-            row.share = 1.0;
-        }
         Ok(())
     }
 
