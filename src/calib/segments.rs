@@ -1,0 +1,210 @@
+//! Which windows of a file are taken: those at its start, or random ones as Python tools draw them.
+//!
+//! The random ones follow the data loaders of SparseGPT (`datautils.py` of IST-DASLab/sparsegpt) and Wanda (`lib/data.py` of
+//! locuslab/wanda), which GPTQ began: `get_wikitext2` for a text, `get_c4` for documents. Both seed Python's `random` once.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::num::NonZero;
+use std::path::Path;
+
+use super::documents::Documents;
+use super::source::Source;
+use super::{CalibError, PythonRandom, Windows};
+use crate::model::Tokenizer;
+
+/// The most tokens of all random windows together; a hundred thousand windows of 2048 have a fifth of that.
+const LIMIT_TOKENS: usize = 1 << 30;
+
+/// Which windows are taken from a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Segments {
+    /// Those at its start, one behind the other without overlap: the convention of perplexity.
+    ///
+    /// Documents are tokenized one by one, each with the special tokens that the tokenizer adds, and joined in their order;
+    /// a window may then span several documents.
+    Sequential,
+    /// Random ones, those of SparseGPT and Wanda for the same seed: the convention of calibration.
+    ///
+    /// - From a text of `T` tokens, each window of `L` starts at token `randint(0, T - L - 1)`. As there, the last
+    ///   possible window is never drawn.
+    /// - From documents, each window comes from a random document: `randint(0, documents - 1)` is drawn until the document
+    ///   has more than `L` tokens, then the start as above. (Some versions of SparseGPT also accept a document of exactly `L`
+    ///   tokens, and then fail for want of a start. Where they do not fail, they draw the same.)
+    ///
+    /// Windows may overlap or repeat.
+    Random {
+        /// What Python's `random.seed` is given.
+        seed: u64,
+    },
+}
+
+/// Reads a file and takes `count` windows of `length` tokens from it; less than one window counts as one.
+///
+/// The file's name says what it holds: `.jsonl` and `.json` are documents, one JSON object with a `text` a line, all else is
+/// one text; either may be compressed and then ends in `.gz`.
+///
+/// With [`Segments::Sequential`] there may be fewer windows than `count`, where the file has no more; `usize::MAX` takes all.
+///
+/// # Errors
+/// [`CalibError`] when the file is missing, damaged, empty, not UTF-8 or too large, when a line of documents is bad, when the
+/// text or all documents are too short, or when the length is below 2.
+pub fn read_windows(
+    tokenizer: &Tokenizer,
+    path: &Path,
+    segments: Segments,
+    count: usize,
+    length: usize,
+) -> Result<Windows, CalibError> {
+    if length < 2 {
+        return Err(CalibError::Window { window: length });
+    }
+    let count = count.max(1);
+    let wanted = count.saturating_mul(length);
+    let tokens = match segments {
+        Segments::Sequential => first_tokens(tokenizer, &Source::read(path)?, wanted)?,
+        Segments::Random { .. } if wanted > LIMIT_TOKENS => {
+            return Err(CalibError::TooMany { count, window: length, limit: LIMIT_TOKENS });
+        }
+        Segments::Random { seed } => {
+            let mut rng = PythonRandom::new(seed);
+            match Source::read(path)? {
+                Source::Text(text) => {
+                    let tokens = tokenizer.encode(&text)?;
+                    draw_from_text(&mut rng, path, tokens, count, length)?
+                }
+                Source::Documents(documents) => {
+                    draw_from_documents(&mut rng, tokenizer, &documents, count, length)?
+                }
+            }
+        }
+    };
+    Ok(Windows::new(tokens, length)?.first(count))
+}
+
+/// Reads a file as [`read_windows`] does and gives all its tokens, with the special tokens that the tokenizer adds: to a
+/// text once, to documents each.
+///
+/// # Errors
+/// [`CalibError`] when it is missing, damaged, not UTF-8, empty, too large, or cannot be tokenized.
+pub fn tokens_of_file(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<u32>, CalibError> {
+    first_tokens(tokenizer, &Source::read(path)?, usize::MAX)
+}
+
+/// At least the first `wanted` tokens, or all where there are fewer.
+fn first_tokens(tokenizer: &Tokenizer, source: &Source, wanted: usize) -> Result<Vec<u32>, CalibError> {
+    match source {
+        Source::Text(text) => Ok(tokenizer.encode(text)?),
+        Source::Documents(documents) => {
+            let mut tokens = Vec::new();
+            for i in 0..documents.len() {
+                if tokens.len() >= wanted {
+                    break;
+                }
+                tokens.extend(tokenizer.encode(&documents.text(i)?)?);
+            }
+            Ok(tokens)
+        }
+    }
+}
+
+/// The tokens of a text or document that windows can be drawn from.
+struct Drawable {
+    tokens: Vec<u32>,
+    length: usize,
+    /// How many starts the originals draw from: one fewer than there are windows.
+    starts: NonZero<u64>,
+}
+
+impl Drawable {
+    /// None where the tokens are too few: there must be more than a window has.
+    fn new(tokens: Vec<u32>, length: usize) -> Option<Self> {
+        let starts = NonZero::new(tokens.len().saturating_sub(length) as u64)?;
+        Some(Self { tokens, length, starts })
+    }
+
+    fn draw(&self, rng: &mut PythonRandom) -> &[u32] {
+        let start = rng.randbelow(self.starts) as usize;
+        &self.tokens[start..start + self.length]
+    }
+}
+
+fn draw_from_text(
+    rng: &mut PythonRandom,
+    path: &Path,
+    tokens: Vec<u32>,
+    count: usize,
+    length: usize,
+) -> Result<Vec<u32>, CalibError> {
+    let too_short = CalibError::TooShortToDraw { path: path.into(), tokens: tokens.len(), window: length };
+    let text = Drawable::new(tokens, length).ok_or(too_short)?;
+    let mut drawn = Vec::with_capacity(count * length);
+    for _ in 0..count {
+        drawn.extend_from_slice(text.draw(rng));
+    }
+    Ok(drawn)
+}
+
+fn draw_from_documents(
+    rng: &mut PythonRandom,
+    tokenizer: &Tokenizer,
+    documents: &Documents,
+    count: usize,
+    length: usize,
+) -> Result<Vec<u32>, CalibError> {
+    let mut pool = Pool { tokenizer, documents, length, longest: 0, known: HashMap::new() };
+    let all = pool.check()?;
+    let mut drawn = Vec::with_capacity(count * length);
+    while drawn.len() < count * length {
+        let i = rng.randbelow(all) as usize;
+        if let Some(document) = pool.get(i)? {
+            drawn.extend_from_slice(document.draw(rng));
+        }
+    }
+    Ok(drawn)
+}
+
+/// Documents that are tokenized when they are first drawn.
+struct Pool<'a> {
+    tokenizer: &'a Tokenizer,
+    documents: &'a Documents,
+    length: usize,
+    /// Tokens of the longest document so far.
+    longest: usize,
+    /// The documents that were drawn, none where one is too short.
+    known: HashMap<usize, Option<Drawable>>,
+}
+
+impl Pool<'_> {
+    /// Makes sure that one document is long enough, without which drawing would never end, and gives the number of documents.
+    ///
+    /// The document with the longest text nearly always is long enough. Only to prove that none is are all tokenized.
+    fn check(&mut self) -> Result<NonZero<u64>, CalibError> {
+        for i in self.documents.longest_first() {
+            if self.get(i)?.is_some()
+                && let Some(all) = NonZero::new(self.documents.len() as u64)
+            {
+                return Ok(all);
+            }
+        }
+        Err(CalibError::NoLongDocument {
+            path: self.documents.path().into(),
+            documents: self.documents.len(),
+            longest: self.longest,
+            window: self.length,
+        })
+    }
+
+    /// Document `i`, or none where it is too short.
+    fn get(&mut self, i: usize) -> Result<Option<&Drawable>, CalibError> {
+        let known = match self.known.entry(i) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let tokens = self.tokenizer.encode(&self.documents.text(i)?)?;
+                self.longest = self.longest.max(tokens.len());
+                entry.insert(Drawable::new(tokens, self.length))
+            }
+        };
+        Ok(known.as_ref())
+    }
+}
