@@ -10,9 +10,9 @@ struct Params {
     words: u32,    // mask words per row
     bit_row: u32,  // row of the mask that row 0 is
     w_first: u32,  // packed element of W at which row 0 starts; out starts at 0
+    flip: u32,     // all ones: the bits mark the weights that become zero
     pad0: u32,
     pad1: u32,
-    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -35,7 +35,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     if i < p.n * p.k4 {
         let row = i / p.k4;
         let k = i % p.k4;
-        let word = bits[(p.bit_row + row) * p.words + k / 8u];
+        let word = bits[(p.bit_row + row) * p.words + k / 8u] ^ p.flip;
         out[i] = keep(w[p.w_first + i], word >> ((k % 8u) * 4u));
     }
 }

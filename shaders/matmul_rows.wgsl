@@ -5,7 +5,8 @@
 // loops over lanes there, are the four of X per step, shared by ROWS rows. (docs/benchmarks.md has the figures.)
 // Masked products read weights that `mask_apply` has zeroed before: decoding bits per lane costs a third here.
 //
-// W [n, k4] packed by four (shared/weights.wgsl), X [k, t4] vec4 over tokens, Y [n, t4], bias [n].
+// W [n, k4] packed by four (shared/weights.wgsl), X [k, t4] vec4 over tokens, Y [n, t4], bias [n]; the rows of X and Y may be
+// parts of longer ones.
 // Dispatch: [ceil(t4 / LANES), ceil(n / ROWS), 1]. ROWS in {8, 16, 32}.
 #import maskwright::weights::{unpack}
 
@@ -15,9 +16,13 @@ struct Params {
     t4: u32,       // tokens / 4
     w_stride: u32, // packed elements from one row of W to the next
     w_first: u32,  // packed element at which row 0 starts (the input range may start inside a row)
-    x_row: u32,    // first row of X
-    y_row: u32,    // first row of Y
+    x_at: u32,     // vec4 of X at which row 0 starts, and from one row to the next
+    x_stride: u32,
+    y_at: u32,     // the same of Y
+    y_stride: u32,
     bias_row: u32, // first element of bias
+    pad0: u32,
+    pad1: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -38,7 +43,7 @@ fn row_start(r: u32) -> u32 {
 
 fn store(r: u32, t: u32, value: vec4<f32>) {
     if r < p.n && t < p.t4 {
-        let at = (p.y_row + r) * p.t4 + t;
+        let at = p.y_at + r * p.y_stride + t;
         var v = value;
 #ifdef BIAS
         v += bias[p.bias_row + r];
@@ -124,8 +129,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     var c31 = vec4<f32>();
 #endif
     for (var k = 0u; k < p.k4; k += 1u) {
-        let b = (p.x_row + k * 4u) * p.t4 + tc;
-        let xs = mat4x4<f32>(x[b], x[b + p.t4], x[b + 2u * p.t4], x[b + 3u * p.t4]);
+        let b = p.x_at + k * 4u * p.x_stride + tc;
+        let xs = mat4x4<f32>(x[b], x[b + p.x_stride], x[b + 2u * p.x_stride], x[b + 3u * p.x_stride]);
         c0 += xs * unpack(w[w0 + k]);
         c1 += xs * unpack(w[w1 + k]);
         c2 += xs * unpack(w[w2 + k]);

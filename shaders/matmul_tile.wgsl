@@ -15,13 +15,17 @@ struct Params {
     t4: u32,       // tokens / 4
     w_stride: u32, // packed elements from one row of W to the next
     w_first: u32,  // packed element at which row 0 starts (the input range may start inside a row)
-    x_row: u32,    // first row of X
-    y_row: u32,    // first row of Y
+    x_at: u32,     // vec4 of X at which row 0 starts, and from one row to the next
+    x_stride: u32,
+    y_at: u32,     // the same of Y
+    y_stride: u32,
     bias_row: u32, // first element of bias
+    pad0: u32,
+    pad1: u32,
     bit_row: u32,  // row of the mask that row 0 of W is
     bit_k4: u32,   // input / 4 of the mask that input 0 is
     words: u32,    // mask words per row
-    pad: u32,
+    flip: u32,     // all ones: the bits mark the weights that do not count
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -50,14 +54,14 @@ fn load_w(row: u32, k: u32) -> vec4<f32> {
     var packed = w[p.w_first + rc * p.w_stride + kc];
 #ifdef MASK
     let at = p.bit_k4 + kc;
-    packed = keep(packed, bits[(p.bit_row + rc) * p.words + at / 8u] >> ((at % 8u) * 4u));
+    packed = keep(packed, (bits[(p.bit_row + rc) * p.words + at / 8u] ^ p.flip) >> ((at % 8u) * 4u));
 #endif
     return select(vec4<f32>(), unpack(packed), k < p.k4);
 }
 
 fn store(r: u32, t: u32, value: vec4<f32>) {
     if r < p.n && t < p.t4 {
-        let at = (p.y_row + r) * p.t4 + t;
+        let at = p.y_at + r * p.y_stride + t;
         var v = value;
 #ifdef BIAS
         v += bias[p.bias_row + r];
@@ -96,7 +100,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             sh_w[at + 3u * W_STRIDE] = block[3];
         }
         let kx = min(k * 4u + lr, p.k4 * 4u - 1u);
-        sh_x[lane] = x[(p.x_row + kx) * p.t4 + tc];
+        sh_x[lane] = x[p.x_at + kx * p.x_stride + tc];
         workgroupBarrier();
         for (var i = 0u; i < STEP; i += 4u) {
             let w0 = sh_w[(i + 0u) * W_STRIDE + lr];

@@ -23,6 +23,7 @@ const TOLERANCE: f64 = 2.0;
 struct Case {
     matrix: Matrix,
     mask: Option<BitMask>,
+    complement: bool,
     bias: bool,
     accumulate: bool,
     outputs: Range<usize>,
@@ -37,6 +38,7 @@ impl Case {
         Self {
             matrix: Matrix::random(n, k, dtype, random),
             mask: None,
+            complement: false,
             bias: false,
             accumulate: false,
             outputs: 0..n,
@@ -56,7 +58,7 @@ impl Case {
 
     fn label(&self, kernels: &Kernels<'_>) -> String {
         format!(
-            "{} {} [{}, {}] rows {:?} columns {:?} tokens {} mask {} bias {} accumulate {}",
+            "{} {} [{}, {}] rows {:?} columns {:?} tokens {} mask {} complement {} bias {} accumulate {}",
             kernels.preset().name,
             self.matrix.dtype,
             self.matrix.rows,
@@ -65,6 +67,7 @@ impl Case {
             self.inputs,
             4 * self.t4,
             self.mask.is_some(),
+            self.complement,
             self.bias,
             self.accumulate
         )
@@ -86,6 +89,7 @@ impl Case {
         let product = Product {
             weight: &weight,
             mask: mask.as_ref(),
+            complement: self.complement,
             bias: self.bias.then_some(&biases),
             outputs: self.outputs.clone(),
             inputs: self.inputs.clone(),
@@ -108,7 +112,15 @@ impl Case {
             bias: self.bias.then_some(&bias),
             before: self.accumulate.then_some(before),
         };
-        let made = match (&self.mask, kernels.preset().name) {
+        // The complement is the product under the inverted mask.
+        let used_mask = self.mask.as_ref().map(|mask| {
+            let mut used = mask.clone();
+            for r in 0..mask.rows() {
+                (0..mask.cols()).for_each(|c| used.set(r, c, mask.get(r, c) != self.complement));
+            }
+            used
+        });
+        let made = match (&used_mask, kernels.preset().name) {
             (mask, "tile64") => reference::matmul_tile(&twin, mask.as_ref()),
             (None, _) => reference::matmul_rows(&twin),
             (Some(mask), _) => {
@@ -182,6 +194,7 @@ fn switches() {
         for bits in 1..7 {
             let mut case = Case::new(70, 44, 19, Dtype::F16, &mut random).everything(&mut random);
             case.mask = case.mask.filter(|_| bits & 1 > 0);
+            case.complement = bits % 4 == 1;
             (case.bias, case.accumulate) = (bits & 2 > 0, bits & 4 > 0);
             case.check(&kernels, &mut worst, &mut random);
         }

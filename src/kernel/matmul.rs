@@ -14,6 +14,8 @@ pub struct Product<'a> {
     pub weight: &'a Weight,
     /// Kept weights; `None` = all.
     pub mask: Option<&'a MaskBuffer>,
+    /// Uses the weights that the mask prunes instead.
+    pub complement: bool,
     /// Added to each output `[n]` f32.
     pub bias: Option<&'a Buffer>,
     /// Output features made: rows of the weight.
@@ -34,6 +36,7 @@ impl<'a> Product<'a> {
         Self {
             weight,
             mask: None,
+            complement: false,
             bias: None,
             outputs: 0..weight.rows(),
             inputs: 0..weight.cols(),
@@ -52,9 +55,12 @@ struct Params {
     t4: u32,
     w_stride: u32,
     w_first: u32,
-    x_row: u32,
-    y_row: u32,
+    x_at: u32,
+    x_stride: u32,
+    y_at: u32,
+    y_stride: u32,
     bias_row: u32,
+    pad: [u32; 2],
 }
 
 #[repr(C)]
@@ -64,7 +70,7 @@ struct MaskedParams {
     bit_row: u32,
     bit_k4: u32,
     words: u32,
-    pad: u32,
+    flip: u32,
 }
 
 /// Rows of one chunk that one dispatch makes.
@@ -74,6 +80,29 @@ struct Piece<'a> {
     local: usize,
     row: usize,
     rows: usize,
+}
+
+/// One dispatch: `y (+)= A x (+ bias)`, where A is any stored matrix.
+pub(super) struct Call<'a> {
+    pub(super) weights: &'a Buffer,
+    pub(super) dtype: Dtype,
+    /// Packed elements of a row of A, and the one at which its first row starts.
+    pub(super) stride: usize,
+    pub(super) first: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    /// The bias and its first element.
+    pub(super) bias: Option<(&'a Buffer, usize)>,
+    /// Mask, its first row, its first input / 4, and what its bits are combined with (GPU presets only).
+    pub(super) mask: Option<(&'a MaskBuffer, usize, usize, u32)>,
+    pub(super) x: Rows<'a>,
+    pub(super) y: Rows<'a>,
+    pub(super) accumulate: bool,
+}
+
+/// What the mask bits are combined with.
+fn flip(p: &Product<'_>) -> u32 {
+    if p.complement { u32::MAX } else { 0 }
 }
 
 /// Bytes of masked copies that a CPU preset keeps at most.
@@ -188,7 +217,7 @@ impl Kernels<'_> {
     ) -> Result<(), GpuError> {
         let mut piece = Piece { weights: &chunk.buffer, local: row - chunk.first, row, rows };
         if let (Some(scratch), Some(mask)) = (scratch, p.mask) {
-            self.mask_apply(c, p.weight, mask, &piece, scratch)?;
+            self.mask_apply(c, p, mask, &piece, scratch)?;
             piece.weights = scratch;
             piece.local = 0;
         }
@@ -199,12 +228,13 @@ impl Kernels<'_> {
     fn mask_apply(
         &self,
         c: Stream<'_, '_>,
-        weight: &Weight,
+        p: &Product<'_>,
         mask: &MaskBuffer,
         piece: &Piece<'_>,
         out: &Buffer,
     ) -> Result<(), GpuError> {
         const NAME: &str = "mask_apply";
+        let weight = p.weight;
         let lanes = self.preset().lanes;
         let pipeline = self.pipeline(NAME, vec![weight_def(weight.dtype()), ("LANES", lanes)])?;
         let k4 = weight.k4();
@@ -215,7 +245,7 @@ impl Kernels<'_> {
             size(NAME, mask.words_per_row())?,
             size(NAME, piece.row)?,
             size(NAME, piece.local * k4)?,
-            0,
+            flip(p),
             0,
             0,
         ];
@@ -225,51 +255,74 @@ impl Kernels<'_> {
     }
 
     fn product(&self, c: Stream<'_, '_>, p: &Product<'_>, piece: &Piece<'_>) -> Result<(), GpuError> {
+        let k4 = p.weight.k4();
+        self.call(
+            c,
+            &Call {
+                weights: piece.weights,
+                dtype: p.weight.dtype(),
+                stride: k4,
+                first: piece.local * k4 + p.inputs.start / 4,
+                n: piece.rows,
+                k: p.inputs.len(),
+                bias: p.bias.map(|bias| (bias, piece.row)),
+                mask: p.mask.map(|mask| (mask, piece.row, p.inputs.start / 4, flip(p))),
+                x: p.x,
+                y: Rows { first: p.y.first + piece.row - p.outputs.start, count: piece.rows, ..p.y },
+                accumulate: p.accumulate,
+            },
+        )
+    }
+
+    /// One dispatch of the preset's product kernel.
+    pub(super) fn call(&self, c: Stream<'_, '_>, call: &Call<'_>) -> Result<(), GpuError> {
         let preset = self.preset();
         let (name, tile_t4, unit) = match preset.matmul {
             Matmul::Rows(_) => ("matmul_rows", 8, preset.row_unit()),
             Matmul::Tile => ("matmul_tile", 16, preset.row_unit()),
         };
-        let k4 = p.weight.k4();
+        let (x, y) = (call.x, call.y);
         let base = Params {
-            n: size(name, piece.rows)?,
-            k4: size(name, p.inputs.len().div_ceil(4))?,
-            t4: size(name, p.x.t4)?,
-            w_stride: size(name, k4)?,
-            w_first: size(name, piece.local * k4 + p.inputs.start / 4)?,
-            x_row: size(name, p.x.first)?,
-            y_row: size(name, p.y.first + piece.row - p.outputs.start)?,
-            bias_row: size(name, piece.row)?,
+            n: size(name, call.n)?,
+            k4: size(name, call.k.div_ceil(4))?,
+            t4: size(name, x.t4)?,
+            w_stride: size(name, call.stride)?,
+            w_first: size(name, call.first)?,
+            x_at: size(name, x.at + x.first * x.stride)?,
+            x_stride: size(name, x.stride)?,
+            y_at: size(name, y.at + y.first * y.stride)?,
+            y_stride: size(name, y.stride)?,
+            bias_row: size(name, call.bias.map_or(0, |(_, row)| row))?,
+            pad: [0; 2],
         };
-        let mut defs = vec![weight_def(p.weight.dtype())];
+        let mut defs = vec![weight_def(call.dtype)];
         if let Matmul::Rows(rows) = preset.matmul {
             defs.extend([("LANES", 8), ("ROWS", rows)]);
         }
-        let mut bind = vec![piece.weights.all(), p.x.buffer.all(), p.y.buffer.all()];
-        if let Some(bias) = p.bias {
+        let mut bind = vec![call.weights.all(), x.buffer.all(), y.buffer.all()];
+        if let Some((bias, _)) = call.bias {
             defs.push(("BIAS", 1));
             bind.push(bias.all());
         }
-        if p.accumulate {
+        if call.accumulate {
             defs.push(("ACCUMULATE", 1));
         }
-        let grid = [p.x.t4.div_ceil(tile_t4) as u32, piece.rows.div_ceil(unit) as u32, 1];
-        let (n, k, t) = (piece.rows as f64, p.inputs.len() as f64, 4.0 * p.x.t4 as f64);
-        let work = Work {
-            flops: 2.0 * n * k * t,
-            bytes: n * k * p.weight.dtype().size() as f64 + 4.0 * t * (k + n),
-        };
+        let grid = [x.t4.div_ceil(tile_t4) as u32, call.n.div_ceil(unit) as u32, 1];
+        let (n, k, t) = (call.n as f64, call.k as f64, 4.0 * x.t4 as f64);
+        let work =
+            Work { flops: 2.0 * n * k * t, bytes: n * k * call.dtype.size() as f64 + 4.0 * t * (k + n) };
         if matches!(preset.matmul, Matmul::Rows(_)) {
             let pipeline = self.pipeline(name, defs)?;
             return c.dispatch(&pipeline, &base, &bind, grid, work);
         }
-        let mut params = MaskedParams { base, bit_row: 0, bit_k4: 0, words: 0, pad: 0 };
-        if let Some(mask) = p.mask {
+        let mut params = MaskedParams { base, bit_row: 0, bit_k4: 0, words: 0, flip: 0 };
+        if let Some((mask, row, k4, flip)) = call.mask {
             defs.push(("MASK", 1));
             bind.push(mask.buffer.all());
-            params.bit_row = size(name, piece.row)?;
-            params.bit_k4 = size(name, p.inputs.start / 4)?;
+            params.bit_row = size(name, row)?;
+            params.bit_k4 = size(name, k4)?;
             params.words = size(name, mask.words_per_row())?;
+            params.flip = flip;
         }
         let pipeline = self.pipeline(name, defs)?;
         c.dispatch(&pipeline, &params, &bind, grid, work)

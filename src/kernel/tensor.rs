@@ -53,7 +53,7 @@ impl Activation {
                 ),
             ));
         }
-        Ok(Rows { buffer: &self.buffer, first, count, t4 })
+        Ok(Rows { buffer: &self.buffer, first, count, t4, stride: t4, at: 0 })
     }
 
     /// The buffer behind it.
@@ -73,6 +73,10 @@ pub struct Rows<'a> {
     pub count: usize,
     /// Tokens / 4.
     pub t4: usize,
+    /// vec4s from one row to the next: `t4`, or more where only some columns are used.
+    pub(super) stride: usize,
+    /// vec4 at which the used columns start.
+    pub(super) at: usize,
 }
 
 pub(super) struct Chunk {
