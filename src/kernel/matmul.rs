@@ -144,9 +144,7 @@ impl Kernels<'_> {
             }
             _ => None,
         };
-        let unit = self.preset().row_unit();
-        let by_time = c.max_dispatch_flops() / (2.0 * k as f64 * t as f64);
-        let mut most = ((by_time as usize) / unit * unit).max(unit);
+        let mut most = self.rows_at_once(c, k, t);
         if let Some(s) = &scratch {
             most = most.min((s.bytes() / row_bytes) as usize);
         }
@@ -272,6 +270,52 @@ impl Kernels<'_> {
                 accumulate: p.accumulate,
             },
         )
+    }
+
+    /// `y (+)= a x` in f32: `a` `[n, k]`, `x` `[k, t]`, `y` `[n, t]`, k a multiple of 4, cut into short dispatches.
+    pub(super) fn product_f32(
+        &self,
+        c: Stream<'_, '_>,
+        a: Rows<'_>,
+        x: Rows<'_>,
+        y: Rows<'_>,
+        accumulate: bool,
+    ) -> Result<(), GpuError> {
+        let k = 4 * a.t4;
+        if x.count != k || y.count != a.count || y.t4 != x.t4 {
+            return Err(shape_error(
+                "product_f32",
+                format!("[{}, {k}] x [{}, {}] into [{}, {}]", a.count, x.count, 4 * x.t4, y.count, 4 * y.t4),
+            ));
+        }
+        let most = self.rows_at_once(c, k, 4 * x.t4);
+        for row in (0..a.count).step_by(most) {
+            let n = most.min(a.count - row);
+            self.call(
+                c,
+                &Call {
+                    weights: a.buffer,
+                    dtype: Dtype::F32,
+                    stride: a.stride,
+                    first: a.at + (a.first + row) * a.stride,
+                    n,
+                    k,
+                    bias: None,
+                    mask: None,
+                    x,
+                    y: Rows { first: y.first + row, count: n, ..y },
+                    accumulate,
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Rows of a product of `k` inputs and `t` tokens that one dispatch may make.
+    fn rows_at_once(&self, c: Stream<'_, '_>, k: usize, t: usize) -> usize {
+        let unit = self.preset().row_unit();
+        let by_time = c.max_dispatch_flops() / (2.0 * k as f64 * t as f64);
+        ((by_time as usize) / unit * unit).max(unit)
     }
 
     /// One dispatch of the preset's product kernel.

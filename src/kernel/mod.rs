@@ -4,15 +4,19 @@
 //! are contiguous on a GPU, and on a software driver the weights' addresses are uniform over a workgroup.
 
 mod elementwise;
+mod gram;
 mod masks;
 mod matmul;
+mod panel;
 mod preset;
 mod table;
 mod tensor;
 
 pub use elementwise::{Heads, Layout};
+pub use gram::{Pieces, Square};
 pub use masks::{Moments, SampleAt};
 pub use matmul::Product;
+pub use panel::Part;
 pub use preset::{Preset, choose_preset};
 pub use table::{KERNELS, KernelSource, Variant};
 pub use tensor::{Activation, MaskBuffer, Rows, Weight, f32_bytes};

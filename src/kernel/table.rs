@@ -32,18 +32,23 @@ macro_rules! kernels {
 /// Every shader of the project.
 pub const KERNELS: &[KernelSource] = kernels![
     "attention",
+    "diagonal",
     "mask_apply",
     "mask_sample",
     "mask_top",
     "mask_update",
     "matmul_rows",
     "matmul_tile",
+    "mirror",
     "peak",
     "rms_norm",
     "rope",
+    "row_dot",
     "row_sumsq",
     "score_moments",
+    "spread",
     "swiglu",
+    "transpose",
     "vocab_reduce",
 ];
 
@@ -96,6 +101,17 @@ impl KernelSource {
             "mask_apply" => lanes()
                 .into_iter()
                 .flat_map(|lanes| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", lanes)]))
+                .collect(),
+            "spread" => lanes()
+                .into_iter()
+                .flat_map(|lanes| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", lanes)]))
+                .flat_map(|defs| {
+                    [
+                        defs.clone(),
+                        [defs.clone(), vec![("MASK", 1)]].concat(),
+                        [defs, vec![("MINUS", 1)]].concat(),
+                    ]
+                })
                 .collect(),
             "attention" => of_presets(|p| p.attention)
                 .into_iter()

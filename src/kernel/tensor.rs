@@ -79,6 +79,13 @@ pub struct Rows<'a> {
     pub(super) at: usize,
 }
 
+impl Rows<'_> {
+    /// The columns from vec4 `first` on, `t4` vec4s of them.
+    pub(super) fn columns(self, first: usize, t4: usize) -> Self {
+        Self { at: self.at + first, t4, ..self }
+    }
+}
+
 pub(super) struct Chunk {
     pub(super) buffer: Buffer,
     pub(super) first: usize,

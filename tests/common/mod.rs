@@ -237,17 +237,22 @@ pub fn same_bits(label: &str, got: &[f32], want: &[f32]) {
 /// Which test file checks each kernel against its twin. `tests/portability.rs` holds the list against the kernel table.
 pub const TESTED: &[(&str, &str)] = &[
     ("attention", "kernel_decoder.rs"),
+    ("diagonal", "kernel_gram.rs"),
     ("mask_apply", "kernel_matmul.rs"),
     ("mask_sample", "kernel_mask.rs"),
     ("mask_top", "kernel_mask.rs"),
     ("mask_update", "kernel_mask.rs"),
     ("matmul_rows", "kernel_matmul.rs"),
     ("matmul_tile", "kernel_matmul.rs"),
+    ("mirror", "kernel_gram.rs"),
     ("peak", "kernel_decoder.rs"),
     ("rms_norm", "kernel_decoder.rs"),
     ("rope", "kernel_decoder.rs"),
+    ("row_dot", "kernel_panel.rs"),
     ("row_sumsq", "kernel_decoder.rs"),
     ("score_moments", "kernel_mask.rs"),
+    ("spread", "kernel_panel.rs"),
     ("swiglu", "kernel_decoder.rs"),
+    ("transpose", "kernel_gram.rs"),
     ("vocab_reduce", "kernel_decoder.rs"),
 ];

@@ -6,12 +6,16 @@
 
 mod attention;
 mod elementwise;
+mod gram;
 mod matmul;
+mod panel;
 mod vocab;
 
 pub use attention::{Heads, attention};
 pub use elementwise::{peak, rms_norm, rope, row_sumsq, swiglu};
+pub use gram::{diagonal, gram, mirror, transpose};
 pub use matmul::{Product, mask_apply, matmul_rows, matmul_tile};
+pub use panel::{row_dot, spread};
 pub use vocab::{VocabState, vocab_reduce};
 
 /// Spacing of f32 at 1, twice the largest relative rounding error.
