@@ -41,6 +41,7 @@ impl DeviceArgs {
         let gpu = Gpu::open(GpuOptions {
             device: self.device.clone(),
             max_binding_bytes: self.max_binding_bytes,
+            max_workgroup_bytes: None,
             profile: self.profile,
             checked: self.checked,
             max_submit_ms: self.max_submit_ms,

@@ -15,6 +15,8 @@ pub struct GpuOptions {
     pub device: Option<String>,
     /// Forces a smaller binding limit than the adapter's, in bytes (tests, and drivers that lie).
     pub max_binding_bytes: Option<u64>,
+    /// Forces less workgroup memory than the adapter's, in bytes (tests).
+    pub max_workgroup_bytes: Option<u32>,
     /// Measures each dispatch with timestamp queries.
     pub profile: bool,
     /// Keeps naga's bounds and loop checks in the shaders (slower; the tests use it).
@@ -76,6 +78,10 @@ impl Gpu {
         if let Some(bytes) = options.max_binding_bytes {
             let bytes = bytes.max(super::OFFSET_ALIGNMENT);
             limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(bytes);
+        }
+        if let Some(bytes) = options.max_workgroup_bytes {
+            let most = &mut limits.max_compute_workgroup_storage_size;
+            *most = bytes.min(*most);
         }
         let mut features = wanted_features() & adapter.features();
         if !options.profile {
@@ -156,6 +162,11 @@ impl Gpu {
     /// Most workgroups along one dimension of a dispatch.
     pub fn max_workgroups(&self) -> u32 {
         self.limits.max_compute_workgroups_per_dimension
+    }
+
+    /// Bytes of workgroup memory, at most.
+    pub fn max_workgroup_bytes(&self) -> u32 {
+        self.limits.max_compute_workgroup_storage_size
     }
 
     /// Number and longest duration of the submits so far.

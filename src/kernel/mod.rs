@@ -3,6 +3,7 @@
 //! Activations are feature-major, `[features, tokens]` in f32, so that the lanes of every kernel run along tokens: loads
 //! are contiguous on a GPU, and on a software driver the weights' addresses are uniform over a workgroup.
 
+mod descent;
 mod elementwise;
 mod gram;
 mod masks;
@@ -12,6 +13,7 @@ mod preset;
 mod table;
 mod tensor;
 
+pub use descent::Descent;
 pub use elementwise::{Heads, Layout};
 pub use gram::{Pieces, Square};
 pub use masks::{Moments, SampleAt};

@@ -28,6 +28,8 @@ pub struct Preset {
     pub(super) reduce: (u32, u32),
     /// Lanes along tokens and keys a step of attention.
     pub(super) attention: (u32, u32),
+    /// Lanes that share one row of a matrix, in kernels that give each row a workgroup.
+    pub(super) row: u32,
 }
 
 impl Preset {
@@ -39,9 +41,17 @@ impl Preset {
             lanes: 64,
             reduce: (8, 1),
             attention: (8, 32),
+            row: 8,
         };
         vec![
-            Self { name: "tile64", matmul: Matmul::Tile, lanes: 256, reduce: (16, 16), attention: (32, 16) },
+            Self {
+                name: "tile64",
+                matmul: Matmul::Tile,
+                lanes: 256,
+                reduce: (16, 16),
+                attention: (32, 16),
+                row: 128,
+            },
             rows("rows8", 8),
             rows("rows16", 16),
             rows("rows32", 32),

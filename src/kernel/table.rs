@@ -32,6 +32,7 @@ macro_rules! kernels {
 /// Every shader of the project.
 pub const KERNELS: &[KernelSource] = kernels![
     "attention",
+    "descent",
     "diagonal",
     "mask_apply",
     "mask_sample",
@@ -51,6 +52,10 @@ pub const KERNELS: &[KernelSource] = kernels![
     "transpose",
     "vocab_reduce",
 ];
+
+/// Patterns (N, M) that have every code path of the kernels that are built for one.
+const PATTERNS: [(u32, u32); 9] =
+    [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (8, 16), (12, 16), (15, 16)];
 
 pub(super) fn source(name: &'static str) -> Result<&'static str, GpuError> {
     KERNELS.iter().find(|k| k.name == name).map(|k| k.source).ok_or_else(|| GpuError::Shader {
@@ -113,6 +118,14 @@ impl KernelSource {
                     ]
                 })
                 .collect(),
+            "descent" => of_presets(|p| p.row)
+                .into_iter()
+                .flat_map(|lanes| (0..3).map(move |w| (("WEIGHT", w), lanes)))
+                .flat_map(|(weight, lanes)| PATTERNS.map(|p| (weight, lanes, p)))
+                .flat_map(|(weight, lanes, p)| {
+                    [0, 512].map(|chip| super::descent::defs(weight, p, lanes, chip))
+                })
+                .collect(),
             "attention" => of_presets(|p| p.attention)
                 .into_iter()
                 .flat_map(|(lanes, keys)| {
@@ -124,9 +137,7 @@ impl KernelSource {
                 .map(|(lanes, slices)| super::elementwise::sliced_defs(lanes, slices))
                 .collect(),
             "mask_sample" | "mask_top" | "mask_update" | "score_moments" => {
-                [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (8, 16), (12, 16), (15, 16)]
-                    .map(|(n, m)| vec![("WG", 64), ("N", n), ("M", m)])
-                    .to_vec()
+                PATTERNS.map(|(n, m)| vec![("WG", 64), ("N", n), ("M", m)]).to_vec()
             }
             _ => lanes().into_iter().map(|lanes| vec![("LANES", lanes)]).collect(),
         };

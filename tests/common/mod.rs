@@ -237,6 +237,7 @@ pub fn same_bits(label: &str, got: &[f32], want: &[f32]) {
 /// Which test file checks each kernel against its twin. `tests/portability.rs` holds the list against the kernel table.
 pub const TESTED: &[(&str, &str)] = &[
     ("attention", "kernel_decoder.rs"),
+    ("descent", "kernel_descent.rs"),
     ("diagonal", "kernel_gram.rs"),
     ("mask_apply", "kernel_matmul.rs"),
     ("mask_sample", "kernel_mask.rs"),

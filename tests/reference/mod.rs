@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)] // every test binary uses a part of it
 
 mod attention;
+mod descent;
 mod elementwise;
 mod gram;
 mod matmul;
@@ -12,6 +13,7 @@ mod panel;
 mod vocab;
 
 pub use attention::{Heads, attention};
+pub use descent::{descent, group_gain, row_error};
 pub use elementwise::{peak, rms_norm, rope, row_sumsq, swiglu};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use matmul::{Product, mask_apply, matmul_rows, matmul_tile};
