@@ -92,4 +92,18 @@ pub enum GpuError {
         /// Which shapes do not fit.
         message: String,
     },
+    /// A symmetric matrix could not be factored, whatever was added to its diagonal.
+    #[error(
+        "the Gram matrix [{n}, {n}] of a layer's inputs is not positive definite: the pivot of row {row} is not a positive number, \
+         with {damp} of the mean diagonal element added. Look for NaN or infinite activations: try other calibration texts, or check the \
+         model's perplexity"
+    )]
+    NotPositive {
+        /// Row of the pivot.
+        row: usize,
+        /// Rows of the matrix.
+        n: usize,
+        /// The last damping tried.
+        damp: f64,
+    },
 }

@@ -19,6 +19,15 @@ fn block_tokens(tokens: usize) -> usize {
 /// Rows of the chunks of a [`Square`] are a multiple of this: the largest group.
 const CHUNK_UNIT: usize = 16;
 
+fn binding_limit(gpu: &Gpu) -> u64 {
+    gpu.max_binding_bytes().min(gpu.max_buffer_bytes())
+}
+
+/// Rows of a chunk of a [`Square`] of n columns, n > 0; the last chunk may have fewer.
+pub(super) fn rows_per_chunk(gpu: &Gpu, n: usize) -> usize {
+    (binding_limit(gpu) / (4 * n as u64)) as usize / CHUNK_UNIT * CHUNK_UNIT
+}
+
 /// A square matrix `[n, n]` in f32, n a multiple of 4, in row chunks that fit one binding.
 pub struct Square {
     pub(super) chunks: Vec<Chunk>,
@@ -35,13 +44,12 @@ impl Square {
             return Err(shape_error("gram", format!("`{label}` of {n} rows: a multiple of 4 is needed")));
         }
         let row = 4 * n as u64;
-        let limit = gpu.max_binding_bytes().min(gpu.max_buffer_bytes());
-        let per_chunk = (limit / row) as usize / CHUNK_UNIT * CHUNK_UNIT;
+        let per_chunk = rows_per_chunk(gpu, n);
         if per_chunk == 0 {
             return Err(GpuError::BindingTooLarge {
                 label: label.to_string(),
                 bytes: row * CHUNK_UNIT as u64,
-                limit,
+                limit: binding_limit(gpu),
                 remedy: format!("{CHUNK_UNIT} rows must fit: use another adapter"),
             });
         }

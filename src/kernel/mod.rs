@@ -5,16 +5,19 @@
 
 mod descent;
 mod elementwise;
+mod factor;
 mod gram;
 mod masks;
 mod matmul;
 mod panel;
 mod preset;
+mod sparsegpt;
 mod table;
 mod tensor;
 
 pub use descent::Descent;
 pub use elementwise::{Heads, Layout};
+pub use factor::{Factored, InverseFactor};
 pub use gram::{Pieces, Square};
 pub use masks::{Moments, SampleAt};
 pub use matmul::Product;

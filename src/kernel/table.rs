@@ -32,8 +32,10 @@ macro_rules! kernels {
 /// Every shader of the project.
 pub const KERNELS: &[KernelSource] = kernels![
     "attention",
+    "damp",
     "descent",
     "diagonal",
+    "factor_block",
     "mask_apply",
     "mask_sample",
     "mask_top",
@@ -47,6 +49,7 @@ pub const KERNELS: &[KernelSource] = kernels![
     "row_dot",
     "row_sumsq",
     "score_moments",
+    "sparsegpt_block",
     "spread",
     "swiglu",
     "transpose",
@@ -136,7 +139,7 @@ impl KernelSource {
                 .into_iter()
                 .map(|(lanes, slices)| super::elementwise::sliced_defs(lanes, slices))
                 .collect(),
-            "mask_sample" | "mask_top" | "mask_update" | "score_moments" => {
+            "mask_sample" | "mask_top" | "mask_update" | "score_moments" | "sparsegpt_block" => {
                 PATTERNS.map(|(n, m)| vec![("WG", 64), ("N", n), ("M", m)]).to_vec()
             }
             _ => lanes().into_iter().map(|lanes| vec![("LANES", lanes)]).collect(),

@@ -238,7 +238,9 @@ pub fn same_bits(label: &str, got: &[f32], want: &[f32]) {
 pub const TESTED: &[(&str, &str)] = &[
     ("attention", "kernel_decoder.rs"),
     ("descent", "kernel_descent.rs"),
+    ("damp", "kernel_factor.rs"),
     ("diagonal", "kernel_gram.rs"),
+    ("factor_block", "kernel_factor.rs"),
     ("mask_apply", "kernel_matmul.rs"),
     ("mask_sample", "kernel_mask.rs"),
     ("mask_top", "kernel_mask.rs"),
@@ -252,6 +254,7 @@ pub const TESTED: &[(&str, &str)] = &[
     ("row_dot", "kernel_panel.rs"),
     ("row_sumsq", "kernel_decoder.rs"),
     ("score_moments", "kernel_mask.rs"),
+    ("sparsegpt_block", "kernel_sparsegpt.rs"),
     ("spread", "kernel_panel.rs"),
     ("swiglu", "kernel_decoder.rs"),
     ("transpose", "kernel_gram.rs"),

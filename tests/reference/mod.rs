@@ -7,17 +7,21 @@
 mod attention;
 mod descent;
 mod elementwise;
+mod factor;
 mod gram;
 mod matmul;
 mod panel;
+mod sparsegpt;
 mod vocab;
 
 pub use attention::{Heads, attention};
 pub use descent::{descent, group_gain, row_error};
 pub use elementwise::{peak, rms_norm, rope, row_sumsq, swiglu};
+pub use factor::{damp, factor_block};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use matmul::{Product, mask_apply, matmul_rows, matmul_tile};
 pub use panel::{row_dot, spread};
+pub use sparsegpt::{Pruned, sparsegpt_block};
 pub use vocab::{VocabState, vocab_reduce};
 
 /// Spacing of f32 at 1, twice the largest relative rounding error.

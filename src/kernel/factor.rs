@@ -1,0 +1,303 @@
+//! The Cholesky factor of the inverse of a damped Gram matrix, without the inverse.
+//!
+//! SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774) works with the upper triangular U of `inverse(H + lambda I) = U^T U`.
+//! Factoring from the last row up, `H + lambda I = R R^T` with R upper triangular, gives it directly: `U = R^-1`. Both are made in one
+//! sweep over blocks of rows I, the last one first; K are all rows below I, J all above:
+//!
+//! 1. `factor_block`: `H_II = R_II R_II^T`, and `D = R_II^-1`
+//! 2. `R_JI = H_JI D^T`, then `H_JJ -= R_JI R_JI^T` in the upper triangle
+//! 3. `U_IK = -D (R_IK U_KK)`, `U_II = D`: the rows of U below are complete, those of R too
+//!
+//! Everything happens in place in the upper triangle. All but step 1 are products.
+
+use super::gram::rows_per_chunk;
+use super::tensor::Chunk;
+use super::{Activation, Kernels, Rows, Square, Stream, f32_bytes, shape_error, size};
+use crate::gpu::{Buffer, Gpu, GpuError, Work};
+
+/// Rows of a block at most: what one workgroup can hold.
+const BLOCK: usize = 64;
+/// A damping of 0 that does not suffice is followed by this one.
+const LEAST_DAMP: f64 = 1e-4;
+/// Damping beyond this would leave little of the matrix: lambda is then as large as ten times its mean diagonal element.
+const MOST_DAMP: f64 = 10.0;
+
+/// The factor of one matrix, and what it takes to make it.
+pub struct InverseFactor {
+    /// U `[n, n]`, upper triangular.
+    pub(super) u: Square,
+    /// Diagonal of H `[n]`, undamped: a zero marks a dead input.
+    pub(super) diagonal: Buffer,
+    /// Rows of a block and of all its products.
+    block: usize,
+    /// Two of `[block, n]`, one also used as `[n, block]`.
+    panels: [Activation; 2],
+    /// D `[block, block]`.
+    inverse: Activation,
+    status: Buffer,
+}
+
+/// How a factorisation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factored {
+    /// The factor is there.
+    Done,
+    /// The pivot of this row was not positive or not finite; what is in the buffers is of no use.
+    NotPositive {
+        /// The first such row, counted from the top; rows are walked from the last one up.
+        row: usize,
+    },
+}
+
+fn block_rows(gpu: &Gpu, n: usize) -> usize {
+    // No block crosses a chunk, and a panel of a block's rows fits wherever a chunk does.
+    BLOCK.min(rows_per_chunk(gpu, n)).min(n)
+}
+
+impl InverseFactor {
+    /// Buffers for matrices `[n, n]`, n a multiple of 4.
+    ///
+    /// # Errors
+    /// When the device has no room, or does not bind 16 rows.
+    pub fn new(gpu: &Gpu, label: &str, n: usize) -> Result<Self, GpuError> {
+        let u = Square::new(gpu, label, n)?;
+        let block = block_rows(gpu, n);
+        let panel = || Activation::new(gpu, "scratch:factor panel", block, n / 4);
+        Ok(Self {
+            u,
+            diagonal: gpu.alloc("scratch:factor diagonal", f32_bytes(1, n))?,
+            block,
+            panels: [panel()?, panel()?],
+            inverse: Activation::new(gpu, "scratch:factor block", block, block / 4)?,
+            status: gpu.alloc("scratch:factor status", 16)?,
+        })
+    }
+
+    /// Bytes of [`InverseFactor::new`] on the device.
+    pub fn device_bytes(gpu: &Gpu, n: usize) -> u64 {
+        let block = block_rows(gpu, n);
+        Square::device_bytes(n) + f32_bytes(1 + 2 * block, n) + f32_bytes(block, block) + 16
+    }
+
+    /// Rows, and columns.
+    pub fn n(&self) -> usize {
+        self.u.n()
+    }
+
+    /// U, upper triangular with zeros below the diagonal.
+    pub fn upper(&self) -> &Square {
+        &self.u
+    }
+}
+
+/// Some rows of the matrix that lie in one chunk, factored together.
+struct Block<'a> {
+    chunk: &'a Chunk,
+    first: usize,
+    rows: usize,
+}
+
+impl Block<'_> {
+    /// First row, counted from the chunk's start.
+    fn local(&self) -> usize {
+        self.first - self.chunk.first
+    }
+
+    fn end(&self) -> usize {
+        self.first + self.rows
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct DampParams {
+    rows: u32,
+    stride4: u32,
+    first: u32,
+    lambda: f32,
+}
+
+impl Kernels<'_> {
+    /// The upper triangular U with `inverse(H + lambda I) = U^T U`, `lambda = damp * mean of H's diagonal`, into `out`. `h` `[n, n]` is
+    /// complete ([`Kernels::mirror`]) and stays as it is. Zeros on the diagonal (dead inputs) count as 1.
+    ///
+    /// Where rounding errors or the matrix leave a pivot that is not positive, damping is raised to ten times as much until it works.
+    /// Returns the damping that did.
+    ///
+    /// # Errors
+    /// [`GpuError::NotPositive`] when a damping of 10 is not enough or the diagonal is not finite; shapes that do not fit; what the
+    /// device reports.
+    pub fn inverse_factor(
+        &self,
+        c: Stream<'_, '_>,
+        h: &Square,
+        damp: f64,
+        out: &InverseFactor,
+    ) -> Result<f64, GpuError> {
+        let mut damp = damp;
+        loop {
+            let Factored::NotPositive { row } = self.try_inverse_factor(c, h, damp, out)? else {
+                return Ok(damp);
+            };
+            let more = (10.0 * damp).max(LEAST_DAMP);
+            // A little slack: ten times 0.1 three times over is not exactly 100.
+            if more > MOST_DAMP * 1.001 {
+                return Err(GpuError::NotPositive { row, n: h.n(), damp });
+            }
+            damp = more;
+        }
+    }
+
+    /// [`Kernels::inverse_factor`] with this damping only.
+    ///
+    /// # Errors
+    /// [`GpuError::NotPositive`] when the diagonal is not finite; shapes that do not fit; what the device reports.
+    pub fn try_inverse_factor(
+        &self,
+        c: Stream<'_, '_>,
+        h: &Square,
+        damp: f64,
+        out: &InverseFactor,
+    ) -> Result<Factored, GpuError> {
+        let n = h.n();
+        if out.n() != n || !damp.is_finite() || damp < 0.0 {
+            return Err(shape_error("inverse_factor", format!("{n} rows into {}, damping {damp}", out.n())));
+        }
+        self.diagonal(c, h, &out.diagonal)?;
+        let diagonal: Vec<f32> = c.read(&out.diagonal, 0, n)?;
+        if let Some(row) = diagonal.iter().position(|d| !d.is_finite()) {
+            return Err(GpuError::NotPositive { row, n, damp });
+        }
+        let alive = |d: f32| if d == 0.0 { 1.0 } else { f64::from(d) };
+        let mean = diagonal.iter().map(|&d| alive(d)).sum::<f64>() / n as f64;
+        out.u.copy_from(c, h)?;
+        self.damp(c, &out.u, (damp * mean) as f32)?;
+        c.write(&out.status, 0, &[0u32; 4])?;
+        for chunk in out.u.chunks.iter().rev() {
+            for first in (0..chunk.rows).step_by(out.block).rev() {
+                let rows = out.block.min(chunk.rows - first);
+                let block = Block { chunk, first: chunk.first + first, rows };
+                self.factor_block(c, out, &block)?;
+                self.eliminate(c, out, &block)?;
+                self.invert_rows(c, out, &block)?;
+            }
+        }
+        let status = c.read::<u32>(&out.status, 0, 1)?;
+        Ok(match status.first() {
+            Some(&failed) if failed > 0 => Factored::NotPositive { row: failed as usize - 1 },
+            _ => Factored::Done,
+        })
+    }
+
+    /// Upper triangle of `H + lambda I` from H, zeros below.
+    fn damp(&self, c: Stream<'_, '_>, h: &Square, lambda: f32) -> Result<(), GpuError> {
+        const NAME: &str = "damp";
+        let lanes = self.preset().lanes;
+        let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
+        let stride = h.n() / 4;
+        for chunk in &h.chunks {
+            let count = chunk.rows * stride;
+            let params = DampParams {
+                rows: size(NAME, chunk.rows)?,
+                stride4: size(NAME, stride)?,
+                first: size(NAME, chunk.first)?,
+                lambda,
+            };
+            let work = Work { flops: 0.0, bytes: 16.0 * count as f64 };
+            c.dispatch(&pipeline, &params, &[chunk.buffer.all()], self.fold(count, lanes), work)?;
+        }
+        Ok(())
+    }
+
+    /// Step 1: D in the place of the diagonal block, and in `f.inverse`.
+    fn factor_block(&self, c: Stream<'_, '_>, f: &InverseFactor, b: &Block<'_>) -> Result<(), GpuError> {
+        const NAME: &str = "factor_block";
+        let pipeline = self.pipeline(NAME, vec![("LANES", self.preset().lanes)])?;
+        let stride = f.n() / 4;
+        let params = [
+            size(NAME, b.rows)?,
+            size(NAME, b.local() * stride + b.first / 4)?,
+            size(NAME, stride)?,
+            size(NAME, b.first)?,
+            size(NAME, f.block / 4)?,
+            0,
+            0,
+            0,
+        ];
+        let values = (b.rows * b.rows) as f64;
+        let work = Work { flops: values * b.rows as f64, bytes: 12.0 * values };
+        let bind = [b.chunk.buffer.all(), f.inverse.buffer().all(), f.status.all()];
+        c.dispatch(&pipeline, &params, &bind, [1, 1, 1], work)
+    }
+
+    /// D of a block, as an operand.
+    fn inverse_of<'a>(f: &'a InverseFactor, b: &Block<'_>) -> Result<Rows<'a>, GpuError> {
+        Ok(f.inverse.rows(0, b.rows, f.block / 4)?.columns(0, b.rows / 4))
+    }
+
+    /// Step 2. R_JI is written negated, as step 3 needs it.
+    fn eliminate(&self, c: Stream<'_, '_>, f: &InverseFactor, b: &Block<'_>) -> Result<(), GpuError> {
+        let n4 = f.n() / 4;
+        let (above, cols4) = (b.first, b.rows / 4);
+        if above == 0 {
+            return Ok(());
+        }
+        // Products cannot read from the buffer they write to, so R_JI is in the panels, as it is and transposed.
+        let [first, second] = &f.panels;
+        let given = first.rows(0, b.rows, n4)?.columns(0, above / 4);
+        let solved = second.rows(0, b.rows, n4)?.columns(0, above / 4);
+        let parts = || {
+            let chunks = f.u.chunks.iter().filter(|chunk| chunk.first < above);
+            chunks.map(|chunk| (chunk, chunk.rows.min(above - chunk.first)))
+        };
+        for (chunk, rows) in parts() {
+            let from = f.u.rows(chunk, 0, rows).columns(above / 4, cols4);
+            self.transpose(c, from, given, chunk.first / 4, None, 1.0)?;
+        }
+        self.product_f32(c, Self::inverse_of(f, b)?, given, solved, false)?;
+        let negated = first.rows(0, above, cols4)?;
+        self.transpose(c, solved, negated, 0, None, -1.0)?;
+        let strip = self.strip(f.n());
+        for (chunk, rows) in parts() {
+            let from = solved.columns(chunk.first / 4, rows / 4);
+            self.transpose(c, from, f.u.rows(chunk, 0, rows), above / 4, None, -1.0)?;
+            for at in (0..rows).step_by(strip) {
+                let (count, row) = (strip.min(rows - at), chunk.first + at);
+                let a = Rows { first: row, count, ..negated };
+                let x = solved.columns(row / 4, (above - row) / 4);
+                let y = f.u.rows(chunk, at, count).columns(row / 4, x.t4);
+                self.product_f32(c, a, x, y, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 3.
+    fn invert_rows(&self, c: Stream<'_, '_>, f: &InverseFactor, b: &Block<'_>) -> Result<(), GpuError> {
+        let n4 = f.n() / 4;
+        let below = b.end();
+        if below == f.n() {
+            return Ok(());
+        }
+        let row = |first4: usize, t4: usize| f.u.rows(b.chunk, b.local(), b.rows).columns(first4, t4);
+        let sums = f.panels[0].rows(0, b.rows, n4)?.columns(0, n4 - below / 4);
+        let strip = self.strip(f.n());
+        for chunk in f.u.chunks.iter().filter(|chunk| chunk.first + chunk.rows > below) {
+            for at in (chunk.first.max(below)..chunk.first + chunk.rows).step_by(strip) {
+                let count = strip.min(chunk.first + chunk.rows - at);
+                // U is zero on the left of its diagonal.
+                let x = f.u.rows(chunk, at - chunk.first, count).columns(at / 4, n4 - at / 4);
+                let y = sums.columns((at - below) / 4, x.t4);
+                self.product_f32(c, row(at / 4, count / 4), x, y, at > below)?;
+            }
+        }
+        let y = row(below / 4, n4 - below / 4);
+        self.product_f32(c, Self::inverse_of(f, b)?, sums, y, false)
+    }
+
+    /// Rows of a triangle that are multiplied as one rectangle.
+    fn strip(&self, n: usize) -> usize {
+        let unit = self.preset().row_unit().max(4);
+        (n / 4).next_multiple_of(unit).clamp(unit.max(64), 512)
+    }
+}

@@ -1,0 +1,74 @@
+//! Factors of Gram matrices.
+
+use super::{EPS, Twin};
+
+/// Upper triangle of `H + lambda I`, zeros below it; a diagonal element of 0 counts as 1. The sum is that of f32.
+pub fn damp(h: &[f32], n: usize, lambda: f32) -> Vec<f64> {
+    let value = |r: usize, c: usize| match h[r * n + c] {
+        _ if c < r => 0.0,
+        v if c > r => v,
+        v if v == 0.0 => 1.0 + lambda,
+        v => v + lambda,
+    };
+    (0..n * n).map(|i| f64::from(value(i / n, i % n))).collect()
+}
+
+/// `a b` for upper triangular matrices.
+fn upper_product(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
+    let mut out = vec![0.0; n * n];
+    for i in 0..n {
+        for k in i..n {
+            let factor = a[i * n + k];
+            for j in k..n {
+                out[i * n + j] += factor * b[k * n + j];
+            }
+        }
+    }
+    out
+}
+
+/// U = R^-1 of `A = R R^T`, both upper triangular, of the upper triangle of A `[n, n]`; `None` when a pivot is not positive.
+///
+/// Unit of a value: to first order, what a change of A by `sqrt(n) * EPS * |R| |R|^T` makes of U. That is the backward error of
+/// a Cholesky factorisation in f32 in the units of this module (Higham, Accuracy and Stability of Numerical Algorithms, 10.1), and
+/// how much of it arrives depends on A alone: with E the change, `R^-1 dR + (R^-1 dR)^T = U E U^T`, so `|dU| <= upper(|U| |E| |U|^T) |U|`,
+/// a condition number for every element. The roundings of the inversion, `|U| |R| |U|`, are in it.
+pub fn factor_block(a: &[f64], n: usize) -> Option<Twin> {
+    let mut r = a.to_vec();
+    for j in (0..n).rev() {
+        let pivot = r[j * n + j];
+        if pivot.is_nan() || pivot <= 0.0 {
+            return None;
+        }
+        let root = pivot.sqrt();
+        r[j * n + j] = root;
+        for i in 0..j {
+            r[i * n + j] /= root;
+        }
+        for i in 0..j {
+            for k in i..j {
+                r[i * n + k] -= r[i * n + j] * r[k * n + j];
+            }
+        }
+    }
+    let mut u = vec![0.0; n * n];
+    for j in 0..n {
+        u[j * n + j] = 1.0 / r[j * n + j];
+        for i in (0..j).rev() {
+            let sum: f64 = (i + 1..=j).map(|k| r[i * n + k] * u[k * n + j]).sum();
+            u[i * n + j] = -sum / r[i * n + i];
+        }
+    }
+    let absolute = |m: &[f64]| m.iter().map(|v| v.abs()).collect::<Vec<_>>();
+    let sizes = absolute(&u);
+    let product = upper_product(&sizes, &absolute(&r), n);
+    // |U| |R| |R|^T |U|^T, its upper triangle
+    let mut change = vec![0.0; n * n];
+    for i in 0..n {
+        for j in i..n {
+            change[i * n + j] = (j..n).map(|k| product[i * n + k] * product[j * n + k]).sum();
+        }
+    }
+    let unit = upper_product(&change, &sizes, n).iter().map(|v| (n as f64).sqrt() * EPS * v).collect();
+    Some(Twin { value: u, unit, width: n })
+}
