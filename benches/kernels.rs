@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    Activation, Heads, Kernels, Layout, MaskBuffer, Moments, Preset, Product, SampleAt, Weight, choose_preset,
+    Activation, Heads, InverseFactor, Kernels, Layout, MaskBuffer, Moments, Preset, Product, SampleAt,
+    Square, Weight, choose_preset,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{Dtype, TensorView};
@@ -194,6 +195,26 @@ impl<'g> Bench<'g> {
         Ok(())
     }
 
+    fn one_shot_kernels(&mut self, kernels: &Kernels<'g>, n: usize) -> Result<(), GpuError> {
+        let gpu = self.gpu;
+        let name = kernels.preset().name;
+        let h = Square::new(gpu, "bench:gram", n)?;
+        // Neighbouring inputs alike; positive definite.
+        let entry = |i: usize| 0.5f32.powi((i / n).abs_diff(i % n).min(60) as i32);
+        h.write(&mut Commands::new(gpu)?, &(0..n * n).map(entry).collect::<Vec<_>>())?;
+        let factor = InverseFactor::new(gpu, "bench:factor", n)?;
+        self.run("inverse_factor", format!("{n} x {n}"), name, |c| {
+            kernels.inverse_factor(c, &h, 0.01, &factor).map(|_| ())
+        })?;
+        kernels.inverse_factor(&mut Commands::new(gpu)?, &h, 0.01, &factor)?;
+        let panel = filled(gpu, n, n / 4)?;
+        let (mask, errors) = (mask(gpu, n, n)?, kernels.sparsegpt_scratch(n, n)?);
+        self.run("sparsegpt", format!("2:4 of {n} x {n}"), name, |c| {
+            let w = panel.rows(0, n, n / 4)?;
+            kernels.sparsegpt(c, w, &factor, Pattern::TWO_OF_FOUR, &mask, 0, &errors)
+        })
+    }
+
     fn json(&self) -> serde_json::Value {
         let rows: Vec<_> = self
             .rows
@@ -276,6 +297,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     bench.products(&presets, &sizes)?;
     bench.decoder_kernels(&kernels)?;
     bench.mask_kernels(&kernels)?;
+    for n in if bench.peak > 500.0 { vec![512, 4096] } else { vec![192, 512] } {
+        bench.one_shot_kernels(&kernels, n)?;
+    }
     if let Some(file) = option(&args, "--json") {
         std::fs::write(&file, format!("{:#}\n", bench.json()))?;
         println!("written: {file}");

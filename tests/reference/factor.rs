@@ -7,7 +7,7 @@ pub fn damp(h: &[f32], n: usize, lambda: f32) -> Vec<f64> {
     let value = |r: usize, c: usize| match h[r * n + c] {
         _ if c < r => 0.0,
         v if c > r => v,
-        v if v == 0.0 => 1.0 + lambda,
+        0.0 => 1.0 + lambda,
         v => v + lambda,
     };
     (0..n * n).map(|i| f64::from(value(i / n, i % n))).collect()
