@@ -4,8 +4,8 @@
 // For j = last .. 0:  R_jj = sqrt(A_jj),  R_ij = A_ij / R_jj,  A_ik -= R_ij R_kj  (i <= k < j).
 // Then column by column, from the diagonal up:  D_jj = 1 / R_jj,  D_ij = -D_ii sum_{i < k <= j} R_ik D_kj.
 //
-// h [.., stride4] vec4, of which the block's upper triangle is read and the whole block written (zeros below the diagonal);
-// out [rows, out_stride4] vec4, a copy of D; status [1]: 1 + the row of the first pivot that is not a positive normal number.
+// h [.., stride4] vec4, of which the block's upper triangle is read; the whole block is written, with zeros below the diagonal, and
+// zeros on its left: updates by rectangles have left sums there. out [rows, out_stride4] vec4, a copy of D; status [1]: 1 + the row of the first pivot that is not a positive normal number.
 // Such a pivot counts as 1, so that no NaN spreads; what is computed from it is of no use.
 //
 // Workgroup memory: 64 x 64 f32 = 16 KiB. Below the diagonal lie A and then R, transposed, so that neighbouring invocations
@@ -18,9 +18,9 @@ struct Params {
     stride4: u32,
     row: u32,         // row of the whole matrix that row 0 is
     out_stride4: u32,
+    left4: u32,       // vec4s on the left of the block
     pad0: u32,
     pad1: u32,
-    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -101,5 +101,8 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         let upper = select(vec4<f32>(), value, k4 * 4u + vec4<u32>(0u, 1u, 2u, 3u) >= vec4<u32>(i));
         h[p.at + i * p.stride4 + k4] = upper;
         out[i * p.out_stride4 + k4] = upper;
+    }
+    for (var e = lane; e < p.rows * p.left4; e += #{LANES}u) {
+        h[p.at - p.left4 + e / p.left4 * p.stride4 + e % p.left4] = vec4<f32>();
     }
 }

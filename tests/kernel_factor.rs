@@ -78,7 +78,8 @@ fn check(worst: &mut Worst, label: &str, h: &[f32], n: usize, damp: f64, got: &[
 fn sizes() {
     let mut worst = Worst::new("factor", TOLERANCE);
     let mut random = Random::new(1);
-    for n in [4, 8, 12, 60, 64, 68, 96, 128, 132, 200] {
+    // Beyond 256 rows several blocks are updated together.
+    for n in [4, 8, 12, 60, 64, 68, 96, 128, 132, 200, 320, 580] {
         let h = gram(n, 2 * n, 1.0, &mut random);
         for name in PRESETS {
             let (got, used) = factor(gpu(), name, &h, n, 0.01).expect("a factor");
@@ -117,7 +118,7 @@ fn blocks() {
 fn row_chunks() {
     let mut worst = Worst::new("factor in chunks", TOLERANCE);
     let mut random = Random::new(3);
-    for (n, chunk) in [(36, 16), (68, 16), (132, 32), (100, 48), (200, 80), (176, 80)] {
+    for (n, chunk) in [(36, 16), (68, 16), (132, 32), (100, 48), (200, 80), (176, 80), (388, 176)] {
         let h = gram(n, 2 * n, 1.0, &mut random);
         let small = limited((4 * n * chunk) as u64);
         for name in PRESETS {

@@ -8,7 +8,8 @@
 //! 2. `R_JI = H_JI D^T`, then `H_JJ -= R_JI R_JI^T` in the upper triangle
 //! 3. `U_IK = -D (R_IK U_KK)`, `U_II = D`: the rows of U below are complete, those of R too
 //!
-//! Everything happens in place in the upper triangle. All but step 1 are products.
+//! Everything happens in place in the upper triangle; of the lower one, what the products of step 2 cover is written, too, and becomes
+//! zero in step 1. All but that step are products.
 
 use super::gram::rows_per_chunk;
 use super::tensor::Chunk;
@@ -112,7 +113,7 @@ impl Block<'_> {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct DampParams {
     rows: u32,
-    stride4: u32,
+    stride: u32,
     first: u32,
     lambda: f32,
 }
@@ -189,27 +190,25 @@ impl Kernels<'_> {
         })
     }
 
-    /// Upper triangle of `H + lambda I` from H, zeros below.
+    /// Adds lambda to the diagonal.
     fn damp(&self, c: Stream<'_, '_>, h: &Square, lambda: f32) -> Result<(), GpuError> {
         const NAME: &str = "damp";
         let lanes = self.preset().lanes;
         let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
-        let stride = h.n() / 4;
         for chunk in &h.chunks {
-            let count = chunk.rows * stride;
             let params = DampParams {
                 rows: size(NAME, chunk.rows)?,
-                stride4: size(NAME, stride)?,
+                stride: size(NAME, h.n())?,
                 first: size(NAME, chunk.first)?,
                 lambda,
             };
-            let work = Work { flops: 0.0, bytes: 16.0 * count as f64 };
-            c.dispatch(&pipeline, &params, &[chunk.buffer.all()], self.fold(count, lanes), work)?;
+            let work = Work { flops: 0.0, bytes: 8.0 * chunk.rows as f64 };
+            c.dispatch(&pipeline, &params, &[chunk.buffer.all()], self.fold(chunk.rows, lanes), work)?;
         }
         Ok(())
     }
 
-    /// Step 1: D in the place of the diagonal block, and in `f.inverse`.
+    /// Step 1: D in the place of the diagonal block, zeros on its left; and D in `f.inverse`.
     fn factor_block(&self, c: Stream<'_, '_>, f: &InverseFactor, b: &Block<'_>) -> Result<(), GpuError> {
         const NAME: &str = "factor_block";
         let pipeline = self.pipeline(NAME, vec![("LANES", self.preset().lanes)])?;
@@ -220,12 +219,13 @@ impl Kernels<'_> {
             size(NAME, stride)?,
             size(NAME, b.first)?,
             size(NAME, f.block / 4)?,
-            0,
+            size(NAME, b.first / 4)?,
             0,
             0,
         ];
         let values = (b.rows * b.rows) as f64;
-        let work = Work { flops: values * b.rows as f64, bytes: 12.0 * values };
+        let bytes = 12.0 * values + 4.0 * (b.rows * b.first) as f64;
+        let work = Work { flops: values * b.rows as f64, bytes };
         let bind = [b.chunk.buffer.all(), f.inverse.buffer().all(), f.status.all()];
         c.dispatch(&pipeline, &params, &bind, [1, 1, 1], work)
     }

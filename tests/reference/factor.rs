@@ -2,7 +2,7 @@
 
 use super::{EPS, Twin};
 
-/// Upper triangle of `H + lambda I`, zeros below it; a diagonal element of 0 counts as 1. The sum is that of f32.
+/// The upper triangle of `H + lambda I`, zeros below it; a diagonal element of 0 counts as 1. The sum is that of f32.
 pub fn damp(h: &[f32], n: usize, lambda: f32) -> Vec<f64> {
     let value = |r: usize, c: usize| match h[r * n + c] {
         _ if c < r => 0.0,
