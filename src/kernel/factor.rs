@@ -141,7 +141,7 @@ impl Kernels<'_> {
                 return Ok(damp);
             };
             let more = (10.0 * damp).max(LEAST_DAMP);
-            // A little slack: ten times 0.1 three times over is not exactly 100.
+            // A little slack: repeated products by ten are rounded.
             if more > MOST_DAMP * 1.001 {
                 return Err(GpuError::NotPositive { row, n: h.n(), damp });
             }
