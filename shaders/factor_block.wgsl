@@ -4,9 +4,11 @@
 // For j = last .. 0:  R_jj = sqrt(A_jj),  R_ij = A_ij / R_jj,  A_ik -= R_ij R_kj  (i <= k < j).
 // Then column by column, from the diagonal up:  D_jj = 1 / R_jj,  D_ij = -D_ii sum_{i < k <= j} R_ik D_kj.
 //
-// h [.., stride4] vec4, of which the block's upper triangle is read; the whole block is written, with zeros below the diagonal, and
-// zeros on its left: updates by rectangles have left sums there. out [rows, out_stride4] vec4, a copy of D; status [1]: 1 + the row of the first pivot that is not a positive normal number.
-// Such a pivot counts as 1, so that no NaN spreads; what is computed from it is of no use.
+// h [.., stride4] vec4, of which the block's upper triangle is read; the whole block is written, with zeros below the
+// diagonal, and zeros on its left, where updates by rectangles have left sums.
+// out [rows, out_stride4] vec4, a copy of D.
+// status [1]: 1 + the row of the first pivot that is not a positive normal number. Such a pivot counts as 1, so that no NaN
+// spreads; what is computed from it is of no use.
 //
 // Workgroup memory: 64 x 64 f32 = 16 KiB. Below the diagonal lie A and then R, transposed, so that neighbouring invocations
 // read neighbouring words in every step; on the diagonal the pivots, then D_jj; above it D, once R is complete.

@@ -38,8 +38,8 @@ impl Kernels<'_> {
         f32_bytes(rows, OUTER.min(n))
     }
 
-    /// Prunes the panel `w` `[rows, n]` f32, which holds rows of a projection from `first_row` on, to `pattern`: the mask of these rows goes
-    /// into `mask`, and `w` becomes the updated weights, 0 where pruned and in the columns of dead inputs. `factor` belongs to the
+    /// Prunes the panel `w` `[rows, n]` f32, which holds rows of a projection from `first_row` on, to `pattern`: the mask of
+    /// these rows goes into `mask`, and `w` becomes the updated weights, 0 where pruned and in the columns of dead inputs. `factor` belongs to the
     /// Gram matrix of the projection's inputs.
     ///
     /// Of every group those with the greatest `w_j^2 / U_jj^2` are kept, ties to the lower index; the error
