@@ -159,11 +159,9 @@ impl<'g> Bench<'g> {
         self.run("swiglu", shape.clone(), name, |c| kernels.swiglu(c, y.rows(0, h, t4)?, x.rows(0, h, t4)?))?;
         let targets = gpu.alloc("bench:targets", 16 * t4 as u64)?;
         let state = Activation::new(gpu, "bench:state", 3, t4)?;
-        self.run("vocab_reduce", shape.clone(), name, |c| {
+        self.run("vocab_reduce", shape, name, |c| {
             kernels.vocab_reduce(c, x.rows(0, h, t4)?, 0, &targets, state.rows(0, 3, t4)?)
-        })?;
-        let sums = gpu.alloc("bench:sums", 4 * h as u64)?;
-        self.run("row_sumsq", shape, name, |c| kernels.row_sumsq(c, x.rows(0, h, t4)?, layout, &sums, 0))
+        })
     }
 
     fn mask_kernels(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {

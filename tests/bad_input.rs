@@ -11,12 +11,12 @@ use std::path::Path;
 
 use cli_tools::{command, fails, fails_in, names, village, village_text};
 use host_fixture::{
-    Scratch, config, config_with, model, tensors, write_config, write_safetensors, write_shards,
-    write_tokenizer,
+    Scratch, config, config_with, magnitude_masks, model, tensors, write_config, write_safetensors,
+    write_shards, write_tokenizer,
 };
 use maskwright::mask::{MaskFile, Pattern, Provenance};
 use maskwright::model::Checkpoint;
-use maskwright::prune::{Score, score_masks, select};
+use maskwright::prune::select;
 use serde_json::json;
 
 /// A whole tiny model in `model/` and a text of 40 words beside it.
@@ -214,7 +214,7 @@ fn write_mask(folder: &Path, path: &Path) {
     let checkpoint = Checkpoint::open(folder, &config).unwrap();
     let pattern = Pattern::new(2, 4).unwrap();
     let selection = select(&config, pattern, &[], false).unwrap();
-    let set = score_masks(&checkpoint, &selection, pattern, Score::Magnitude).unwrap();
+    let set = magnitude_masks(&checkpoint, &selection, pattern);
     MaskFile::new(set, Provenance::new("magnitude", 0), &checkpoint).unwrap().write(path).unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! The decoder's other kernels against f64: norm, rotary embedding, attention, activation, vocabulary reduction, row sums, peak.
+//! The decoder's other kernels against f64: norm, rotary embedding, attention, activation, vocabulary reduction, peak.
 //! Two presets have every tile shape of these kernels: `tile64` and any of `rows*`.
 
 mod common;
@@ -238,45 +238,6 @@ fn vocab_reduce() {
     }
 }
 
-/// Adds to what is there, leaves the other rows alone, does not see padding.
-#[test]
-fn row_sumsq() {
-    let mut worst = Worst::new("row_sumsq", 2.0);
-    let mut random = Random::new(6);
-    for name in PRESETS {
-        let kernels = kernels(name);
-        for (rows, windows, length) in [
-            (1, 1, 1),
-            (3, 2, 3),
-            (5, 1, 252),
-            (2, 1, 256),
-            (7, 1, 258),
-            (2, 9, 37),
-            (131, 5, 6),
-            (3, 40, 128),
-        ] {
-            let layout = Layout { windows, length };
-            let (tokens, window, out_row) = (4 * layout.t4(), 4 * layout.window4(), 2);
-            let mut x = random.values(rows * tokens, 2.0);
-            for (i, v) in x.iter_mut().enumerate() {
-                if i % tokens % window >= length {
-                    *v = 1e10;
-                }
-            }
-            let before: Vec<f32> = random.values(rows + 4, 5.0).iter().map(|v| v.abs()).collect();
-            let (on_gpu, out) = (activation(gpu(), rows, layout.t4(), &x), vector(gpu(), &before));
-            let mut c = commands();
-            let what = all(&on_gpu, rows, layout.t4());
-            kernels.row_sumsq(&mut c, what, layout, &out, out_row).expect("row_sumsq");
-            let got = read(&mut c, &out, before.len());
-            let mut want = Twin::exact(&before, 1);
-            let of = &before[out_row..out_row + rows];
-            want.replace_rows(out_row, &reference::row_sumsq(&x, of, window, length, tokens));
-            worst.check(&format!("{name} {rows} rows of {windows} x {length}"), &got, &want);
-        }
-    }
-}
-
 /// The peak measurement computes what it claims to, and counts its operations.
 #[test]
 fn peak() {
@@ -332,8 +293,6 @@ fn wrong_shapes_are_refused() {
         kernels.swiglu(&mut c, none, none),
         kernels.vocab_reduce(&mut c, wide, 0, &small, all(&x, 3, 4)),
         kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), wide),
-        kernels.row_sumsq(&mut c, wide, layout, &small, 0),
-        kernels.row_sumsq(&mut c, wide, Layout { windows: 1, length: 8 }, x.buffer(), 0),
     ];
     for (i, result) in results.into_iter().enumerate() {
         let error = result.expect_err(&format!("call {i}"));

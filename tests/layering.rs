@@ -13,7 +13,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("gpu", &[]),
     ("kernel", &["gpu", "mask", "model"]),
     ("nn", &["gpu", "kernel", "mask", "model"]),
-    ("eval", &["calib", "gpu", "kernel", "model", "nn"]),
+    ("eval", &["calib", "gpu", "kernel", "mask", "model", "nn"]),
     ("prune", &["calib", "eval", "export", "fsio", "gpu", "kernel", "mask", "model", "nn"]),
     ("cli", &["calib", "eval", "export", "fsio", "gpu", "kernel", "mask", "model", "nn", "prune"]),
 ];

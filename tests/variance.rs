@@ -5,7 +5,7 @@ mod host_fixture;
 
 use std::collections::BTreeMap;
 
-use host_fixture::{Scratch, config_with, tensors, write_config, write_safetensors};
+use host_fixture::{Scratch, config_with, magnitude_masks, tensors, write_config, write_safetensors};
 use maskwright::calib::Windows;
 use maskwright::gpu::{Commands, Gpu, GpuOptions};
 use maskwright::kernel::{Kernels, Layout, Preset};
@@ -13,7 +13,7 @@ use maskwright::mask::{BitMask, MaskSet, Pattern, law};
 use maskwright::model::{Checkpoint, Config};
 use maskwright::nn::{Batch, Decoder, DecoderWeights, Embedding, MaskBank, Workspace};
 use maskwright::prune::maskpro::{self, Estimator, Learner, Options, initial_logits};
-use maskwright::prune::{Score, score_masks, select, variance};
+use maskwright::prune::{select, variance};
 use serde_json::json;
 
 const SCALE: f32 = 1.5;
@@ -83,7 +83,7 @@ fn estimators_are_unbiased_and_ordered() {
 
     let pattern = Pattern::new(2, 4).unwrap();
     let selection = select(&config, pattern, &["v_proj".to_string()], false).unwrap();
-    let start = score_masks(&checkpoint, &selection, pattern, Score::Magnitude).unwrap();
+    let start = magnitude_masks(&checkpoint, &selection, pattern);
     let tokens: Vec<u32> = (0..2 * BATCH as u32 * 8).map(|i| (i * i * 7 + i / 3) % 12).collect();
     let windows = Windows::new(tokens, 8).unwrap();
 

@@ -1,9 +1,11 @@
 //! What most commands open first: the device, the kernels, a model folder.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::CliError;
-use crate::calib::{Windows, tokens_of_file};
+use crate::calib::{Segments, Windows, read_windows, tokens_of_file};
 use crate::gpu::{DeviceKind, Gpu, GpuOptions};
 use crate::kernel::{Preset, choose_preset};
 use crate::mask::{MaskFile, MaskSet};
@@ -85,6 +87,12 @@ impl Model {
         Ok(Self { config, checkpoint, folder: folder.into() })
     }
 
+    /// Whether a folder has weights at all, besides its config.json.
+    pub(super) fn has_weights(folder: &Path) -> bool {
+        let is_weights = |p: PathBuf| p.extension().is_some_and(|e| e == "safetensors" || e == "bin");
+        std::fs::read_dir(folder).is_ok_and(|all| all.flatten().any(|e| is_weights(e.path())))
+    }
+
     /// Also scans all weights for NaN and infinity.
     pub(super) fn open_checked(folder: &Path) -> Result<Self, CliError> {
         let model = Self::open(folder)?;
@@ -97,13 +105,30 @@ impl Model {
         let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
         let tokens = tokens_of_file(&tokenizer, text)?;
         let count = tokens.len();
+        self.warn_of_long(window);
+        Ok((Windows::new(tokens, window)?, count))
+    }
+
+    /// `count` windows of `window` tokens for calibration.
+    pub(super) fn calibration(
+        &self,
+        text: &Path,
+        segments: Segments,
+        count: usize,
+        window: usize,
+    ) -> Result<Windows, CliError> {
+        let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
+        self.warn_of_long(window);
+        Ok(read_windows(&tokenizer, text, segments, count, window)?)
+    }
+
+    fn warn_of_long(&self, window: usize) {
         if window > self.config.max_position_embeddings {
             log::warn!(
                 "windows of {window} tokens are longer than the {} the model was made for",
                 self.config.max_position_embeddings
             );
         }
-        Ok((Windows::new(tokens, window)?, count))
     }
 
     /// Reads a mask file and checks it against the model.
@@ -121,4 +146,16 @@ impl Model {
         }
         Ok(file.set)
     }
+}
+
+/// A flag that the first Ctrl-C sets; the second ends the process at once, without waiting for what the first has begun.
+pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    })?;
+    Ok(stop)
 }

@@ -1,18 +1,23 @@
 //! Options that `prune` and `variance` share: projections, start mask, MaskPro.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::CliError;
 use super::context::{DeviceArgs, Model};
-use super::output::Progress;
+use super::walk::{Walk, WalkArgs};
 use crate::calib::Windows;
-use crate::eval::workspace;
 use crate::gpu::Commands;
+use crate::kernel::Kernels;
 use crate::mask::{BitMask, MaskSet, Pattern};
 use crate::model::Projection;
-use crate::nn::Decoder;
+use crate::nn::Place;
 use crate::prune::maskpro::{Estimator, Options, initial_logits};
-use crate::prune::{InputNorms, PruneError, Score, Selection, score_logits, score_masks};
+use crate::prune::plan::Carried;
+use crate::prune::{
+    InputNorms, OneShot, OneShotOptions, PruneError, Repair, Score, Selection, StartMask, score_logits,
+};
 
 /// Which projections are pruned, and how.
 #[derive(clap::Args)]
@@ -28,26 +33,21 @@ pub(super) struct SelectArgs {
     pub(super) skip_indivisible: bool,
 }
 
-/// Where a learned mask starts.
+/// Where a mask starts.
 #[derive(clap::Args)]
 pub(super) struct StartArgs {
-    /// Start mask of a learning method: magnitude, wanda, or a mask file
+    /// Start mask of descent and of learning methods: magnitude, wanda, ria, of learning methods also sparsegpt or descent, or a
+    /// mask file
     #[arg(long, value_name = "METHOD|FILE", default_value = "wanda")]
     start: String,
-    /// Calibration windows whose inputs Wanda's norms are taken from (default: all of --windows)
+    /// Calibration windows that a learning method's start mask is made from (default: all of --windows)
     #[arg(long, value_name = "N")]
-    pub(super) norm_windows: Option<usize>,
+    start_windows: Option<usize>,
 }
 
 /// Options of MaskPro; the defaults are those of the released code.
 #[derive(clap::Args)]
 pub(super) struct MaskProArgs {
-    /// Calibration windows used, from the start of the text
-    #[arg(long, default_value_t = 512)]
-    pub(super) windows: usize,
-    /// Tokens of a calibration window
-    #[arg(long, default_value_t = 128)]
-    pub(super) window: usize,
     /// MaskPro: advantage that multiplies the score
     #[arg(long, value_enum, default_value_t = Estimator::Tracked)]
     estimator: Estimator,
@@ -70,13 +70,10 @@ pub(super) struct MaskProArgs {
     /// MaskPro: smoothing of the residual's moving average
     #[arg(long, default_value_t = 0.99)]
     alpha: f64,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 0)]
-    pub(super) seed: u64,
 }
 
 impl MaskProArgs {
-    pub(super) fn options(&self, pattern: Pattern) -> Options {
+    pub(super) fn options(&self, pattern: Pattern, seed: u64) -> Options {
         Options {
             pattern,
             estimator: self.estimator,
@@ -86,7 +83,7 @@ impl MaskProArgs {
             sharpness: self.sharpness,
             batch: self.batch,
             alpha: self.alpha,
-            seed: self.seed,
+            seed,
         }
     }
 
@@ -114,34 +111,106 @@ impl StartArgs {
         &self.start
     }
 
-    /// The start mask, and what it was made of. At most `most` windows go through the model at a time.
+    /// The method that the start mask is made by, or none for a file.
+    fn method(&self) -> Option<OneShot> {
+        Some(match self.start.as_str() {
+            "magnitude" => OneShot::Magnitude,
+            "wanda" => OneShot::Wanda,
+            "ria" => OneShot::Ria,
+            "sparsegpt" => OneShot::SparseGpt,
+            "descent" => OneShot::Descent,
+            _ => return None,
+        })
+    }
+
+    /// The file, where one is given.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.method().is_none().then(|| self.start.as_ref())
+    }
+
+    /// What descent starts from.
+    pub(super) fn of_descent(&self) -> Result<StartMask, CliError> {
+        Ok(match self.method() {
+            Some(OneShot::Magnitude) => StartMask::Magnitude,
+            Some(OneShot::Wanda) => StartMask::Wanda,
+            Some(OneShot::Ria) => StartMask::Ria,
+            None => StartMask::File,
+            Some(OneShot::SparseGpt | OneShot::Descent) => {
+                return Err(CliError::Usage(format!(
+                    "descent starts from magnitude, wanda, ria or a mask file; for {} make its mask file first",
+                    self.start
+                )));
+            }
+        })
+    }
+
+    /// Windows that a learning method's start mask is made from, of `windows`.
+    pub(super) fn windows(&self, windows: usize) -> usize {
+        self.start_windows.unwrap_or(usize::MAX).min(windows)
+    }
+
+    /// Options of the walk that makes a learning method's start mask; none for a file.
+    pub(super) fn walk_options(
+        &self,
+        walk: &WalkArgs,
+        pattern: Pattern,
+    ) -> Result<Option<OneShotOptions>, CliError> {
+        let Some(method) = self.method() else {
+            return Ok(None);
+        };
+        let options = walk.options(pattern, method, StartMask::Wanda)?;
+        if options.repair != Repair::None {
+            let message = "learning methods keep the weights: --repair belongs to the one-shot methods";
+            return Err(CliError::Usage(message.into()));
+        }
+        Ok(Some(options))
+    }
+
+    /// The start mask of a learning method, and what it was made of.
     #[allow(clippy::too_many_arguments)] // what a start mask is made of
     pub(super) fn masks<'g>(
         &self,
         device: &DeviceArgs,
         model: &Model,
-        decoder: &Decoder<'g, '_>,
+        walk: &WalkArgs,
+        kernels: &Kernels<'g>,
         commands: &mut Commands<'g>,
         selection: &Selection,
         pattern: Pattern,
         windows: &Windows,
-        most: usize,
-    ) -> Result<Start, CliError> {
-        match self.start.as_str() {
-            "magnitude" => {
-                let masks = score_masks(&model.checkpoint, selection, pattern, Score::Magnitude)?;
-                Ok(Start { masks, from: StartFrom::Magnitude })
-            }
-            "wanda" => {
-                let norms = norms(device, decoder, commands, windows, self.norm_windows, most)?;
-                let masks = score_masks(&model.checkpoint, selection, pattern, Score::Wanda(&norms))?;
-                Ok(Start { masks, from: StartFrom::Wanda(norms) })
-            }
-            file => {
-                let masks = start_file(model, selection, pattern, file.as_ref())?;
-                Ok(Start { masks, from: StartFrom::File })
-            }
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Option<Start>, CliError> {
+        let Some(options) = self.walk_options(walk, pattern)? else {
+            let masks = start_file(model, selection, pattern, self.start.as_ref())?;
+            return Ok(Some(Start { masks, from: StartFrom::Mask }));
+        };
+        let windows = windows.clone().first(self.windows(windows.count()));
+        let carried = self.carried(walk, kernels, model, &options, &windows);
+        let job = Walk { device, model, selection, options: &options, starts: None };
+        let walked = job.run(kernels, commands, carried.map(|c| (&windows, c.place)), None, stop)?;
+        if walked.stopped {
+            return Ok(None);
         }
+        let masks = MaskSet { pattern, masks: walked.masks };
+        let from = match options.method {
+            OneShot::Magnitude => StartFrom::Magnitude,
+            OneShot::Wanda => StartFrom::Wanda(walked.norms),
+            _ => StartFrom::Mask,
+        };
+        Ok(Some(Start { masks, from }))
+    }
+
+    /// How the windows are carried; a mask that does not depend on them needs none.
+    pub(super) fn carried(
+        &self,
+        walk: &WalkArgs,
+        kernels: &Kernels<'_>,
+        model: &Model,
+        options: &OneShotOptions,
+        windows: &Windows,
+    ) -> Option<Carried> {
+        let carry = || walk.carried(kernels.gpu(), &model.config, windows.count(), windows.window());
+        options.needs_inputs().then(carry)
     }
 }
 
@@ -154,7 +223,8 @@ pub(super) struct Start {
 enum StartFrom {
     Magnitude,
     Wanda(InputNorms),
-    File,
+    /// Only the mask is known.
+    Mask,
 }
 
 impl Start {
@@ -172,15 +242,15 @@ impl Start {
         let score = match &self.from {
             StartFrom::Magnitude => Score::Magnitude,
             StartFrom::Wanda(norms) => Score::Wanda(norms),
-            // A file has no scores: its mask is all there is to start from.
-            StartFrom::File => return Ok(initial_logits(mask, options.scale)),
+            // Without scores the mask is all there is to start from.
+            StartFrom::Mask => return Ok(initial_logits(mask, options.scale)),
         };
         score_logits(&model.checkpoint, p, options.pattern, score, sharpness, options.scale)
     }
 }
 
 /// A start mask from a file: the same pattern, and a mask for every selected projection.
-fn start_file(
+pub(super) fn start_file(
     model: &Model,
     selection: &Selection,
     pattern: Pattern,
@@ -199,19 +269,5 @@ fn start_file(
     Ok(set)
 }
 
-/// Wanda's input norms over the first `only` windows (all when not given), at most `most` at a time.
-pub(super) fn norms<'g>(
-    device: &DeviceArgs,
-    decoder: &Decoder<'g, '_>,
-    commands: &mut Commands<'g>,
-    windows: &Windows,
-    only: Option<usize>,
-    most: usize,
-) -> Result<InputNorms, CliError> {
-    let windows = windows.clone().first(only.unwrap_or(usize::MAX));
-    let ws = workspace(decoder, &windows, most)?;
-    let mut progress = Progress::new("input norms", windows.count() as u64, device.quiet);
-    let norms = InputNorms::collect(decoder, commands, &ws, &windows, |n| progress.at(n as u64, String::new));
-    progress.end();
-    Ok(norms?)
-}
+/// Windows of a walk and where their activations are kept.
+pub(super) type WalkWindows<'a> = Option<(&'a Windows, Place)>;

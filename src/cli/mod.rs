@@ -3,14 +3,17 @@
 //! Exit codes: 0 done; 1 an error, said on standard error; 2 wrong usage; 130 interrupted by Ctrl-C after the result so far
 //! was written.
 
+mod calib_args;
 mod context;
 mod devices;
 mod error;
 mod eval;
+mod learn;
 mod method_args;
 mod output;
 mod prune;
 mod variance;
+mod walk;
 
 use std::process::ExitCode;
 

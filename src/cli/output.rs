@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::gpu::Gpu;
 
@@ -68,7 +68,9 @@ pub(super) fn profile(gpu: &Gpu) -> String {
 /// A bar on a terminal; elsewhere a line every ten seconds, so that logs stay readable.
 pub(super) struct Progress {
     bar: ProgressBar,
-    what: &'static str,
+    /// The bars that are shown together.
+    all: MultiProgress,
+    what: String,
     total: u64,
     plain: bool,
     started: Instant,
@@ -80,16 +82,36 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 impl Progress {
     /// Progress over `total` units of `what`.
-    pub(super) fn new(what: &'static str, total: u64, quiet: bool) -> Self {
+    pub(super) fn new(what: &str, total: u64, quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let bar = if quiet || !terminal { ProgressBar::hidden() } else { ProgressBar::new(total) };
+        let plain = !quiet && !terminal;
+        Self::with(MultiProgress::new(), what.into(), total, quiet || !terminal, plain)
+    }
+
+    /// A bar below this one.
+    pub(super) fn inner(&self, what: String, total: u64) -> Self {
+        Self::with(self.all.clone(), what, total, self.bar.is_hidden(), self.plain)
+    }
+
+    fn with(all: MultiProgress, what: String, total: u64, hidden: bool, plain: bool) -> Self {
+        let bar = if hidden { ProgressBar::hidden() } else { all.add(ProgressBar::new(total)) };
         let template = "{prefix} [{bar:30}] {pos}/{len} {per_sec} left {eta}  {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_prefix(what);
+        bar.set_prefix(what.clone());
         let now = Instant::now();
-        Self { bar, what, total, plain: !quiet && !terminal, started: now, last: now }
+        Self { bar, all, what, total, plain, started: now, last: now }
+    }
+
+    /// A line that stays, above the bars.
+    pub(super) fn line(&self, text: impl FnOnce() -> String) {
+        if self.plain {
+            eprintln!("{}", text());
+        } else if !self.bar.is_hidden() {
+            // Nothing is lost where the terminal is gone.
+            let _ = self.all.println(text());
+        }
     }
 
     /// `done` units are done; `message` says how it goes.
@@ -99,7 +121,7 @@ impl Progress {
                 self.last = Instant::now();
                 let rate = done as f64 / self.started.elapsed().as_secs_f64();
                 let left = (self.total - done.min(self.total)) as f64 / rate.max(1e-9);
-                let (what, total) = (self.what, self.total);
+                let (what, total) = (&self.what, self.total);
                 eprintln!("{what} {done}/{total}  {rate:.2}/s  {left:.0} s left  {}", message());
             }
         } else if !self.bar.is_hidden() {

@@ -1,64 +1,104 @@
 //! `maskwright prune`.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::context::{DeviceArgs, Model};
-use super::method_args::{MaskProArgs, SelectArgs, Start, StartArgs, norms};
+use super::calib_args::{CalibArgs, CalibChoice};
+use super::context::{DeviceArgs, Model, stop_flag};
+use super::method_args::{MaskProArgs, SelectArgs, StartArgs, WalkWindows, start_file};
 use super::output::{Progress, bytes, profile, table};
+use super::walk::{Walk, WalkArgs, conditions, plan_rows};
 use super::{CliError, Outcome};
 use crate::calib::Windows;
-use crate::eval::{perplexity, workspace};
+use crate::eval::Streamed;
 use crate::export;
-use crate::gpu::{Commands, PARAMS_BYTES, READ_PIECE};
-use crate::kernel::Kernels;
+use crate::gpu::{Commands, Gpu};
+use crate::kernel::{Kernels, product_rate};
 use crate::mask::{MaskFile, MaskSet, Provenance};
-use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, MaskBank, PlanItem, total};
-use crate::prune::maskpro::{self, Learner};
-use crate::prune::{EvalRow, InputNorms, RunFolder, Score, Selection, score_masks, select};
+use crate::model::{Config, Dtype, ModelError, Overlay};
+use crate::nn::{Embedding, PlanItem, total};
+use crate::prune::plan::{Carried, WalkPlan};
+use crate::prune::{
+    BlockStore, EvalRow, OneShot, OneShotOptions, ProjectionReport, RunFolder, Selection, StartMask, plan,
+    select,
+};
 
 /// What chooses the mask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-enum Method {
+pub(super) enum Method {
     /// Keep the largest weights
     Magnitude,
     /// Keep the largest weight times input norm (Wanda)
     Wanda,
+    /// Keep the largest relative weight times root of the input norm (RIA, without channel permutation)
+    Ria,
+    /// Prune group by group and pass the error on (SparseGPT); keeps the original weights unless --repair update
+    Sparsegpt,
+    /// Improve a start mask by exact group descent on each projection's output error
+    Descent,
     /// Learn by policy gradient on the model's loss (MaskPro)
     Maskpro,
+}
+
+impl Method {
+    /// The one-shot method, if it is one.
+    fn one_shot(self) -> Option<OneShot> {
+        Some(match self {
+            Self::Magnitude => OneShot::Magnitude,
+            Self::Wanda => OneShot::Wanda,
+            Self::Ria => OneShot::Ria,
+            Self::Sparsegpt => OneShot::SparseGpt,
+            Self::Descent => OneShot::Descent,
+            Self::Maskpro => return None,
+        })
+    }
+
+    /// As on the command line.
+    pub(super) fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
 }
 
 #[derive(clap::Args)]
 #[command(
     after_help = "Writes into --out: mask.safetensors, model/ (the masked model in Hugging Face layout), metrics.jsonl and run.json.
-Ctrl-C ends the learning and writes the mask learned so far (exit code 130).
+The one-shot methods (all but maskpro) treat one block at a time, whatever the depth, and keep each finished block: after Ctrl-C
+or a crash the same command with --resume in place of --out goes on. Ctrl-C ends maskpro's learning and writes the mask learned
+so far. Both end with exit code 130.
 
-Example:
+Examples:
+  maskwright prune models/village --calib models/village/calib.txt --method descent --out runs/descent \\
+      --windows 64 --window 256 --eval models/village/heldout.txt
   maskwright prune models/village --calib models/village/calib.txt --method maskpro --steps 500 \\
       --logits 8 --rate 20 --batch 8 --eval models/village/heldout.txt --out runs/first"
 )]
 pub(super) struct Args {
-    /// Model folder in Hugging Face layout
-    model: PathBuf,
-    /// Calibration text (not needed by magnitude without --eval)
+    /// Model folder in Hugging Face layout (of --dry-run config.json is enough)
+    pub(super) model: PathBuf,
+    /// Calibration text: a text file, or .jsonl with a `text` in each line; either may end in .gz (magnitude needs none)
     #[arg(long, value_name = "FILE")]
-    calib: Option<PathBuf>,
+    pub(super) calib: Option<PathBuf>,
     /// What chooses the mask
     #[arg(long, value_enum, default_value_t = Method::Maskpro)]
-    method: Method,
+    pub(super) method: Method,
     #[command(flatten)]
-    select: SelectArgs,
+    pub(super) select: SelectArgs,
     #[command(flatten)]
-    start: StartArgs,
+    pub(super) windows: CalibArgs,
     #[command(flatten)]
-    learn: MaskProArgs,
+    pub(super) start: StartArgs,
+    #[command(flatten)]
+    pub(super) walk: WalkArgs,
+    #[command(flatten)]
+    pub(super) learn: MaskProArgs,
     /// Folder of the run; must be new or empty
-    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "resume"])]
     out: Option<PathBuf>,
+    /// Folder of an unfinished layer-by-layer run: goes on after its last finished block
+    #[arg(long, value_name = "RUN", conflicts_with = "out")]
+    resume: Option<PathBuf>,
     /// Do not write the masked model
     #[arg(long)]
     no_model: bool,
@@ -71,7 +111,7 @@ pub(super) struct Args {
     /// Only the first windows of the evaluation text
     #[arg(long, value_name = "N")]
     eval_windows: Option<usize>,
-    /// Print the memory plan and stop
+    /// Print the memory plan and an estimate of the time, and stop
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
@@ -79,25 +119,61 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// Mean residual, in nats per token, from which a run is said to diverge: runs that learned stayed far below 0.2, those
-/// that passed it did not come back (docs/maskpro.md).
-const RUNAWAY: f64 = 0.5;
+impl Args {
+    /// How calibration windows are taken.
+    fn choice(&self, config: &Config) -> CalibChoice {
+        match self.method {
+            Method::Maskpro => self.windows.maskpro(),
+            _ => self.windows.one_shot(config.max_position_embeddings),
+        }
+    }
+
+    /// Options of the walk: of the one-shot method, or of the one that makes a learning method's start mask.
+    pub(super) fn walk_options(&self) -> Result<Option<OneShotOptions>, CliError> {
+        let pattern = self.select.pattern;
+        match self.method.one_shot() {
+            Some(method) => {
+                let start = match method {
+                    OneShot::Descent => self.start.of_descent()?,
+                    _ => StartMask::Wanda,
+                };
+                Ok(Some(self.walk.options(pattern, method, start)?))
+            }
+            None => self.start.walk_options(&self.walk, pattern),
+        }
+    }
+
+    fn select(&self, config: &Config, device: &DeviceArgs) -> Result<Selection, CliError> {
+        let selection = select(config, self.select.pattern, &self.select.only, self.select.skip_indivisible)?;
+        for name in &selection.skipped {
+            device.note(|| format!("left dense: {name}"));
+        }
+        Ok(selection)
+    }
+}
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
     args.learn.check()?;
-    let model = Model::open_checked(&args.model)?;
-    let selection =
-        select(&model.config, args.select.pattern, &args.select.only, args.select.skip_indivisible)?;
-    for name in &selection.skipped {
-        device.note(|| format!("left dense: {name}"));
+    let options = args.walk_options()?;
+    if args.resume.is_some() && args.method == Method::Maskpro {
+        let message =
+            "--resume goes on with the one-shot methods; a mask learned so far continues with --start FILE";
+        return Err(CliError::Usage(message.into()));
     }
-    let calib = match (&args.calib, args.method) {
-        (Some(text), _) => Some(model.windows(text, args.learn.window)?.0.first(args.learn.windows)),
-        (None, Method::Magnitude) => None,
-        (None, _) => {
-            let message = format!("--method {:?} needs --calib TEXT", args.method).to_lowercase();
+    if args.dry_run && !Model::has_weights(&args.model) {
+        return dry_run_of_shape(device, args, options);
+    }
+    let model = Model::open_checked(&args.model)?;
+    let selection = args.select(&model.config, device)?;
+    let choice = args.choice(&model.config);
+    let needed = args.method == Method::Maskpro || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
+    let calib = match &args.calib {
+        Some(text) => Some(choice.read(&model, text)?),
+        None if needed => {
+            let message = format!("--method {} needs --calib TEXT", args.method.name());
             return Err(CliError::Usage(message));
         }
+        None => None,
     };
     let eval = match &args.eval {
         Some(text) => {
@@ -106,144 +182,198 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         }
         None => None,
     };
-    let job = Job { device, args, model: &model, selection: &selection, calib, eval };
+    let job = Job { device, args, model: &model, selection: &selection, choice, calib, eval };
     if args.dry_run {
-        return job.dry_run();
+        return job.dry_run(options);
     }
-    let Some(out) = &args.out else {
+    let Some(out) = args.out.as_ref().or(args.resume.as_ref()) else {
         return Err(CliError::Usage("--out DIR is needed".into()));
     };
     // Before any work, so that a folder that cannot be written costs nothing.
     if !args.no_model {
         export::hf::check_destination(&model.checkpoint, out)?;
     }
-    let folder = RunFolder::create(out)?;
-    job.run(folder)
+    match (args.method.one_shot(), options) {
+        (Some(_), Some(options)) => job.one_shot(out, &options),
+        _ => job.learn(RunFolder::create(out)?),
+    }
 }
 
 /// One `prune`, with everything that needs no device opened and checked.
-struct Job<'a> {
-    device: &'a DeviceArgs,
-    args: &'a Args,
-    model: &'a Model,
-    selection: &'a Selection,
-    calib: Option<Windows>,
+pub(super) struct Job<'a> {
+    pub(super) device: &'a DeviceArgs,
+    pub(super) args: &'a Args,
+    pub(super) model: &'a Model,
+    pub(super) selection: &'a Selection,
+    choice: CalibChoice,
+    pub(super) calib: Option<Windows>,
     eval: Option<(Windows, usize)>,
 }
 
+/// What a method has brought, for the files of the run.
+pub(super) struct Made<'a> {
+    pub(super) masks: MaskSet,
+    pub(super) start: Option<MaskSet>,
+    /// The model's weights, with those that were re-fitted.
+    pub(super) tensors: Overlay<'a>,
+    pub(super) outcome: Outcome,
+    pub(super) plan: Vec<PlanItem>,
+    pub(super) options: Value,
+    pub(super) reports: Vec<ProjectionReport>,
+}
+
 impl Job<'_> {
-    fn plan(&self, kernels: &Kernels<'_>) -> Result<Vec<PlanItem>, CliError> {
-        let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
-        let limit = kernels.gpu().max_binding_bytes();
-        let (window, batch) = (self.args.learn.window, self.args.learn.batch);
-        let weights = || DecoderWeights::plan(checkpoint, config);
-        Ok(match (self.args.method, &self.calib) {
-            (Method::Maskpro, _) => {
-                let sizes = maskpro::sizes(config, window, batch, limit);
-                let scratch = kernels.scratch_bytes(DecoderWeights::largest_projection(checkpoint, config)?);
-                maskpro::plan(checkpoint, config, self.selection, &sizes, scratch)?
-            }
-            (Method::Wanda, Some(windows)) => {
-                let used = self.args.start.norm_windows.unwrap_or(usize::MAX).min(windows.count());
-                let sizes = crate::eval::sizes(config, used, window, usize::MAX, limit);
-                let norms = PlanItem::new("statistics", InputNorms::device_bytes(config));
-                let widest = config.hidden_size.max(config.intermediate_size) as u64 * 4;
-                let staging = PlanItem::new("staging", PARAMS_BYTES + widest.min(READ_PIECE));
-                vec![weights()?, norms, sizes.plan(), staging]
-            }
-            // Magnitude needs no device but for the evaluation.
-            _ => vec![weights()?, PlanItem::new("staging", PARAMS_BYTES)],
-        })
+    fn walk<'w>(&'w self, options: &'w OneShotOptions, starts: Option<&'w MaskSet>) -> Walk<'w> {
+        Walk { device: self.device, model: self.model, selection: self.selection, options, starts }
     }
 
-    fn dry_run(&self) -> Result<Outcome, CliError> {
-        let gpu = self.device.open()?;
-        let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
-        let plan = self.plan(&kernels)?;
-        if self.args.json {
-            println!("{}", json!({ "plan": plan, "total": total(&plan), "adapter": gpu.describe() }));
-            return Ok(Outcome::Done);
-        }
-        let mut rows: Vec<Vec<String>> =
-            plan.iter().map(|i| vec![i.item.to_string(), i.bytes.to_string()]).collect();
-        rows.push(vec!["total".into(), total(&plan).to_string()]);
-        println!("{}", table(&["GPU memory until the mask is made", "bytes"], &rows));
-        println!(
-            "{} projections, {} weights under masks",
-            self.selection.pruned.len(),
-            self.selection.weights()
-        );
-        Ok(Outcome::Done)
-    }
-
-    fn run(&self, mut folder: RunFolder) -> Result<Outcome, CliError> {
-        let started = Instant::now();
-        let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
-        let gpu = self.device.open()?;
-        let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
-        let plan = self.plan(&kernels)?;
-        self.device.note(|| format!("plan: {} of GPU memory", bytes(total(&plan))));
-        let weights = DecoderWeights::upload(&gpu, checkpoint, config, |_| ())?;
-        let embedding = Embedding::new(checkpoint, config)?;
-        let decoder = Decoder { kernels: &kernels, config, weights: &weights, embedding };
-        let mut commands = Commands::new(&gpu)?;
-        let pattern = self.args.select.pattern;
-
-        let mut outcome = Outcome::Done;
-        let mut start = None;
-        let masks = match (self.args.method, &self.calib) {
-            (Method::Wanda, Some(windows)) => {
-                let only = self.args.start.norm_windows;
-                let norms = norms(self.device, &decoder, &mut commands, windows, only, usize::MAX)?;
-                score_masks(checkpoint, self.selection, pattern, Score::Wanda(&norms))?
+    /// The plan of the walk of this job.
+    pub(super) fn walk_plan(
+        &self,
+        kernels: &Kernels<'_>,
+        options: &OneShotOptions,
+    ) -> Result<(WalkPlan, Option<Carried>), CliError> {
+        let carried = match (&self.calib, self.args.method) {
+            (Some(windows), Method::Maskpro) => {
+                let windows = windows.clone().first(self.args.start.windows(windows.count()));
+                self.args.start.carried(&self.args.walk, kernels, self.model, options, &windows)
             }
-            (Method::Maskpro, Some(windows)) => {
-                let from = self.args.start.masks(
-                    self.device,
-                    self.model,
-                    &decoder,
-                    &mut commands,
-                    self.selection,
-                    pattern,
-                    windows,
-                    // No more than the learner's own passes take, so that the plan holds.
-                    self.args.learn.batch,
-                )?;
-                let (masks, ended) = self.learn(&mut folder, &decoder, &mut commands, &from, windows)?;
-                outcome = ended;
-                start = Some(from.masks);
-                masks
+            (Some(windows), _) => {
+                let (count, window) = (windows.count(), windows.window());
+                Some(self.args.walk.carried(kernels.gpu(), &self.model.config, count, window))
             }
-            _ => score_masks(checkpoint, self.selection, pattern, Score::Magnitude)?,
+            (None, _) => None,
         };
-        let learned_peak = gpu.memory_peak();
-        let learned_items = gpu.memory_items();
-        masks.check()?;
-        let provenance =
-            Provenance::new(format!("{:?}", self.args.method).to_lowercase(), self.args.learn.seed);
-        MaskFile::new(masks.clone(), provenance.clone(), checkpoint)?.write(&folder.mask())?;
-        if !self.args.no_model {
-            export::hf::write(checkpoint, config, &masks, &provenance, &folder.model())?;
+        Ok((self.walk(options, None).plan(kernels, carried)?, carried))
+    }
+
+    fn dry_run(&self, options: Option<OneShotOptions>) -> Result<Outcome, CliError> {
+        let gpu = self.device.open()?;
+        let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
+        let (walk, carried) = match &options {
+            Some(options) => {
+                let (plan, carried) = self.walk_plan(&kernels, options)?;
+                (Some(plan), carried)
+            }
+            None => (None, None),
+        };
+        let learning = match self.args.method {
+            Method::Maskpro => Some(self.learning_plan(&kernels)?),
+            _ => None,
+        };
+        show_plan(self.device, self.args, &kernels, self.selection, walk.as_ref(), learning.as_deref())?;
+        match &walk {
+            Some(plan) => self.args.walk.check(plan, carried).map(|()| Outcome::Done),
+            None => Ok(Outcome::Done),
         }
-        let table = self.measure(&decoder, &mut commands, start.as_ref(), &masks)?;
-        let changed = start.as_ref().map(|s| groups_changed(s, &masks));
+    }
+
+    /// Prunes layer by layer.
+    fn one_shot(&self, out: &Path, options: &OneShotOptions) -> Result<Outcome, CliError> {
+        let started = Instant::now();
+        let gpu = self.device.open()?;
+        let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
+        let pattern = self.args.select.pattern;
+        let starts = match (options.method, self.args.start.file()) {
+            (OneShot::Descent, Some(path)) => Some(start_file(self.model, self.selection, pattern, path)?),
+            _ => None,
+        };
+        let (plan, carried) = self.walk_plan(&kernels, options)?;
+        self.args.walk.check(&plan, carried)?;
+        self.device.note(|| format!("plan: {} of GPU memory, one block at a time", bytes(total(&plan.gpu))));
+        let walk = self.walk(options, starts.as_ref());
+        let windows: WalkWindows<'_> = self.calib.as_ref().zip(carried.map(|c| c.place));
+        let start_path = self.args.start.file().filter(|_| starts.is_some());
+        let choice = self.calib.as_ref().map(|_| self.choice);
+        let conditions = conditions(&walk, &kernels, choice, windows, start_path)?;
+        let provenance = self.provenance();
+        let (mut folder, mut store) = match &self.args.resume {
+            Some(run) => {
+                let store = BlockStore::open(run, &conditions, pattern, provenance.clone())?;
+                self.device.note(|| format!("{} blocks are finished", store.len()));
+                (RunFolder::reopen(run)?, store)
+            }
+            None => {
+                let folder = RunFolder::create(out)?;
+                let store = BlockStore::create(folder.path(), conditions, pattern, provenance.clone())?;
+                (folder, store)
+            }
+        };
+        let stop = stop_flag()?;
+        let mut commands = Commands::new(&gpu)?;
+        let walked = walk.run(&kernels, &mut commands, windows, Some((&mut store, &mut folder)), &stop)?;
+        if walked.stopped {
+            let done = format!("interrupted: {} of {} blocks are finished", store.len(), self.blocks());
+            let path = folder.path().display();
+            self.device.note(|| format!("{done}; the same command with --resume {path} goes on"));
+            return Ok(Outcome::Interrupted);
+        }
+        let made = Made {
+            masks: MaskSet { pattern, masks: walked.masks },
+            start: starts,
+            tensors: store.overlay(&self.model.checkpoint)?,
+            outcome: Outcome::Done,
+            plan: plan.gpu,
+            options: json!(options),
+            reports: walked.reports,
+        };
+        let keep_weights = made.tensors.replaces_any() && self.args.no_model;
+        let outcome = self.finish(folder, &kernels, &mut commands, made, started)?;
+        store.finish(keep_weights)?;
+        Ok(outcome)
+    }
+
+    fn blocks(&self) -> usize {
+        self.model.config.num_layers
+    }
+
+    pub(super) fn provenance(&self) -> Provenance {
+        Provenance::new(self.args.method.name(), self.args.windows.seed)
+    }
+
+    /// Writes the files of the run, measures, prints.
+    pub(super) fn finish<'g>(
+        &self,
+        folder: RunFolder,
+        kernels: &Kernels<'g>,
+        commands: &mut Commands<'g>,
+        made: Made<'_>,
+        started: Instant,
+    ) -> Result<Outcome, CliError> {
+        let gpu = kernels.gpu();
+        let (checkpoint, config) = (&self.model.checkpoint, &self.model.config);
+        let (peak, at_peak) = (gpu.memory_peak(), gpu.memory_items());
+        made.masks.check()?;
+        let provenance = self.provenance();
+        MaskFile::new(made.masks.clone(), provenance.clone(), checkpoint)?.write(&folder.mask())?;
+        if !self.args.no_model {
+            export::hf::write(&made.tensors, config, &made.masks, &provenance, &folder.model())?;
+        }
+        let rows = self.measure(kernels, commands, &made)?;
+        let changed = made.start.as_ref().map(|s| groups_changed(s, &made.masks));
         let run = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "adapter": gpu.describe(),
             "preset": kernels.preset().name,
             "model": self.args.model,
             "calib": self.args.calib,
-            "method": format!("{:?}", self.args.method).to_lowercase(),
-            "options": self.args.learn.options(pattern),
+            "method": self.args.method.name(),
+            "options": made.options,
             "start": self.args.start.name(),
+            "seed": self.args.windows.seed,
             "windows": self.calib.as_ref().map(Windows::count),
-            "window": self.args.learn.window,
+            "window": self.calib.as_ref().map(Windows::window),
+            "segments": self.calib.as_ref().map(|_| self.choice.name()),
             "only": self.args.select.only,
             "left_dense": self.selection.skipped,
-            "interrupted": matches!(outcome, Outcome::Interrupted),
+            "interrupted": matches!(made.outcome, Outcome::Interrupted),
+            "kept_weights_changed": made.tensors.replaces_any(),
             "groups_changed": changed,
-            "results": table,
-            "memory": { "plan": plan, "plan_total": total(&plan), "peak": learned_peak, "at_peak": learned_items },
+            "projections": made.reports,
+            "results": rows,
+            "memory": {
+                "plan": made.plan, "plan_total": total(&made.plan), "peak": peak, "at_peak": at_peak
+            },
             "seconds": started.elapsed().as_secs_f64(),
         });
         let path = folder.path().to_path_buf();
@@ -251,143 +381,45 @@ impl Job<'_> {
         if self.args.json {
             println!("{run}");
         } else {
-            self.print(&table, changed);
+            self.print(&rows, changed, &made);
             println!("written: {}", path.display());
         }
         if self.device.profile {
-            eprintln!("{}", profile(&gpu));
+            eprintln!("{}", profile(gpu));
         }
-        Ok(outcome)
+        Ok(made.outcome)
     }
 
-    fn learn<'g>(
-        &self,
-        folder: &mut RunFolder,
-        decoder: &Decoder<'g, '_>,
-        commands: &mut Commands<'g>,
-        start: &Start,
-        windows: &Windows,
-    ) -> Result<(MaskSet, Outcome), CliError> {
-        let options = self.args.learn.options(self.args.select.pattern);
-        let steps = options.steps;
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = stop.clone();
-        // The second Ctrl-C does not wait for what is written after the first.
-        ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
-            }
-        })?;
-        let gpu = decoder.kernels.gpu();
-        self.device.note(|| "building pipelines".into());
-        let building = Instant::now();
-        let minibatches = windows.count() / options.batch.max(1);
-        let mut bar = Progress::new("start losses", minibatches as u64, self.device.quiet);
-        let mut learner = Learner::new(
-            decoder,
-            commands,
-            self.selection,
-            &start.masks,
-            windows,
-            options.clone(),
-            |p, mask| start.logits(self.model, &options, p, mask),
-            |n, _| {
-                if n == 0 {
-                    let seconds = building.elapsed().as_secs_f64();
-                    self.device
-                        .note(|| format!("{} pipelines built in {seconds:.1} s", gpu.pipelines_built()));
-                }
-                bar.at(n as u64, String::new);
-            },
-        )?;
-        bar.end();
-        let mut bar = Progress::new("steps", u64::from(steps), self.device.quiet);
-        let mut changed = 0;
-        let mut counted = Instant::now();
-        let mut mean = 0.0;
-        let mut warned = false;
-        let mut outcome = Outcome::Done;
-        for i in 1..=steps {
-            if stop.load(Ordering::SeqCst) {
-                outcome = Outcome::Interrupted;
-                break;
-            }
-            let at = Instant::now();
-            let step = learner.step()?;
-            mean += (step.residual - mean) / f64::from(i.min(50));
-            if mean > RUNAWAY && !warned {
-                warned = true;
-                log::warn!(
-                    "step {i}: drawn masks lose {mean:.2} nats more than the start mask, and the run seems to diverge; \
-                     stop it with Ctrl-C and use a lower --rate or --alpha, or higher --logits"
-                );
-            }
-            let mut line = json!(step);
-            line["seconds"] = at.elapsed().as_secs_f64().into();
-            // Counting takes a read-back of all bits, so it happens once in a while.
-            if i == steps || i % 50 == 0 && counted.elapsed().as_secs_f64() > 1.0 {
-                changed = learner.groups_changed()?;
-                counted = Instant::now();
-                line["groups_changed"] = changed.into();
-            }
-            folder.metric(&line)?;
-            bar.at(u64::from(i), || {
-                format!(
-                    "loss {:.4} residual {:+.4} tracker {:+.4} changed {changed}",
-                    step.loss, mean, step.tracker
-                )
-            });
-        }
-        bar.end();
-        if matches!(outcome, Outcome::Interrupted) {
-            self.device.note(|| "interrupted: writing the mask learned so far".into());
-        }
-        Ok((learner.masks()?, outcome))
-    }
-
-    /// Dense, start and result on the evaluation text.
+    /// Dense, start and result on the evaluation text, one block at a time.
     fn measure<'g>(
         &self,
-        decoder: &Decoder<'g, '_>,
+        kernels: &Kernels<'g>,
         commands: &mut Commands<'g>,
-        start: Option<&MaskSet>,
-        result: &MaskSet,
+        made: &Made<'_>,
     ) -> Result<Vec<EvalRow>, CliError> {
         let Some((windows, tokens)) = &self.eval else {
             return Ok(Vec::new());
         };
-        let ws = workspace(decoder, windows, usize::MAX)?;
-        let gpu = decoder.kernels.gpu();
-        let bank = MaskBank::upload(gpu, decoder.config, result)?;
+        let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
+        let embedding = Embedding::new(checkpoint, config)?;
+        let dense = Streamed { kernels, config, tensors: checkpoint, embedding: &embedding };
+        let result = Streamed { tensors: &made.tensors, ..dense };
+        let mut models = vec![("dense", dense, None)];
+        models.extend(made.start.as_ref().map(|start| ("start", dense, Some(start))));
+        models.push(("result", result, Some(&made.masks)));
         let mut rows = Vec::new();
-        let models = [("dense", None), ("start", start), ("result", Some(result))];
-        for (model, set) in models {
-            let masks = match (set, model) {
-                (None, "dense") => None,
-                (None, _) => continue,
-                (Some(set), _) => {
-                    bank.fill(gpu, decoder.config, set)?;
-                    Some(bank.refs())
-                }
-            };
-            let mut bar = Progress::new(model, windows.count() as u64, self.device.quiet);
-            let masks = masks.as_deref().unwrap_or(DENSE);
-            let p = perplexity(decoder, commands, &ws, windows, *tokens, masks, |n| {
-                bar.at(n as u64, String::new)
-            })?;
+        for (model, streamed, set) in models {
+            let mut bar = Progress::new(model, self.blocks() as u64, self.device.quiet);
+            let progress = |n| bar.at(n as u64, String::new);
+            let p = streamed.perplexity(commands, windows, *tokens, set, progress)?;
             bar.end();
-            rows.push(EvalRow {
-                model,
-                perplexity: p.perplexity,
-                nll: p.nll,
-                windows: p.windows,
-                window: p.window,
-            });
+            let (windows, window) = (p.windows, p.window);
+            rows.push(EvalRow { model, perplexity: p.perplexity, nll: p.nll, windows, window });
         }
         Ok(rows)
     }
 
-    fn print(&self, rows: &[EvalRow], changed: Option<u64>) {
+    fn print(&self, rows: &[EvalRow], changed: Option<u64>, made: &Made<'_>) {
         if !rows.is_empty() {
             let cells: Vec<Vec<String>> = rows
                 .iter()
@@ -396,10 +428,111 @@ impl Job<'_> {
             println!("{}", table(&["model", "perplexity", "nats/token"], &cells));
             println!("{} windows of {} tokens", rows[0].windows, rows[0].window);
         }
+        let mean = |of: fn(&ProjectionReport) -> Option<f64>| {
+            let values: Vec<f64> = made.reports.iter().filter_map(of).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        if let Some(error) = mean(|r| r.error) {
+            let start = mean(|r| r.start).map_or(String::new(), |s| format!("{s:.5} under the start mask, "));
+            let repaired =
+                mean(|r| r.repaired).map_or(String::new(), |r| format!(", {r:.5} after the repair"));
+            println!("output error of the projections, mean: {start}{error:.5} under the mask{repaired}");
+        }
         if let Some(changed) = changed {
             let groups = self.selection.weights() / self.args.select.pattern.m() as u64;
             println!("{changed} of {groups} groups differ from the start mask");
         }
+        if made.tensors.replaces_any() {
+            println!(
+                "kept weights were changed (--repair): the written model is not bit-identical where it is kept"
+            );
+        }
+    }
+}
+
+/// The plan of a model of which only config.json is there, with the type that it names.
+fn dry_run_of_shape(
+    device: &DeviceArgs,
+    args: &Args,
+    options: Option<OneShotOptions>,
+) -> Result<Outcome, CliError> {
+    let config = Config::read(&args.model)?;
+    let selection = args.select(&config, device)?;
+    let Some(options) = options.filter(|_| args.method != Method::Maskpro) else {
+        let message =
+            "without weights only the layer-by-layer methods can be planned: name one with --method";
+        return Err(CliError::Usage(message.into()));
+    };
+    let gpu = device.open()?;
+    let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
+    let choice = args.choice(&config);
+    let carried = args.walk.carried(&gpu, &config, choice.windows, choice.window);
+    let stored = config.dtype.unwrap_or(Dtype::F16);
+    let dtype = |_: &str| -> Result<Dtype, ModelError> { Ok(stored) };
+    let plan = plan::walk(&kernels, &config, &dtype, &selection, &options, Some(carried))?;
+    device.note(|| format!("no weights in {}: planned for {stored}", args.model.display()));
+    show_plan(device, args, &kernels, &selection, Some(&plan), None)?;
+    args.walk.check(&plan, Some(carried)).map(|()| Outcome::Done)
+}
+
+/// Prints what will be allocated and how long it may take.
+fn show_plan(
+    device: &DeviceArgs,
+    args: &Args,
+    kernels: &Kernels<'_>,
+    selection: &Selection,
+    walk: Option<&WalkPlan>,
+    learning: Option<&[PlanItem]>,
+) -> Result<(), CliError> {
+    let gpu: &Gpu = kernels.gpu();
+    let plan = largest(walk, learning);
+    let seconds = match walk {
+        Some(walk) if walk.flops > 0.0 => {
+            let rate = product_rate(kernels)?;
+            device.note(|| format!("measured: {:.1} GFLOP/s in products", rate * 1e-9));
+            Some(walk.flops / rate)
+        }
+        _ => None,
+    };
+    if args.json {
+        let out = json!({
+            "plan": plan, "total": total(plan), "host": walk.map(|w| &w.host),
+            "flops": walk.map(|w| w.flops), "seconds": seconds, "adapter": gpu.describe(),
+        });
+        println!("{out}");
+        return Ok(());
+    }
+    println!("{}", table(&["GPU memory until the mask is made", "bytes"], &plan_rows(plan)));
+    if let Some(walk) = walk {
+        println!("\n{}", table(&["host memory", "bytes"], &plan_rows(&walk.host)));
+    }
+    println!("\n{} projections, {} weights under masks", selection.pruned.len(), selection.weights());
+    if let (Some(walk), Some(seconds)) = (walk, seconds) {
+        let blocks = (walk.flops / walk.block_flops.max(1.0)).round();
+        println!(
+            "layer by layer: {:.3e} operations a block, {blocks} blocks, about {}",
+            walk.block_flops,
+            duration(seconds)
+        );
+    }
+    Ok(())
+}
+
+/// The larger of the two plans: they follow each other.
+pub(super) fn largest<'a>(walk: Option<&'a WalkPlan>, learning: Option<&'a [PlanItem]>) -> &'a [PlanItem] {
+    let walk = walk.map_or(&[][..], |w| &w.gpu);
+    match learning {
+        Some(learning) if total(learning) > total(walk) => learning,
+        _ => walk,
+    }
+}
+
+/// "3.2 s", "4 min", "2.5 h".
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 100.0 => format!("{s:.1} s"),
+        s if s < 6000.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
     }
 }
 

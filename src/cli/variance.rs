@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::context::{DeviceArgs, Model};
+use super::calib_args::CalibArgs;
+use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs};
 use super::output::{Progress, table};
+use super::walk::WalkArgs;
 use super::{CliError, Outcome};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
@@ -30,7 +32,11 @@ pub(super) struct Args {
     #[command(flatten)]
     select: SelectArgs,
     #[command(flatten)]
+    windows: CalibArgs,
+    #[command(flatten)]
     start: StartArgs,
+    #[command(flatten)]
+    walk: WalkArgs,
     #[command(flatten)]
     learn: MaskProArgs,
     /// Samples that are counted
@@ -48,25 +54,28 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let model = Model::open_checked(&args.model)?;
     let selection =
         select(&model.config, args.select.pattern, &args.select.only, args.select.skip_indivisible)?;
-    let (windows, _) = model.windows(&args.calib, args.learn.window)?;
-    let windows = windows.first(args.learn.windows);
+    let windows = args.windows.maskpro().read(&model, &args.calib)?;
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
-    let weights = DecoderWeights::upload(&gpu, &model.checkpoint, &model.config, |_| ())?;
-    let embedding = Embedding::new(&model.checkpoint, &model.config)?;
-    let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
     let mut commands = Commands::new(&gpu)?;
     let start = args.start.masks(
         device,
         &model,
-        &decoder,
+        &args.walk,
+        &kernels,
         &mut commands,
         &selection,
         args.select.pattern,
         &windows,
-        args.learn.batch,
+        &stop_flag()?,
     )?;
-    let options = args.learn.options(args.select.pattern);
+    let Some(start) = start else {
+        return Ok(Outcome::Interrupted);
+    };
+    let weights = DecoderWeights::upload(&gpu, &model.checkpoint, &model.config, |_| ())?;
+    let embedding = Embedding::new(&model.checkpoint, &model.config)?;
+    let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
+    let options = args.learn.options(args.select.pattern, args.windows.seed);
     let mut learner = Learner::new(
         &decoder,
         &mut commands,

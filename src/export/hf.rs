@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::fsio::{self, AtomicFile, FsError, PendingFolder};
 use crate::mask::{BitMask, MaskSet, Provenance};
-use crate::model::{Checkpoint, Config, Dtype, ProjectionKind, Shard};
+use crate::model::{Checkpoint, Config, Dtype, Overlay, ProjectionKind, Shard};
 
 use super::ExportError;
 use super::copy::{copy_others, inside};
@@ -55,7 +55,7 @@ struct Line {
 /// [`ExportError`]: the mask is not strict or does not fit, `out` exists and is not empty or lies inside the source,
 /// the system refuses a read or a write.
 pub fn write(
-    checkpoint: &Checkpoint,
+    tensors: &Overlay<'_>,
     config: &Config,
     masks: &MaskSet,
     provenance: &Provenance,
@@ -63,10 +63,10 @@ pub fn write(
 ) -> Result<Summary, ExportError> {
     masks.check_model(config)?;
     masks.check()?;
-    check_destination(checkpoint, out)?;
+    check_destination(tensors.base(), out)?;
     let pending = PendingFolder::create(out)?;
     // A failed write must name the place the user asked for, not the temporary one.
-    let result = fill(checkpoint, config, masks, provenance, pending.path())
+    let result = fill(tensors, config, masks, provenance, pending.path())
         .map_err(|e| rename_in_error(e, pending.path(), out))?;
     pending.commit()?;
     Ok(Summary { folder: out.into(), ..result })
@@ -85,18 +85,19 @@ pub fn check_destination(checkpoint: &Checkpoint, out: &Path) -> Result<(), Expo
 }
 
 fn fill(
-    checkpoint: &Checkpoint,
+    tensors: &Overlay<'_>,
     config: &Config,
     masks: &MaskSet,
     provenance: &Provenance,
     folder: &Path,
 ) -> Result<Summary, ExportError> {
+    let checkpoint = tensors.base();
     // Shards are masked; an older report of the source, if it was masked itself, makes way for the new one.
     let mut skip = vec![PathBuf::from(REPORT)];
     let mut weight_bytes = 0;
     for shard in checkpoint.files() {
         let name = PathBuf::from(shard.file_name());
-        write_shard(shard, masks, &folder.join(&name))?;
+        write_shard(shard, tensors, masks, &folder.join(&name))?;
         weight_bytes += shard.len() as u64;
         skip.push(name);
     }
@@ -108,7 +109,7 @@ fn fill(
     let lines = lines(config, masks);
     let projection_weights = lines.iter().map(|l| l.rows as u64 * l.cols as u64).sum();
     let pruned_weights = lines.iter().map(|l| l.pruned).sum();
-    let report = report(masks, provenance, &lines, &copied.left_out);
+    let report = report(tensors, masks, provenance, &lines, &copied.left_out);
     fsio::write_bytes(&folder.join(REPORT), report.as_bytes())?;
     Ok(Summary {
         folder: folder.into(),
@@ -120,12 +121,21 @@ fn fill(
 }
 
 /// Copies one safetensors file with the pruned weights set to +0.0.
-fn write_shard(shard: &Shard, masks: &MaskSet, path: &Path) -> Result<(), ExportError> {
+fn write_shard(
+    shard: &Shard,
+    tensors: &Overlay<'_>,
+    masks: &MaskSet,
+    path: &Path,
+) -> Result<(), ExportError> {
     fsio::write_atomic(path, |file| {
         file.put(shard.header_bytes())?;
         // The entries cover the data without a gap and in order.
         for entry in shard.entries() {
-            let data = shard.data(entry);
+            // A re-fitted weight has the shape and type of the one in the file.
+            let data = match tensors.tensor(&entry.name) {
+                Ok(view) if tensors.replaces(&entry.name) => view.data,
+                _ => shard.data(entry),
+            };
             match (masks.get(&entry.name), Dtype::from_stored(entry.dtype)) {
                 // The same name in two shards: only the one of the right shape can be the projection.
                 (Some(mask), Some(dtype)) if entry.shape == [mask.rows(), mask.cols()] => {
@@ -166,7 +176,17 @@ fn lines(config: &Config, masks: &MaskSet) -> Vec<Line> {
     line.collect()
 }
 
-fn report(masks: &MaskSet, provenance: &Provenance, lines: &[Line], left_out: &[PathBuf]) -> String {
+fn report(
+    tensors: &Overlay<'_>,
+    masks: &MaskSet,
+    provenance: &Provenance,
+    lines: &[Line],
+    left_out: &[PathBuf],
+) -> String {
+    let kept = match tensors.replaces_any() {
+        true => "re-fitted after pruning",
+        false => "bit-identical to the source",
+    };
     let total: u64 = lines.iter().map(|l| l.rows as u64 * l.cols as u64).sum();
     let pruned: u64 = lines.iter().map(|l| l.pruned).sum();
     let kinds: BTreeMap<&str, usize> = ProjectionKind::ALL
@@ -183,7 +203,7 @@ fn report(masks: &MaskSet, provenance: &Provenance, lines: &[Line], left_out: &[
         "method": provenance.method,
         "seed": provenance.seed,
         "written_by": provenance.written_by,
-        "kept_weights": "bit-identical to the source",
+        "kept_weights": kept,
         "projection_weights": total,
         "pruned_weights": pruned,
         "sparsity": pruned as f64 / total.max(1) as f64,

@@ -182,6 +182,19 @@ impl Gpu {
         self.check()
     }
 
+    /// As [`Gpu::upload`] from the buffer's start, without waiting for anything: a large write goes on while the device works. The
+    /// driver keeps a copy of the data until then.
+    ///
+    /// # Errors
+    /// What the device has reported so far.
+    pub fn upload_queued(&self, buffer: &Buffer, data: &[u8]) -> Result<(), GpuError> {
+        debug_assert!(data.len().is_multiple_of(4));
+        for (i, piece) in data.chunks(UPLOAD_PIECE).enumerate() {
+            self.queue().write_buffer(buffer.raw(), (i * UPLOAD_PIECE) as u64, piece);
+        }
+        self.check()
+    }
+
     /// Bytes allocated now.
     pub fn memory_in_use(&self) -> u64 {
         lock(&self.memory.state).current

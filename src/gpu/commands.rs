@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::device::lock;
@@ -44,6 +45,15 @@ struct InFlight {
     assumed: f64,
 }
 
+/// A read-back under way: see [`Commands::start_read`].
+pub struct Reading {
+    staging: Buffer,
+    bytes: u64,
+    index: wgpu::SubmissionIndex,
+    mapped: Arc<AtomicBool>,
+    label: String,
+}
+
 /// Records work for one device. Dropping it without [`Commands::finish`] discards what was not submitted.
 pub struct Commands<'g> {
     gpu: &'g Gpu,
@@ -53,6 +63,8 @@ pub struct Commands<'g> {
     assumed: f64,
     in_flight: VecDeque<InFlight>,
     last_done: Instant,
+    /// Staging buffers of finished readings.
+    spare: Vec<Buffer>,
 }
 
 impl<'g> Commands<'g> {
@@ -70,6 +82,7 @@ impl<'g> Commands<'g> {
             assumed: 0.0,
             in_flight: VecDeque::new(),
             last_done: Instant::now(),
+            spare: Vec::new(),
         })
     }
 
@@ -190,7 +203,7 @@ impl<'g> Commands<'g> {
     ) -> Result<(), GpuError> {
         let mut encoder = self.encode()?;
         encoder.copy_buffer_to_buffer(from.raw(), from_offset, to.raw(), to_offset, bytes);
-        self.push(encoder)
+        self.push(encoder).map(|_| ())
     }
 
     /// Writes `data` into `buffer`, after the dispatches recorded so far.
@@ -248,6 +261,53 @@ impl<'g> Commands<'g> {
         Ok(())
     }
 
+    /// Starts to read the first `bytes` of `buffer` as they are after everything recorded so far, and goes on. The copy is
+    /// submitted; [`Commands::finish_read`] waits for it.
+    ///
+    /// # Errors
+    /// What the device reports, or no room for the copy.
+    pub fn start_read(&mut self, buffer: &Buffer, bytes: u64) -> Result<Reading, GpuError> {
+        let bytes = bytes.next_multiple_of(16).min(buffer.bytes());
+        let staging = match self.spare.iter().position(|s| s.bytes() >= bytes) {
+            Some(i) => self.spare.swap_remove(i),
+            None => {
+                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+                self.gpu.alloc_with("staging:batch", bytes, usage)?
+            }
+        };
+        let mut encoder = self.encode()?;
+        encoder.copy_buffer_to_buffer(buffer.raw(), 0, staging.raw(), 0, bytes);
+        let index = self.push(encoder)?;
+        let mapped = Arc::new(AtomicBool::new(false));
+        let flag = mapped.clone();
+        staging.raw().map_async(wgpu::MapMode::Read, 0..bytes, move |_| flag.store(true, Ordering::Release));
+        Ok(Reading { staging, bytes, index, mapped, label: buffer.label().to_string() })
+    }
+
+    /// Waits for a reading, but not for what was submitted after it, and copies its start into `out`.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn finish_read(&mut self, reading: Reading, out: &mut [u8]) -> Result<(), GpuError> {
+        let Reading { staging, bytes, index, mapped, label } = reading;
+        self.gpu.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None })?;
+        // The callback of a mapping may take a poll of its own.
+        while !mapped.load(Ordering::Acquire) {
+            self.gpu.poll(wgpu::PollType::Poll)?;
+        }
+        {
+            let fail = |message: String| GpuError::Device { during: format!("reading `{label}`"), message };
+            let view = staging.raw().get_mapped_range(0..bytes).map_err(|e| fail(e.to_string()))?;
+            if out.len() > view.len() {
+                return Err(fail(format!("{} bytes wanted of {bytes}", out.len())));
+            }
+            out.copy_from_slice(&view[..out.len()]);
+        }
+        staging.raw().unmap();
+        self.spare.push(staging);
+        Ok(())
+    }
+
     fn take_staging(&self, bytes: u64) -> Result<Buffer, GpuError> {
         if let Some(old) = lock(&self.gpu.staging).take()
             && old.bytes() >= bytes
@@ -267,7 +327,7 @@ impl<'g> Commands<'g> {
             return Ok(());
         }
         let encoder = self.encode()?;
-        self.push(encoder)
+        self.push(encoder).map(|_| ())
     }
 
     /// Submits what is recorded and waits until all of it is done.
@@ -314,7 +374,7 @@ impl<'g> Commands<'g> {
         Ok(encoder)
     }
 
-    fn push(&mut self, encoder: wgpu::CommandEncoder) -> Result<(), GpuError> {
+    fn push(&mut self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex, GpuError> {
         let recorded = std::mem::take(&mut self.recorded);
         let mut names: Vec<_> = recorded.iter().map(|d| d.pipeline.name).collect();
         names.dedup();
@@ -322,7 +382,7 @@ impl<'g> Commands<'g> {
         self.gpu.set_during(names.join(", "));
         let index = self.gpu.queue().submit([encoder.finish()]);
         self.in_flight.push_back(InFlight {
-            index,
+            index: index.clone(),
             at: Instant::now(),
             assumed: std::mem::take(&mut self.assumed),
         });
@@ -333,7 +393,8 @@ impl<'g> Commands<'g> {
         while self.in_flight.len() > OUTSTANDING {
             self.wait_oldest()?;
         }
-        self.gpu.check()
+        self.gpu.check()?;
+        Ok(index)
     }
 
     fn drain(&mut self) -> Result<(), GpuError> {

@@ -14,7 +14,7 @@ mod shader;
 
 pub use adapter::{AdapterReport, DeviceKind, list_adapters};
 pub use buffer::{Binding, Buffer, MemoryItem};
-pub use commands::{Commands, PARAMS_BYTES, READ_PIECE, Work};
+pub use commands::{Commands, PARAMS_BYTES, READ_PIECE, Reading, Work};
 pub use device::{Gpu, GpuOptions, Submits};
 pub use error::GpuError;
 pub use pipeline::{Defs, Pipeline};

@@ -98,11 +98,11 @@ pub(super) fn defs(weight: (&'static str, u32), (n, m): (u32, u32), lanes: u32, 
 
 impl Kernels<'_> {
     /// One pass of exact group descent over a panel of rows: the masks and products change in place, the number of groups
-    /// that changed in each row is counted in the pass's half of `moves`.
+    /// that changed in each row is counted in the pass's half of `moves`. Returns how many sweeps were allowed.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
-    pub fn descent(&self, c: Stream<'_, '_>, d: &Descent<'_>) -> Result<(), GpuError> {
+    pub fn descent(&self, c: Stream<'_, '_>, d: &Descent<'_>) -> Result<u32, GpuError> {
         const NAME: &str = "descent";
         let (n, panel) = (d.h.n(), d.rows.len());
         let k4 = n / 4;
@@ -166,7 +166,7 @@ impl Kernels<'_> {
                 }
             }
         }
-        Ok(())
+        Ok(sweeps)
     }
 
     /// vec4s of a row of products that workgroup memory holds beside the kernel's own variables; 0 where it does not.

@@ -1,4 +1,4 @@
-//! Norms, rotary embedding, attention, activation, vocabulary reduction, statistics.
+//! Norms, rotary embedding, attention, activation, vocabulary reduction.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -224,41 +224,6 @@ impl Kernels<'_> {
         let grid = [logits.t4.div_ceil(lanes as usize) as u32, 1, 1];
         let bind = [logits.buffer.all(), targets.all(), state.buffer.all()];
         c.dispatch(&pipeline, &params, &bind, grid, work)
-    }
-
-    /// `out[out_row + h] += sum of x[h, t]^2` over the real tokens of the batch.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or what the device reports.
-    pub fn row_sumsq(
-        &self,
-        c: Stream<'_, '_>,
-        x: Rows<'_>,
-        layout: Layout,
-        out: &Buffer,
-        out_row: usize,
-    ) -> Result<(), GpuError> {
-        const NAME: &str = "row_sumsq";
-        let fits = x.first == 0 && x.t4 == layout.t4() && out.bytes() >= 4 * (out_row + x.count) as u64;
-        if !fits {
-            return Err(shape_error(NAME, format!("{} rows into row {out_row}", x.count)));
-        }
-        let lanes = self.preset().lanes;
-        let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
-        let params = [
-            size(NAME, x.count)?,
-            size(NAME, x.t4)?,
-            size(NAME, layout.window4())?,
-            size(NAME, layout.length)?,
-            size(NAME, out_row)?,
-            0,
-            0,
-            0,
-        ];
-        let values = 4.0 * (x.count * x.t4) as f64;
-        let work = Work { flops: 2.0 * values, bytes: 4.0 * values };
-        let grid = self.fold(x.count, 1);
-        c.dispatch(&pipeline, &params, &[x.buffer.all(), out.all()], grid, work)
     }
 
     /// Multiply-adds in registers: `workgroups` workgroups run `steps` rounds each; returns the operations recorded.

@@ -11,6 +11,7 @@ mod masks;
 mod matmul;
 mod panel;
 mod preset;
+mod score;
 mod sparsegpt;
 mod table;
 mod tensor;
@@ -22,7 +23,8 @@ pub use gram::{Pieces, Square};
 pub use masks::{Moments, SampleAt};
 pub use matmul::Product;
 pub use panel::Part;
-pub use preset::{Preset, choose_preset};
+pub use preset::{Preset, choose_preset, product_rate};
+pub use score::{AbsSums, Score};
 pub use table::{KERNELS, KernelSource, Variant};
 pub use tensor::{Activation, MaskBuffer, Rows, Weight, f32_bytes};
 

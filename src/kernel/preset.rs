@@ -137,6 +137,34 @@ fn measure(gpu: &Gpu, preset: &Preset) -> Result<f64, GpuError> {
     Ok(best)
 }
 
+/// Operations a second of f32 products under the preset of `kernels`: of the smallest square product that takes 5 ms.
+///
+/// # Errors
+/// What the device reports.
+pub fn product_rate(kernels: &Kernels<'_>) -> Result<f64, GpuError> {
+    let gpu = kernels.gpu();
+    let mut commands = Commands::new(gpu)?;
+    let mut rate = 1.0;
+    for n in [256usize, 512, 1024, 2048] {
+        let new = |name: &str| Activation::new(gpu, &format!("probe:{name}"), n, n / 4);
+        let (a, x, y) = (new("a")?, new("x")?, new("y")?);
+        let (a_rows, x_rows, y_rows) = (a.rows(0, n, n / 4)?, x.rows(0, n, n / 4)?, y.rows(0, n, n / 4)?);
+        let mut best = f64::MAX;
+        // The first run builds the pipeline.
+        for _ in 0..3 {
+            let started = Instant::now();
+            kernels.product_f32(&mut commands, a_rows, x_rows, y_rows, false)?;
+            commands.finish()?;
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        rate = 2.0 * (n as f64).powi(3) / best;
+        if best > 5e-3 {
+            break;
+        }
+    }
+    Ok(rate)
+}
+
 /// `presets.json` in the user's cache folder: adapter -> preset name. A cache that cannot be read or written is no error.
 struct Cache {
     path: Option<PathBuf>,

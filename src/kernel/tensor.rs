@@ -1,6 +1,6 @@
 //! Tensors on the device: weights in row chunks, activations, bit masks.
 
-use crate::gpu::{Buffer, Gpu, GpuError};
+use crate::gpu::{Buffer, Commands, Gpu, GpuError};
 use crate::mask::BitMask;
 use crate::model::{Dtype, TensorView};
 
@@ -150,23 +150,46 @@ impl Weight {
                 remedy: "one row must fit: use another adapter".into(),
             });
         }
-        let mut chunks = Vec::new();
-        for first in (0..rows).step_by(per_chunk) {
-            let count = per_chunk.min(rows - first);
-            let data = &view.data[first * cols * size..(first + count) * cols * size];
-            let buffer = gpu.alloc(label, (count * stride) as u64)?;
-            if cols.is_multiple_of(4) {
-                gpu.upload(&buffer, 0, data)?;
+        let chunk = |first: usize| {
+            let rows = per_chunk.min(rows - first);
+            Ok(Chunk { buffer: gpu.alloc(label, (rows * stride) as u64)?, first, rows })
+        };
+        let chunks = (0..rows).step_by(per_chunk).map(chunk).collect::<Result<_, GpuError>>()?;
+        let out = Self { chunks, rows, cols, dtype: view.dtype };
+        out.fill(gpu, view)?;
+        Ok(out)
+    }
+
+    /// Writes the elements of `view`, which has the shape and type of this weight.
+    fn fill(&self, gpu: &Gpu, view: &TensorView<'_>) -> Result<(), GpuError> {
+        let row = self.cols * self.dtype.size();
+        let stride = self.cols.next_multiple_of(4) * self.dtype.size();
+        for chunk in &self.chunks {
+            let data = &view.data[chunk.first * row..(chunk.first + chunk.rows) * row];
+            if self.cols.is_multiple_of(4) {
+                gpu.upload(&chunk.buffer, 0, data)?;
             } else {
-                let mut padded = vec![0u8; count * stride];
-                for (to, from) in padded.chunks_exact_mut(stride).zip(data.chunks_exact(cols * size)) {
+                let mut padded = vec![0u8; chunk.rows * stride];
+                for (to, from) in padded.chunks_exact_mut(stride).zip(data.chunks_exact(row)) {
                     to[..from.len()].copy_from_slice(from);
                 }
-                gpu.upload(&buffer, 0, &padded)?;
+                gpu.upload(&chunk.buffer, 0, &padded)?;
             }
-            chunks.push(Chunk { buffer, first, rows: count });
         }
-        Ok(Self { chunks, rows, cols, dtype: view.dtype })
+        Ok(())
+    }
+
+    /// Overwrites the weight, after what is recorded in `c`, with another of the same shape and type.
+    ///
+    /// # Errors
+    /// Another shape or type, or what the device reports.
+    pub fn overwrite(&self, c: &mut Commands<'_>, view: &TensorView<'_>) -> Result<(), GpuError> {
+        if view.shape != [self.rows, self.cols] || view.dtype != self.dtype {
+            let message = format!("{} {:?} over [{}, {}]", view.dtype, view.shape, self.rows, self.cols);
+            return Err(shape_error("weight", message));
+        }
+        c.submit()?;
+        self.fill(c.gpu(), view)
     }
 }
 

@@ -130,6 +130,16 @@ impl BitMask {
         self.words[word] = self.words[word] & !(1 << bit) | u32::from(kept) << bit;
     }
 
+    /// Takes over row `r` of a mask of the same shape.
+    ///
+    /// # Panics
+    /// When the shapes differ or there is no such row.
+    pub fn copy_row(&mut self, other: &Self, r: usize) {
+        assert_eq!((self.rows, self.cols), (other.rows, other.cols), "masks of one projection");
+        let row = r * self.words_per_row()..(r + 1) * self.words_per_row();
+        self.words[row.clone()].copy_from_slice(&other.words[row]);
+    }
+
     /// Kept weights.
     pub fn count_ones(&self) -> u64 {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()

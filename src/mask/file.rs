@@ -19,10 +19,9 @@ use std::path::Path;
 
 use safetensors::Dtype as StoredDtype;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use crate::fsio;
-use crate::model::{Checkpoint, Shard};
+use crate::model::{Checkpoint, OutTensor, Shard, write_safetensors};
 
 use super::rank::{Packing, pack, unpack};
 use super::{MaskError, MaskSet, Pattern};
@@ -107,31 +106,26 @@ impl MaskFile {
             packed.push((format!("{name}{SUFFIX}"), bytes));
         }
         let tensors = serde_json::to_string(&self.sources).map_err(|e| unusable(e.to_string()))?;
-        let mut header = Map::new();
-        header.insert(
-            "__metadata__".into(),
-            json!({
-                "format": FORMAT,
-                "format_version": VERSION,
-                "pattern": pattern.to_string(),
-                "meaning": format!("{} consecutive weights along in_features", pattern.words()),
-                "order": ORDER,
-                "packing": Packing::of(pattern).name(),
-                "method": self.provenance.method,
-                "seed": self.provenance.seed.to_string(),
-                "written_by": self.provenance.written_by,
-                "tensors": tensors,
-            }),
-        );
-        let mut end = 0;
-        for (name, bytes) in &packed {
-            let begin = end;
-            end += bytes.len();
-            let entry = json!({ "dtype": "U8", "shape": [bytes.len()], "data_offsets": [begin, end] });
-            header.insert(name.clone(), entry);
+        let mut metadata = Map::new();
+        for (key, value) in [
+            ("format", FORMAT.into()),
+            ("format_version", VERSION.into()),
+            ("pattern", pattern.to_string()),
+            ("meaning", format!("{} consecutive weights along in_features", pattern.words())),
+            ("order", ORDER.into()),
+            ("packing", Packing::of(pattern).name()),
+            ("method", self.provenance.method.clone()),
+            ("seed", self.provenance.seed.to_string()),
+            ("written_by", self.provenance.written_by.clone()),
+            ("tensors", tensors),
+        ] {
+            metadata.insert(key.into(), Value::String(value));
         }
-        let bytes = container(header, packed.iter().map(|(_, bytes)| bytes.as_slice()));
-        Ok(fsio::write_bytes(path, &bytes)?)
+        let out: Vec<OutTensor<'_>> = packed
+            .iter()
+            .map(|(name, data)| OutTensor { name, dtype: "U8", shape: vec![data.len()], data })
+            .collect();
+        Ok(write_safetensors(path, metadata, &out)?)
     }
 
     /// Reads and checks a file: known format, possible pattern and sizes, every rank in range, so that every mask is
@@ -236,18 +230,6 @@ fn check_source(source: &SourceTensor) -> Result<(), String> {
         return Err(format!("its `source_sha256` is {:?}, expected 64 hexadecimal digits", clip(hash)));
     }
     Ok(())
-}
-
-/// A safetensors file: the header's length as a little-endian u64, the header, padded with spaces to 8 bytes, the data. Put
-/// together here because the library writes the metadata in random order, and equal masks are to give equal files.
-fn container<'a>(header: Map<String, Value>, data: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
-    let mut text = Value::Object(header).to_string();
-    let padded = text.len().next_multiple_of(8);
-    text.extend(std::iter::repeat_n(' ', padded - text.len()));
-    let mut out = (padded as u64).to_le_bytes().to_vec();
-    out.extend(text.into_bytes());
-    data.for_each(|bytes| out.extend(bytes));
-    out
 }
 
 /// The first characters of a text that may be long.

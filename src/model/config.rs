@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Llama3, ModelError, ProjectionKind, Rope, read_json_object};
+use super::{Dtype, Llama3, ModelError, ProjectionKind, Rope, read_json_object};
 
 /// More than any real config.json.
 const LIMIT_BYTES: u64 = 16 << 20;
@@ -74,6 +74,8 @@ pub struct Config {
     pub sliding_window: Option<usize>,
     /// The token that opens a text, when there is one.
     pub bos_token_id: Option<u32>,
+    /// The type that the weights are said to be stored in, where it is named and supported. The files decide.
+    pub dtype: Option<Dtype>,
 }
 
 /// A tensor that a configuration calls for.
@@ -144,6 +146,7 @@ impl Config {
             max_position_embeddings,
             sliding_window: keys.sliding_window(family)?,
             bos_token_id: keys.bos(),
+            dtype: keys.dtype(),
         })
     }
 
@@ -269,6 +272,16 @@ impl Keys<'_> {
     }
 
     /// A required size in `1..=max`.
+    /// `torch_dtype`, or `dtype` as it is called since transformers 5.
+    fn dtype(&self) -> Option<Dtype> {
+        match self.get("torch_dtype").or_else(|| self.get("dtype"))?.as_str()? {
+            "float32" => Some(Dtype::F32),
+            "float16" => Some(Dtype::F16),
+            "bfloat16" => Some(Dtype::BF16),
+            _ => None,
+        }
+    }
+
     fn size(&self, key: &str, max: usize) -> Result<usize, ModelError> {
         match self.size_or(key, max)? {
             Some(size) => Ok(size),

@@ -4,20 +4,24 @@
 mod checkpoint;
 mod config;
 mod error;
+mod overlay;
 mod projection;
 mod rope;
 mod shard;
 mod tensor;
 mod tokenizer;
+mod writer;
 
 pub use checkpoint::{Checkpoint, sha256_hex};
 pub use config::{Config, Family, TensorSpec};
 pub use error::ModelError;
+pub use overlay::Overlay;
 pub use projection::{Projection, ProjectionKind};
 pub use rope::{Llama3, Rope};
 pub use shard::{Shard, ShardEntry};
-pub use tensor::{Dtype, TensorView};
+pub use tensor::{Dtype, TensorView, encode};
 pub use tokenizer::Tokenizer;
+pub use writer::{OutTensor, write_safetensors};
 
 use std::fs::File;
 use std::io::Read;

@@ -196,6 +196,15 @@ fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// `values` as stored in `dtype`, rounded to the nearest, ties to even.
+pub fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +229,23 @@ mod tests {
                 assert!(v.to_bits() == expected.to_bits() || (v.is_nan() && expected.is_nan()), "{bits:x}");
             }
         }
+    }
+
+    #[test]
+    fn encoding_rounds_to_the_nearest_and_decodes_to_itself() {
+        let values = [0.0, -0.0, 1.0, -2.5, 1.0 + 1.0 / 1024.0, 6.1e-5, 65504.0];
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let bytes = encode(dtype, &values);
+            assert_eq!(bytes.len(), values.len() * dtype.size());
+            let shape = [values.len()];
+            let once = view(dtype, &shape, &bytes).to_f32();
+            assert_eq!(encode(dtype, &once), bytes);
+            for (v, o) in values.iter().zip(once) {
+                assert!((v - o).abs() <= v.abs() / 256.0, "{dtype}: {v} became {o}");
+            }
+        }
+        // Halfway between two halves: the even one.
+        assert_eq!(encode(Dtype::F16, &[1.0 + 1.0 / 2048.0]), f16::ONE.to_le_bytes());
     }
 
     #[test]

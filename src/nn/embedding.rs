@@ -1,6 +1,7 @@
 //! Embedding rows gathered on the host: the matrix is never bound, however large.
 
 use super::NnError;
+use crate::kernel::Layout;
 use crate::model::{Checkpoint, Config, TensorView};
 
 /// The embedding matrix in the mapped checkpoint.
@@ -19,11 +20,12 @@ impl<'m> Embedding<'m> {
         Ok(Self { view, hidden: config.hidden_size })
     }
 
-    /// Gathers `ids` (windows of `length`) as `[hidden, tokens]` f32, every window padded with zeros to `4 * window4` tokens.
+    /// Gathers `ids` (the windows of a batch) as `[hidden, tokens]` f32, every window padded with zeros to a multiple of four.
     ///
     /// # Errors
     /// [`NnError::Token`] for an id beyond the matrix.
-    pub fn gather(&self, ids: &[u32], length: usize, window4: usize) -> Result<Vec<f32>, NnError> {
+    pub fn gather(&self, ids: &[u32], layout: Layout) -> Result<Vec<f32>, NnError> {
+        let (length, window4) = (layout.length, layout.window4());
         let stride = ids.len() / length * window4 * 4;
         let mut out = vec![0.0; self.hidden * stride];
         // Four tokens at a time, so that a cache line of the transposed output is written at once.

@@ -1,9 +1,10 @@
 //! The forward pass and the loss of every token.
 
-use super::{BlockWeights, DecoderWeights, Embedding, NnError, Workspace};
-use crate::gpu::{Buffer, Commands};
-use crate::kernel::{Heads, Kernels, Layout, MaskBuffer, Product, Rows};
-use crate::model::{Config, ProjectionKind};
+use super::block::{BlockPass, block_masks};
+use super::{DecoderWeights, Embedding, HeadPass, NnError, Workspace};
+use crate::gpu::Commands;
+use crate::kernel::{Kernels, Layout, MaskBuffer};
+use crate::model::Config;
 
 /// Masks of all projections in the order of [`Config::projections`]; `None` = dense.
 pub type Masks<'a> = &'a [Option<&'a MaskBuffer>];
@@ -16,23 +17,6 @@ pub struct Batch {
     /// Number and length of the windows.
     pub layout: Layout,
 }
-
-/// Which input of a block is shown to an observer. Each is the input of the projections named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Observed {
-    /// Input of q, k and v.
-    Attention,
-    /// Input of o.
-    AttentionOutput,
-    /// Input of gate and up.
-    FeedForward,
-    /// Input of down: rows from the given one on.
-    Down(usize),
-}
-
-/// Called with each distinct input of a block's projections: block, which input, rows.
-pub type Observe<'o, 'g> =
-    &'o mut dyn FnMut(&mut Commands<'g>, usize, Observed, Rows<'_>) -> Result<(), NnError>;
 
 /// Loss of every predicted token of a batch.
 #[derive(Clone, Debug)]
@@ -68,6 +52,14 @@ pub struct Decoder<'g, 'm> {
     pub embedding: Embedding<'m>,
 }
 
+/// Refuses windows that the model's sliding attention does not span.
+pub(super) fn check_window(config: &Config, window: usize) -> Result<(), NnError> {
+    match config.sliding_window {
+        Some(reach) if window > reach => Err(NnError::SlidingWindow { window, reach }),
+        _ => Ok(()),
+    }
+}
+
 impl<'g> Decoder<'g, '_> {
     /// Losses of `batch` under `masks`, as [`TokenLoss`]. Blocks until the result is there.
     ///
@@ -81,9 +73,10 @@ impl<'g> Decoder<'g, '_> {
         masks: Masks<'_>,
     ) -> Result<TokenLoss, NnError> {
         self.embed(c, ws, batch)?;
-        self.blocks(c, ws, batch.layout, masks, None)?;
-        self.vocabulary(c, ws, batch)?;
-        self.read_losses(c, ws, batch.layout)
+        self.blocks(c, ws, batch.layout, masks)?;
+        let (hidden, t4) = (self.config.hidden_size, batch.layout.t4());
+        let normed = ws.block.normed(self.config, batch.layout)?;
+        self.head(ws).losses(c, batch, ws.x.rows(0, hidden, t4)?, normed)
     }
 
     /// Builds every pipeline that [`Decoder::losses`] needs under `masks`, by running a batch of one window, and waits for the
@@ -97,30 +90,9 @@ impl<'g> Decoder<'g, '_> {
         self.losses(c, ws, &batch, masks).map(|_| ())
     }
 
-    /// Runs only embedding and blocks, showing the projections' inputs to `observe`.
-    ///
-    /// # Errors
-    /// What the device or the observer report.
-    pub fn observe(
-        &self,
-        c: &mut Commands<'g>,
-        ws: &Workspace,
-        batch: &Batch,
-        masks: Masks<'_>,
-        observe: Observe<'_, 'g>,
-    ) -> Result<(), NnError> {
-        self.embed(c, ws, batch)?;
-        self.blocks(c, ws, batch.layout, masks, Some(observe))
-    }
-
     fn embed(&self, c: &mut Commands<'g>, ws: &Workspace, batch: &Batch) -> Result<(), NnError> {
-        let layout = batch.layout;
-        if let Some(reach) = self.config.sliding_window
-            && layout.length > reach
-        {
-            return Err(NnError::SlidingWindow { window: layout.length, reach });
-        }
-        let x = self.embedding.gather(&batch.ids, layout.length, layout.window4())?;
+        check_window(self.config, batch.layout.length)?;
+        let x = self.embedding.gather(&batch.ids, batch.layout)?;
         Ok(c.write(ws.x.buffer(), 0, &x)?)
     }
 
@@ -130,58 +102,29 @@ impl<'g> Decoder<'g, '_> {
         ws: &Workspace,
         layout: Layout,
         masks: Masks<'_>,
-        mut observe: Option<Observe<'_, 'g>>,
     ) -> Result<(), NnError> {
+        let (config, t4) = (self.config, layout.t4());
+        let x = ws.x.rows(0, config.hidden_size, t4)?;
+        let attended = ws.attended.rows(0, config.num_heads * config.head_dim, t4)?;
         for (i, block) in self.weights.blocks.iter().enumerate() {
-            let pass = BlockPass { decoder: self, ws, layout, block, index: i, masks };
-            pass.attention(c, &mut observe)?;
-            pass.feed_forward(c, &mut observe)?;
-        }
-        Ok(())
-    }
-
-    /// Walks the vocabulary in chunks; afterwards the state has (maximum, sum, target) per token.
-    fn vocabulary(&self, c: &mut Commands<'g>, ws: &Workspace, batch: &Batch) -> Result<(), NnError> {
-        let (layout, t4) = (batch.layout, batch.layout.t4());
-        let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
-        c.write(&ws.targets, 0, &targets(batch))?;
-        let x = ws.x.rows(0, hidden, t4)?;
-        let normed = ws.normed.rows(0, hidden, t4)?;
-        self.kernels.rms_norm(c, x, &self.weights.final_norm, self.config.rms_norm_eps, normed)?;
-        let chunk = ws.sizes.vocab_rows;
-        for first in (0..vocab).step_by(chunk) {
-            let rows = chunk.min(vocab - first);
-            let logits = ws.logits.rows(0, rows, t4)?;
-            let mut product = Product::new(&self.weights.output, normed, logits);
-            product.outputs = first..first + rows;
-            self.kernels.matmul(c, &product)?;
-            self.kernels.vocab_reduce(c, logits, first, &ws.targets, ws.state.rows(0, 3, layout.t4())?)?;
-        }
-        Ok(())
-    }
-
-    fn read_losses(
-        &self,
-        c: &mut Commands<'g>,
-        ws: &Workspace,
-        layout: Layout,
-    ) -> Result<TokenLoss, NnError> {
-        let tokens = 4 * layout.t4();
-        let state: Vec<f32> = c.read(ws.state.buffer(), 0, 3 * tokens)?;
-        let stride = 4 * layout.window4();
-        let mut nll = Vec::with_capacity(layout.windows * (layout.length - 1));
-        for w in 0..layout.windows {
-            for i in 0..layout.length - 1 {
-                let t = w * stride + i;
-                let value = |row: usize| f64::from(state[row * tokens + t]);
-                let loss = value(0) + value(1).ln() - value(2);
-                if !loss.is_finite() {
-                    return Err(NnError::NotFinite { window: w, value: loss });
-                }
-                nll.push(loss);
+            let masks = block_masks(masks, i);
+            let pass = BlockPass { kernels: self.kernels, config, ws: &ws.block, layout, block, masks };
+            let normed = pass.attention_input(c, x)?;
+            pass.attend(c, normed, attended)?;
+            pass.attention_output(c, attended, x)?;
+            let normed = pass.feed_forward_input(c, x)?;
+            for (first, rows) in ws.sizes.pieces() {
+                let inner = ws.inner.rows(0, rows, t4)?;
+                pass.inner(c, normed, first, inner)?;
+                pass.down(c, inner, first, x)?;
             }
         }
-        Ok(TokenLoss { nll, layout })
+        Ok(())
+    }
+
+    fn head<'a>(&'a self, ws: &'a Workspace) -> HeadPass<'a, 'g> {
+        let weights = &self.weights.head;
+        HeadPass { kernels: self.kernels, config: self.config, weights, ws: &ws.head }
     }
 
     /// All logits `[tokens, vocab]` of a small batch: for tests and fixtures, since the product never needs them at once.
@@ -197,133 +140,9 @@ impl<'g> Decoder<'g, '_> {
     ) -> Result<Vec<Vec<f32>>, NnError> {
         let (layout, t4) = (batch.layout, batch.layout.t4());
         self.embed(c, ws, batch)?;
-        self.blocks(c, ws, layout, masks, None)?;
+        self.blocks(c, ws, layout, masks)?;
         let x = ws.x.rows(0, self.config.hidden_size, t4)?;
-        let normed = ws.normed.rows(0, self.config.hidden_size, t4)?;
-        self.kernels.rms_norm(c, x, &self.weights.final_norm, self.config.rms_norm_eps, normed)?;
-        let vocab = self.config.vocab_size;
-        let mut out = vec![vec![0.0; vocab]; layout.windows * layout.length];
-        for first in (0..vocab).step_by(ws.sizes.vocab_rows) {
-            let rows = ws.sizes.vocab_rows.min(vocab - first);
-            let mut product = Product::new(&self.weights.output, normed, ws.logits.rows(0, rows, t4)?);
-            product.outputs = first..first + rows;
-            self.kernels.matmul(c, &product)?;
-            let chunk: Vec<f32> = c.read(ws.logits.buffer(), 0, rows * 4 * t4)?;
-            for (token, row) in out.iter_mut().enumerate() {
-                let t = token / layout.length * 4 * layout.window4() + token % layout.length;
-                for r in 0..rows {
-                    row[first + r] = chunk[r * 4 * t4 + t];
-                }
-            }
-        }
-        Ok(out)
+        let normed = ws.block.normed(self.config, layout)?;
+        self.head(ws).logits(c, layout, x, normed)
     }
-}
-
-/// One block of one forward pass.
-struct BlockPass<'a, 'g, 'm> {
-    decoder: &'a Decoder<'g, 'm>,
-    ws: &'a Workspace,
-    layout: Layout,
-    block: &'a BlockWeights,
-    index: usize,
-    masks: Masks<'a>,
-}
-
-impl<'g> BlockPass<'_, 'g, '_> {
-    fn mask(&self, kind: ProjectionKind) -> Option<&MaskBuffer> {
-        self.masks.get(self.index * ProjectionKind::ALL.len() + kind as usize).copied().flatten()
-    }
-
-    fn product<'p>(&'p self, kind: ProjectionKind, x: Rows<'p>, y: Rows<'p>) -> Product<'p> {
-        let linear = &self.block.linears[kind as usize];
-        Product { mask: self.mask(kind), bias: linear.bias.as_ref(), ..Product::new(&linear.weight, x, y) }
-    }
-
-    fn norm(&self, c: &mut Commands<'g>, gain: &Buffer) -> Result<(), NnError> {
-        let d = self.decoder;
-        let (hidden, t4) = (d.config.hidden_size, self.layout.t4());
-        let x = self.ws.x.rows(0, hidden, t4)?;
-        let normed = self.ws.normed.rows(0, hidden, t4)?;
-        Ok(d.kernels.rms_norm(c, x, gain, d.config.rms_norm_eps, normed)?)
-    }
-
-    fn attention(&self, c: &mut Commands<'g>, observe: &mut Option<Observe<'_, 'g>>) -> Result<(), NnError> {
-        use ProjectionKind::{K, O, Q, V};
-        let (d, ws, t4) = (self.decoder, self.ws, self.layout.t4());
-        let (config, kernels) = (d.config, d.kernels);
-        let heads =
-            Heads { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
-        self.norm(c, &self.block.input_norm)?;
-        let normed = ws.normed.rows(0, config.hidden_size, t4)?;
-        if let Some(observe) = observe {
-            observe(c, self.index, Observed::Attention, normed)?;
-        }
-        let q = ws.q.rows(0, heads.heads * heads.head_dim, t4)?;
-        let k = ws.k.rows(0, heads.kv_heads * heads.head_dim, t4)?;
-        let v = ws.v.rows(0, heads.kv_heads * heads.head_dim, t4)?;
-        let attended = ws.attended.rows(0, q.count, t4)?;
-        kernels.matmul(c, &self.product(Q, normed, q))?;
-        kernels.matmul(c, &self.product(K, normed, k))?;
-        kernels.matmul(c, &self.product(V, normed, v))?;
-        kernels.rope(c, q, heads.head_dim, &ws.table, self.layout)?;
-        kernels.rope(c, k, heads.head_dim, &ws.table, self.layout)?;
-        kernels.attention(c, q, k, v, attended, heads, self.layout)?;
-        if let Some(observe) = observe {
-            observe(c, self.index, Observed::AttentionOutput, attended)?;
-        }
-        let x = ws.x.rows(0, config.hidden_size, t4)?;
-        let output = Product { accumulate: true, ..self.product(O, attended, x) };
-        Ok(kernels.matmul(c, &output)?)
-    }
-
-    /// The feed-forward layer in pieces of its inner features, each of which fits the workspace.
-    fn feed_forward(
-        &self,
-        c: &mut Commands<'g>,
-        observe: &mut Option<Observe<'_, 'g>>,
-    ) -> Result<(), NnError> {
-        use ProjectionKind::{Down, Gate, Up};
-        let (d, ws, t4) = (self.decoder, self.ws, self.layout.t4());
-        let kernels = d.kernels;
-        self.norm(c, &self.block.post_norm)?;
-        let normed = ws.normed.rows(0, d.config.hidden_size, t4)?;
-        if let Some(observe) = observe {
-            observe(c, self.index, Observed::FeedForward, normed)?;
-        }
-        let x = ws.x.rows(0, d.config.hidden_size, t4)?;
-        let inner = d.config.intermediate_size;
-        for first in (0..inner).step_by(ws.sizes.ffn_rows) {
-            let rows = ws.sizes.ffn_rows.min(inner - first);
-            let gate = ws.gate.rows(0, rows, t4)?;
-            let up = ws.up.rows(0, rows, t4)?;
-            kernels
-                .matmul(c, &Product { outputs: first..first + rows, ..self.product(Gate, normed, gate) })?;
-            kernels.matmul(c, &Product { outputs: first..first + rows, ..self.product(Up, normed, up) })?;
-            kernels.swiglu(c, gate, up)?;
-            if let Some(observe) = observe {
-                observe(c, self.index, Observed::Down(first), gate)?;
-            }
-            let mut down = self.product(Down, gate, x);
-            down.inputs = first..first + rows;
-            down.accumulate = true;
-            if first > 0 {
-                down.bias = None;
-            }
-            kernels.matmul(c, &down)?;
-        }
-        Ok(())
-    }
-}
-
-/// The next token of every position but each window's last, which gets none.
-fn targets(batch: &Batch) -> Vec<u32> {
-    let stride = 4 * batch.layout.window4();
-    let mut out = vec![u32::MAX; batch.layout.windows * stride];
-    for (w, window) in batch.ids.chunks_exact(batch.layout.length).enumerate() {
-        for (i, &next) in window.iter().skip(1).enumerate() {
-            out[w * stride + i] = next;
-        }
-    }
-    out
 }

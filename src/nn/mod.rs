@@ -1,17 +1,23 @@
 //! The decoder, made of kernels: weights on the device, activations, forward pass and losses.
 
+mod activations;
 mod bank;
+mod block;
 mod embedding;
 mod error;
 mod forward;
+mod head;
 mod plan;
 mod weights;
 mod workspace;
 
+pub use activations::{Access, Activations, BatchView, Place};
 pub use bank::{DENSE, MaskBank};
+pub use block::{BlockMasks, BlockPass, BlockSpace};
 pub use embedding::Embedding;
 pub use error::NnError;
-pub use forward::{Batch, Decoder, Masks, Observe, Observed, TokenLoss};
+pub use forward::{Batch, Decoder, Masks, TokenLoss};
+pub use head::{HeadPass, HeadSpace, HeadWeights};
 pub use plan::{PlanItem, total};
-pub use weights::{BlockWeights, DecoderWeights, Linear};
+pub use weights::{BlockWeights, DecoderWeights, Linear, TensorSource, Tensors};
 pub use workspace::{Sizes, Workspace};

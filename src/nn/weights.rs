@@ -1,9 +1,33 @@
 //! Frozen weights on the device.
 
-use super::{NnError, PlanItem};
+use super::{HeadWeights, NnError, PlanItem};
 use crate::gpu::{Buffer, Gpu};
 use crate::kernel::Weight;
-use crate::model::{Checkpoint, Config, ProjectionKind};
+use crate::model::{Checkpoint, Config, Dtype, ModelError, Overlay, ProjectionKind, TensorView};
+
+/// Where weights are read from: a checkpoint, or one with some of its tensors replaced.
+pub trait TensorSource {
+    /// The tensor of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, ModelError>;
+}
+
+impl TensorSource for Checkpoint {
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, ModelError> {
+        Checkpoint::tensor(self, name)
+    }
+}
+
+impl TensorSource for Overlay<'_> {
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, ModelError> {
+        Overlay::tensor(self, name)
+    }
+}
+
+/// As functions take it.
+pub type Tensors<'a> = &'a dyn TensorSource;
 
 /// One projection: matrix and optional bias (f32).
 pub struct Linear {
@@ -28,12 +52,7 @@ impl BlockWeights {
     ///
     /// # Errors
     /// What the checkpoint or the device report.
-    pub fn upload(
-        gpu: &Gpu,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        index: usize,
-    ) -> Result<Self, NnError> {
+    pub fn upload(gpu: &Gpu, tensors: Tensors<'_>, config: &Config, index: usize) -> Result<Self, NnError> {
         let linears = ProjectionKind::ALL
             .into_iter()
             .map(|kind| {
@@ -41,10 +60,10 @@ impl BlockWeights {
                 if !projection.cols.is_multiple_of(4) {
                     return Err(NnError::Width { projection: projection.name, cols: projection.cols });
                 }
-                let view = checkpoint.tensor(&projection.name)?;
+                let view = tensors.tensor(&projection.name)?;
                 let weight = Weight::upload(gpu, &format!("weights:{}", projection.name), &view)?;
                 let bias = if config.has_bias(kind) {
-                    Some(vector(gpu, checkpoint, &projection.bias_name())?)
+                    Some(vector(gpu, tensors, &projection.bias_name())?)
                 } else {
                     None
                 };
@@ -52,10 +71,31 @@ impl BlockWeights {
             })
             .collect::<Result<_, NnError>>()?;
         Ok(Self {
-            input_norm: vector(gpu, checkpoint, &Config::input_norm_name(index))?,
-            post_norm: vector(gpu, checkpoint, &Config::post_norm_name(index))?,
+            input_norm: vector(gpu, tensors, &Config::input_norm_name(index))?,
+            post_norm: vector(gpu, tensors, &Config::post_norm_name(index))?,
             linears,
         })
+    }
+}
+
+impl BlockWeights {
+    /// Bytes of [`BlockWeights::upload`], with the types that `dtype` gives for the projections.
+    ///
+    /// # Errors
+    /// Those of `dtype`.
+    pub fn bytes(
+        config: &Config,
+        index: usize,
+        dtype: impl Fn(&str) -> Result<Dtype, ModelError>,
+    ) -> Result<u64, NnError> {
+        let mut bytes = 2 * vector_bytes(config.hidden_size);
+        for p in ProjectionKind::ALL.map(|kind| config.projection(index, kind)) {
+            bytes += Weight::device_bytes(p.rows, p.cols, dtype(&p.name)?).next_multiple_of(16);
+            if config.has_bias(p.kind) {
+                bytes += vector_bytes(p.rows);
+            }
+        }
+        Ok(bytes)
     }
 }
 
@@ -63,10 +103,8 @@ impl BlockWeights {
 pub struct DecoderWeights {
     /// The blocks.
     pub blocks: Vec<BlockWeights>,
-    /// Gain of the last norm.
-    pub final_norm: Buffer,
-    /// Output matrix `[vocab, hidden]` (the embedding when tied).
-    pub output: Weight,
+    /// Last norm and output matrix.
+    pub head: HeadWeights,
 }
 
 impl DecoderWeights {
@@ -76,22 +114,17 @@ impl DecoderWeights {
     /// What the checkpoint or the device report.
     pub fn upload(
         gpu: &Gpu,
-        checkpoint: &Checkpoint,
+        tensors: Tensors<'_>,
         config: &Config,
         mut progress: impl FnMut(usize),
     ) -> Result<Self, NnError> {
         let blocks = (0..config.num_layers)
             .map(|i| {
                 progress(i);
-                BlockWeights::upload(gpu, checkpoint, config, i)
+                BlockWeights::upload(gpu, tensors, config, i)
             })
             .collect::<Result<_, _>>()?;
-        let output = checkpoint.tensor(config.output_name())?;
-        Ok(Self {
-            blocks,
-            final_norm: vector(gpu, checkpoint, config.final_norm_name())?,
-            output: Weight::upload(gpu, "weights:output", &output)?,
-        })
+        Ok(Self { blocks, head: HeadWeights::upload(gpu, tensors, config)? })
     }
 
     /// What [`DecoderWeights::upload`] allocates.
@@ -99,17 +132,11 @@ impl DecoderWeights {
     /// # Errors
     /// A tensor that the checkpoint lacks.
     pub fn plan(checkpoint: &Checkpoint, config: &Config) -> Result<PlanItem, NnError> {
-        let mut bytes = vector_bytes(config.hidden_size) * (2 * config.num_layers as u64 + 1);
-        for p in config.projections() {
-            let dtype = checkpoint.tensor(&p.name)?.dtype;
-            bytes += Weight::device_bytes(p.rows, p.cols, dtype).next_multiple_of(16);
-            if config.has_bias(p.kind) {
-                bytes += vector_bytes(p.rows);
-            }
+        let mut bytes = HeadWeights::bytes(checkpoint, config)?;
+        for block in 0..config.num_layers {
+            let dtype = |name: &str| Ok(checkpoint.tensor(name)?.dtype);
+            bytes += BlockWeights::bytes(config, block, dtype)?;
         }
-        let output = checkpoint.tensor(config.output_name())?;
-        bytes +=
-            Weight::device_bytes(config.vocab_size, config.hidden_size, output.dtype).next_multiple_of(16);
         Ok(PlanItem::new("weights", bytes))
     }
 
@@ -127,11 +154,11 @@ impl DecoderWeights {
     }
 }
 
-fn vector_bytes(len: usize) -> u64 {
+pub(super) fn vector_bytes(len: usize) -> u64 {
     (len as u64 * 4).next_multiple_of(16)
 }
 
-fn vector(gpu: &Gpu, checkpoint: &Checkpoint, name: &str) -> Result<Buffer, NnError> {
-    let values = checkpoint.tensor(name)?.to_f32();
+pub(super) fn vector(gpu: &Gpu, tensors: Tensors<'_>, name: &str) -> Result<Buffer, NnError> {
+    let values = tensors.tensor(name)?.to_f32();
     Ok(gpu.alloc_init(&format!("weights:{name}"), &values)?)
 }

@@ -1,7 +1,7 @@
 //! Activations of a forward pass, allocated once for the largest batch.
 
-use super::{NnError, PlanItem};
-use crate::gpu::{Buffer, Gpu};
+use super::{BlockSpace, HeadSpace, NnError, PlanItem};
+use crate::gpu::Gpu;
 use crate::kernel::{Activation, Layout, f32_bytes};
 use crate::model::Config;
 
@@ -19,8 +19,7 @@ pub struct Sizes {
     pub vocab_rows: usize,
     hidden: usize,
     queries: usize,
-    keys: usize,
-    half_head: usize,
+    ffn: usize,
 }
 
 impl Sizes {
@@ -37,8 +36,7 @@ impl Sizes {
             vocab_rows: fit(limit.min(LOGITS_TARGET), config.vocab_size, 64),
             hidden: config.hidden_size,
             queries: config.num_heads * config.head_dim,
-            keys: config.num_kv_heads * config.head_dim,
-            half_head: config.head_dim / 2,
+            ffn: config.intermediate_size,
         }
     }
 
@@ -50,15 +48,33 @@ impl Sizes {
         ((limit / window) as usize).clamp(1, most.max(1))
     }
 
-    fn table_bytes(&self) -> u64 {
-        f32_bytes(2 * self.half_head, 4 * self.layout.window4())
+    /// First feature and number of features of the pieces of the feed-forward layer.
+    pub fn pieces(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (rows, all) = (self.ffn_rows, self.ffn);
+        (0..all).step_by(rows).map(move |first| (first, rows.min(all - first)))
+    }
+
+    /// Features of the residual stream.
+    pub fn hidden(&self) -> usize {
+        self.hidden
+    }
+
+    /// Rows of the buffers that keep the input of o, or the pieces of the input of down, between two steps: as [`Sizes::pieces`],
+    /// the first with room for the input of o.
+    pub fn kept_pieces(&self) -> impl Iterator<Item = (usize, usize)> {
+        let queries = self.queries;
+        self.pieces().map(move |(first, rows)| (first, if first == 0 { rows.max(queries) } else { rows }))
+    }
+
+    /// All rows of the kept buffers.
+    pub fn kept_rows(&self) -> usize {
+        self.kept_pieces().map(|(_, rows)| rows).sum()
     }
 
     /// What [`Workspace::new`] allocates.
-    pub fn plan(&self) -> PlanItem {
-        let rows =
-            2 * self.hidden + 2 * self.queries + 2 * self.keys + 2 * self.ffn_rows + self.vocab_rows + 3 + 1;
-        PlanItem::new("activations", f32_bytes(rows, 4 * self.layout.t4()) + self.table_bytes())
+    pub fn plan(&self, config: &Config) -> PlanItem {
+        let own = f32_bytes(self.hidden + self.queries + self.ffn_rows, 4 * self.layout.t4());
+        PlanItem::new("activations", own + BlockSpace::bytes(config, self) + HeadSpace::bytes(self))
     }
 }
 
@@ -66,22 +82,15 @@ impl Sizes {
 pub struct Workspace {
     /// Their sizes; a batch may be smaller.
     pub sizes: Sizes,
+    pub(super) block: BlockSpace,
     pub(super) x: Activation,
-    pub(super) normed: Activation,
-    pub(super) q: Activation,
-    pub(super) k: Activation,
-    pub(super) v: Activation,
     pub(super) attended: Activation,
-    pub(super) gate: Activation,
-    pub(super) up: Activation,
-    pub(super) logits: Activation,
-    pub(super) state: Activation,
-    pub(super) targets: Buffer,
-    pub(super) table: Buffer,
+    pub(super) inner: Activation,
+    pub(super) head: HeadSpace,
 }
 
 impl Workspace {
-    /// Allocates for batches of at most `sizes.layout`, with the rotary table of its window.
+    /// Allocates for batches of at most `sizes.layout`.
     ///
     /// # Errors
     /// When the device or one binding has no room.
@@ -89,29 +98,12 @@ impl Workspace {
         let t4 = sizes.layout.t4();
         let new = |name: &str, rows| Activation::new(gpu, &format!("activations:{name}"), rows, t4);
         Ok(Self {
+            block: BlockSpace::new(gpu, config, &sizes)?,
             x: new("residual", sizes.hidden)?,
-            normed: new("normed", sizes.hidden)?,
-            q: new("q", sizes.queries)?,
-            k: new("k", sizes.keys)?,
-            v: new("v", sizes.keys)?,
             attended: new("attended", sizes.queries)?,
-            gate: new("gate", sizes.ffn_rows)?,
-            up: new("up", sizes.ffn_rows)?,
-            logits: new("vocabulary", sizes.vocab_rows)?,
-            state: new("loss", 3)?,
-            targets: gpu.alloc("activations:targets", f32_bytes(1, 4 * t4))?,
-            table: gpu.alloc_init("activations:rope", &rope_table(config, sizes.layout))?,
+            inner: new("inner", sizes.ffn_rows)?,
+            head: HeadSpace::new(gpu, &sizes)?,
             sizes,
         })
     }
-}
-
-/// `[2, head_dim / 2, padded window]`: cosines, then sines, of position times inverse frequency, computed in f64.
-fn rope_table(config: &Config, layout: Layout) -> Vec<f32> {
-    let positions = 4 * layout.window4();
-    let frequencies = config.inv_freq();
-    let angle = |f: &f64, p: usize| p as f64 * f;
-    let cos = frequencies.iter().flat_map(|f| (0..positions).map(move |p| angle(f, p).cos() as f32));
-    let sin = frequencies.iter().flat_map(|f| (0..positions).map(move |p| angle(f, p).sin() as f32));
-    cos.chain(sin).collect()
 }

@@ -61,6 +61,25 @@ pub enum PruneError {
         /// What does not fit.
         problem: String,
     },
+    /// A folder to resume that holds no unfinished run.
+    #[error("there is no unfinished layer-by-layer run in {path}: nothing to resume; begin one with --out")]
+    NoRun {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An unfinished run that cannot go on like this.
+    #[error(
+        "cannot resume {path}: {problem}; give the command as it was given at the beginning, or begin anew with another --out"
+    )]
+    Resume {
+        /// The folder.
+        path: PathBuf,
+        /// The difference.
+        problem: String,
+    },
+    /// Asked to stop.
+    #[error("interrupted")]
+    Stopped,
     /// The run folder exists.
     #[error("{path} already exists and is not empty; choose another --out, or remove it")]
     RunExists {

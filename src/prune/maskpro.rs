@@ -90,7 +90,7 @@ pub fn plan(
         DecoderWeights::plan(checkpoint, config)?,
         PlanItem::new("logits", pruned.iter().map(logits).sum()),
         MaskBank::plan(&pruned),
-        sizes.plan(),
+        sizes.plan(config),
         PlanItem::new("scratch", scratch),
         PlanItem::new("staging", PARAMS_BYTES + read),
     ])

@@ -1,13 +1,22 @@
-//! The methods, and what they share: which projections are pruned, start masks, run folders.
+//! The methods, and what they share: which projections are pruned, the walk over the blocks, start masks, run folders.
 
+mod checkpoint;
 mod error;
 pub mod maskpro;
+mod oneshot;
+pub mod plan;
 mod run;
+mod schedule;
 mod scores;
 mod select;
+mod solver;
 pub mod variance;
 
+pub use checkpoint::BlockStore;
 pub use error::PruneError;
+pub use oneshot::{Input, Inputs, OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
 pub use run::{EvalRow, RunFolder};
-pub use scores::{InputNorms, Score, score_logits, score_masks};
+pub use schedule::{BlockResult, Schedule, Watch};
+pub use scores::{InputNorms, Score, score_logits};
 pub use select::{Selection, select};
+pub use solver::{Solved, Solver};

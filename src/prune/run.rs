@@ -54,6 +54,26 @@ impl RunFolder {
         Ok(Self { path: path.into(), metrics: file, made })
     }
 
+    /// Opens the folder of an unfinished run. Its metrics start anew: they are told again.
+    ///
+    /// # Errors
+    /// [`PruneError::NoRun`] for a folder that is not there or whose run is finished, [`PruneError::RunFolder`].
+    pub fn reopen(path: &Path) -> Result<Self, PruneError> {
+        if !path.is_dir() || path.join("run.json").exists() {
+            return Err(PruneError::NoRun { path: path.into() });
+        }
+        let name = path.join("metrics.jsonl");
+        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&name);
+        let file = file.map_err(|source| PruneError::RunFolder { path: name, source })?;
+        let model = path.join("model");
+        if model.exists() {
+            // Whole, but of a run that did not come to its end: it is written again.
+            fs::remove_dir_all(&model)
+                .map_err(|source| PruneError::RunFolder { path: model.clone(), source })?;
+        }
+        Ok(Self { path: path.into(), metrics: file, made: false })
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path

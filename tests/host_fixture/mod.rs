@@ -6,7 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use maskwright::mask::{BitMask, MaskSet, Pattern};
 use maskwright::model::{Checkpoint, Config};
+use maskwright::prune::Selection;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -159,4 +161,17 @@ pub fn mentions(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{text:?} should mention {part:?}");
     }
+}
+
+/// The masks that keep the largest weights.
+pub fn magnitude_masks(checkpoint: &Checkpoint, selection: &Selection, pattern: Pattern) -> MaskSet {
+    let mut set = MaskSet::new(pattern);
+    for (_, p) in &selection.pruned {
+        let weights = checkpoint.tensor(&p.name).unwrap().to_f32();
+        let mask = BitMask::top_n(p.rows, p.cols, pattern, |row, out| {
+            out.iter_mut().zip(&weights[row * p.cols..]).for_each(|(s, w)| *s = w.abs());
+        });
+        set.masks.insert(p.name.clone(), mask.unwrap());
+    }
+    set
 }

@@ -53,19 +53,6 @@ pub fn swiglu(gate: &[f32], up: &[f32]) -> Twin {
     out
 }
 
-/// `before + sum of x[h, t]^2` over the first `length` tokens of every window of `window`. Unit: `sqrt(T) * EPS * sum`.
-pub fn row_sumsq(x: &[f32], before: &[f32], window: usize, length: usize, tokens: usize) -> Twin {
-    let mut out = Twin::new(1);
-    let real = tokens / window * length;
-    for (h, &b) in before.iter().enumerate() {
-        let row = &x[h * tokens..(h + 1) * tokens];
-        let squares = row.iter().enumerate().filter(|&(t, _)| t % window < length);
-        let sum = f64::from(b) + squares.map(|(_, &v)| f64::from(v).powi(2)).sum::<f64>();
-        out.push(sum, (real as f64).sqrt() * EPS * sum);
-    }
-    out
-}
-
 /// Sixty-four times `c`, which starts at the lane's number and goes through `c * scale + lane` in every step.
 /// Unit: `sqrt(64 * steps) * EPS * |value|`.
 pub fn peak(steps: u32, lanes: usize, invocations: usize) -> Twin {

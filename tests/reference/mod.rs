@@ -11,16 +11,18 @@ mod factor;
 mod gram;
 mod matmul;
 mod panel;
+mod score;
 mod sparsegpt;
 mod vocab;
 
 pub use attention::{Heads, attention};
 pub use descent::{descent, group_gain, row_error};
-pub use elementwise::{peak, rms_norm, rope, row_sumsq, swiglu};
+pub use elementwise::{peak, rms_norm, rope, swiglu};
 pub use factor::{damp, factor_block};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use matmul::{Product, mask_apply, matmul_rows, matmul_tile};
 pub use panel::{row_dot, spread};
+pub use score::{abs_sum_cols, abs_sum_rows, best_exchange, score_mask, scores};
 pub use sparsegpt::{Pruned, sparsegpt_block};
 pub use vocab::{VocabState, vocab_reduce};
 

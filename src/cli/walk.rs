@@ -1,0 +1,360 @@
+//! Layer-by-layer pruning from the command line: its options, its progress, and what is kept of each block.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Map, Value, json};
+
+use super::CliError;
+use super::calib_args::CalibChoice;
+use super::context::{DeviceArgs, Model};
+use super::output::{Progress, bytes};
+use crate::calib::Windows;
+use crate::gpu::{Commands, Gpu};
+use crate::kernel::Kernels;
+use crate::mask::{MaskSet, Pattern};
+use crate::model::{Config, Dtype, ModelError, Overlay, sha256_hex};
+use crate::nn::{Activations, Embedding, Place, PlanItem, total};
+use crate::prune::plan::{self, Carried, WalkPlan};
+use crate::prune::{
+    BlockResult, BlockStore, InputNorms, Inputs, OneShot, OneShotOptions, ProjectionReport, PruneError,
+    Repair, RunFolder, Schedule, Selection, StartMask, Watch,
+};
+
+/// Where activations are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum ActivationsArg {
+    /// On the device where they fit, else in host memory
+    Auto,
+    /// On the device
+    Gpu,
+    /// In host memory
+    Host,
+}
+
+/// Options of the one-shot methods, and of start masks made by them.
+#[derive(clap::Args)]
+pub(super) struct WalkArgs {
+    /// What the inputs of a projection have seen when its statistics are taken
+    #[arg(long, value_enum, default_value_t = Inputs::Pruned)]
+    inputs: Inputs,
+    /// What happens to the kept weights once the mask is fixed
+    #[arg(long, value_enum, default_value_t = Repair::None)]
+    repair: Repair,
+    /// Damping of the least squares of --repair lstsq, as a share of the mean of the Gram matrix's diagonal
+    #[arg(long, value_name = "SHARE", default_value_t = 1e-3)]
+    repair_damp: f64,
+    /// SparseGPT: damping of the Gram matrix, as a share of the mean of its diagonal
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    damp: f64,
+    /// Descent: smallest gain of a change, as a share of the row's error
+    #[arg(long, value_name = "SHARE", default_value_t = 1e-6)]
+    tolerance: f32,
+    /// Descent: sweeps over the groups of a row, at most
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    max_sweeps: u32,
+    /// Where the activations of all windows are kept
+    #[arg(long, value_enum, default_value_t = ActivationsArg::Auto)]
+    activations: ActivationsArg,
+    /// Device memory that a layer-by-layer run may plan with, in GiB
+    #[arg(long, value_name = "GIB")]
+    gpu_memory: Option<f64>,
+}
+
+impl WalkArgs {
+    /// Options of a method that starts from `start` where it needs one.
+    pub(super) fn options(
+        &self,
+        pattern: Pattern,
+        method: OneShot,
+        start: StartMask,
+    ) -> Result<OneShotOptions, CliError> {
+        let bad = |what: &str| Err(CliError::Usage(what.to_string()));
+        if self.repair == Repair::Update && method != OneShot::SparseGpt {
+            return bad("--repair update belongs to --method sparsegpt; the others take --repair lstsq");
+        }
+        let share = |v: f64| v.is_finite() && v >= 0.0;
+        if !(share(self.damp) && share(self.repair_damp) && share(f64::from(self.tolerance))) {
+            return bad("--damp, --repair-damp and --tolerance must be numbers of at least 0");
+        }
+        if self.max_sweeps == 0 {
+            return bad("--max-sweeps must be at least 1");
+        }
+        if self.gpu_memory.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
+            return bad("--gpu-memory must be a positive number of GiB");
+        }
+        Ok(OneShotOptions {
+            start,
+            repair: self.repair,
+            inputs: self.inputs,
+            damp: self.damp,
+            repair_damp: self.repair_damp,
+            tolerance: self.tolerance,
+            max_sweeps: self.max_sweeps,
+            ..OneShotOptions::new(pattern, method)
+        })
+    }
+
+    fn budget(&self) -> Option<u64> {
+        self.gpu_memory.map(|g| (g * f64::from(1 << 30)) as u64)
+    }
+
+    /// Number, length and place of the windows.
+    pub(super) fn carried(&self, gpu: &Gpu, config: &Config, windows: usize, window: usize) -> Carried {
+        let place = match self.activations {
+            ActivationsArg::Gpu => Place::Gpu,
+            ActivationsArg::Host => Place::Host,
+            ActivationsArg::Auto => plan::choose_place(gpu, config, windows, window, self.budget()),
+        };
+        Carried { windows, window, place }
+    }
+
+    /// Refuses a plan that is larger than what may be used, with what to change.
+    pub(super) fn check(&self, plan: &WalkPlan, carried: Option<Carried>) -> Result<(), CliError> {
+        let needed = total(&plan.gpu);
+        if let Some(budget) = self.budget()
+            && needed > budget
+        {
+            let item = |name: &str| plan.gpu.iter().find(|i| i.item == name).map_or(0, |i| i.bytes);
+            let remedy = match carried {
+                Some(c) if c.place == Place::Gpu => {
+                    "keep the activations in host memory with --activations host, or use fewer --windows"
+                }
+                Some(_) if item("activations") > needed / 4 => "use a shorter --window",
+                _ => "weights, statistics and scratch of one block need it: use a device with more memory",
+            };
+            return Err(CliError::Usage(format!(
+                "the plan takes {} of device memory, --gpu-memory allows {}: {remedy}",
+                bytes(needed),
+                bytes(budget)
+            )));
+        }
+        let host = total(&plan.host);
+        if let Some(free) = free_host_memory()
+            && host > free
+        {
+            return Err(CliError::Usage(format!(
+                "the plan takes {} of host memory, {} are free: use fewer --windows, or a shorter --window",
+                bytes(host),
+                bytes(free)
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Host memory that can be had without swapping, where the system says so.
+fn free_host_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// What a walk has brought.
+#[derive(Default)]
+pub(super) struct Walked {
+    pub(super) masks: std::collections::BTreeMap<String, crate::mask::BitMask>,
+    pub(super) norms: InputNorms,
+    pub(super) reports: Vec<ProjectionReport>,
+    pub(super) stopped: bool,
+}
+
+/// A walk from the command line.
+pub(super) struct Walk<'a> {
+    pub(super) device: &'a DeviceArgs,
+    pub(super) model: &'a Model,
+    pub(super) selection: &'a Selection,
+    pub(super) options: &'a OneShotOptions,
+    /// Masks that descent starts from, where they come from a file.
+    pub(super) starts: Option<&'a MaskSet>,
+}
+
+impl Walk<'_> {
+    /// The plan for windows that are carried as said.
+    pub(super) fn plan(&self, kernels: &Kernels<'_>, carried: Option<Carried>) -> Result<WalkPlan, CliError> {
+        let dtype =
+            |name: &str| -> Result<Dtype, ModelError> { Ok(self.model.checkpoint.tensor(name)?.dtype) };
+        Ok(plan::walk(kernels, &self.model.config, &dtype, self.selection, self.options, carried)?)
+    }
+
+    /// Walks the blocks from the first that `store` does not have. Each finished block goes into the store, its masks and reports
+    /// into the result.
+    pub(super) fn run<'g>(
+        &self,
+        kernels: &Kernels<'g>,
+        c: &mut Commands<'g>,
+        windows: Option<(&Windows, Place)>,
+        store: Option<(&mut BlockStore, &mut RunFolder)>,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Walked, CliError> {
+        let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
+        let mut walked = Walked::default();
+        let (mut finished, mut overlay) = (Vec::new(), Overlay::new(checkpoint));
+        let mut store = store;
+        if let Some((store, folder)) = &mut store {
+            finished = store.masks(checkpoint)?;
+            overlay = store.overlay(checkpoint)?;
+            for report in store.reports() {
+                folder.metric(&json!(report))?;
+                walked.reports.push(report.clone());
+            }
+            for masks in &finished {
+                walked.masks.extend(masks.clone());
+            }
+        }
+        let gpu = kernels.gpu();
+        let activations = match windows {
+            Some((windows, place)) => {
+                let sizes = plan::batch_sizes(gpu, config, windows.count(), windows.window());
+                let embedding = Embedding::new(checkpoint, config)?;
+                let tokens = windows.tokens();
+                Some(Activations::embed(gpu, config, &embedding, tokens, sizes, place)?)
+            }
+            None => None,
+        };
+        let schedule = Schedule {
+            kernels,
+            config,
+            tensors: &overlay,
+            selection: self.selection,
+            options: self.options,
+            starts: self.starts,
+        };
+        let mut keeper = Keeper {
+            device: self.device,
+            checkpoint,
+            blocks: Progress::new("blocks", config.num_layers as u64, self.device.quiet),
+            parts: None,
+            store,
+            walked,
+            stop: stop.clone(),
+        };
+        let ended = schedule.run(c, activations, &finished, &mut keeper);
+        let Keeper { blocks, parts, mut walked, .. } = keeper;
+        parts.into_iter().for_each(Progress::end);
+        blocks.end();
+        match ended {
+            Err(PruneError::Stopped) => walked.stopped = true,
+            other => other?,
+        }
+        Ok(walked)
+    }
+}
+
+/// Shows the progress of a walk and keeps its blocks.
+struct Keeper<'a> {
+    device: &'a DeviceArgs,
+    checkpoint: &'a crate::model::Checkpoint,
+    blocks: Progress,
+    parts: Option<Progress>,
+    store: Option<(&'a mut BlockStore, &'a mut RunFolder)>,
+    walked: Walked,
+    stop: Arc<AtomicBool>,
+}
+
+impl Watch for Keeper<'_> {
+    fn stop(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn part(&mut self, block: usize, done: usize, total: usize) {
+        let parts =
+            self.parts.get_or_insert_with(|| self.blocks.inner(format!("block {block}"), total as u64));
+        parts.at(done as u64, String::new);
+    }
+
+    fn projection(&mut self, _block: usize, report: &ProjectionReport) {
+        let line = line(report);
+        self.blocks.line(|| line);
+    }
+
+    fn block(&mut self, result: BlockResult) -> Result<(), PruneError> {
+        if let Some(parts) = self.parts.take() {
+            parts.end();
+        }
+        if let Some((store, folder)) = &mut self.store {
+            store.add(self.checkpoint, &result)?;
+            for report in &result.reports {
+                folder.metric(&json!(report))?;
+            }
+        }
+        let done = result.block as u64 + 1;
+        self.walked.norms.insert(result.block, result.squared_norms);
+        self.walked.masks.extend(result.masks);
+        self.walked.reports.extend(result.reports);
+        self.blocks.at(done, || format!("{done} blocks done"));
+        let _ = self.device;
+        Ok(())
+    }
+}
+
+/// "model.layers.0.mlp.down_proj  output error 0.0612 -> 0.0231, repaired 0.0107".
+fn line(report: &ProjectionReport) -> String {
+    let name = report.name.strip_suffix(".weight").unwrap_or(&report.name);
+    let mut out = name.to_string();
+    match (report.start, report.error) {
+        (Some(start), Some(error)) => out.push_str(&format!("  output error {start:.5} -> {error:.5}")),
+        (None, Some(error)) => out.push_str(&format!("  output error {error:.5}")),
+        _ => {}
+    }
+    if let Some(repaired) = report.repaired {
+        out.push_str(&format!(", repaired {repaired:.5}"));
+    }
+    if let Some(damp) = report.damp_raised {
+        out.push_str(&format!(", damping raised to {damp}"));
+    }
+    out
+}
+
+/// All that the masks of a walk depend on, as the manifest of a run keeps it.
+pub(super) fn conditions(
+    walk: &Walk<'_>,
+    kernels: &Kernels<'_>,
+    choice: Option<CalibChoice>,
+    windows: Option<(&Windows, Place)>,
+    start_file: Option<&Path>,
+) -> Result<Map<String, Value>, CliError> {
+    let model = walk.model;
+    let config = std::fs::read(model.folder.join("config.json")).unwrap_or_default();
+    let shards: Vec<Value> =
+        model.checkpoint.files().iter().map(|s| json!([s.file_name(), s.len()])).collect();
+    let mut out = Map::new();
+    let mut put = |key: &str, value: Value| {
+        out.insert(key.into(), value);
+    };
+    put("version", env!("CARGO_PKG_VERSION").into());
+    put("config.json", sha256_hex(&config).into());
+    put("weight files", shards.into());
+    put("pattern", json!(walk.options.pattern));
+    if let Value::Object(options) = json!(walk.options) {
+        for (key, value) in options {
+            put(&key, value);
+        }
+    }
+    let names: Vec<&str> = walk.selection.pruned.iter().map(|(_, p)| p.name.as_str()).collect();
+    put("projections", sha256_hex(names.join("\n").as_bytes()).into());
+    if let (Some(choice), Some((windows, _))) = (choice, windows) {
+        put("windows", windows.count().into());
+        put("window", windows.window().into());
+        put("segments", choice.name().into());
+        put("calibration tokens", sha256_hex(bytemuck::cast_slice(windows.tokens())).into());
+        let sizes = plan::batch_sizes(kernels.gpu(), &model.config, windows.count(), windows.window());
+        put("windows in a batch", sizes.layout.windows.into());
+    }
+    if let Some(path) = start_file {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        put("start mask", sha256_hex(&bytes).into());
+    }
+    put("adapter", kernels.gpu().describe().into());
+    put("preset", kernels.preset().name.into());
+    Ok(out)
+}
+
+/// Rows of a plan for a table.
+pub(super) fn plan_rows(items: &[PlanItem]) -> Vec<Vec<String>> {
+    let mut rows: Vec<Vec<String>> =
+        items.iter().map(|i| vec![i.item.to_string(), i.bytes.to_string()]).collect();
+    rows.push(vec!["total".into(), total(items).to_string()]);
+    rows
+}

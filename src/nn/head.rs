@@ -1,0 +1,184 @@
+//! The end of the model: last norm, output matrix, and the loss of every token, without ever holding all logits.
+
+use super::weights::{vector, vector_bytes};
+use super::{Batch, NnError, Sizes, Tensors, TokenLoss};
+use crate::gpu::{Buffer, Commands, Gpu};
+use crate::kernel::{Activation, Kernels, Layout, Product, Rows, Weight, f32_bytes};
+use crate::model::{Checkpoint, Config};
+
+/// Weights of the last norm and of the output matrix.
+pub struct HeadWeights {
+    /// Gain of the last norm.
+    pub final_norm: Buffer,
+    /// Output matrix `[vocab, hidden]` (the embedding when tied).
+    pub output: Weight,
+}
+
+impl HeadWeights {
+    /// Uploads them.
+    ///
+    /// # Errors
+    /// What the checkpoint or the device report.
+    pub fn upload(gpu: &Gpu, tensors: Tensors<'_>, config: &Config) -> Result<Self, NnError> {
+        Ok(Self {
+            final_norm: vector(gpu, tensors, config.final_norm_name())?,
+            output: Weight::upload(gpu, "weights:output", &tensors.tensor(config.output_name())?)?,
+        })
+    }
+
+    /// Bytes of [`HeadWeights::upload`].
+    ///
+    /// # Errors
+    /// A tensor that the checkpoint lacks.
+    pub fn bytes(checkpoint: &Checkpoint, config: &Config) -> Result<u64, NnError> {
+        let dtype = checkpoint.tensor(config.output_name())?.dtype;
+        let output = Weight::device_bytes(config.vocab_size, config.hidden_size, dtype);
+        Ok(vector_bytes(config.hidden_size) + output.next_multiple_of(16))
+    }
+}
+
+/// The buffers of the loss.
+pub struct HeadSpace {
+    logits: Activation,
+    state: Activation,
+    targets: Buffer,
+    vocab_rows: usize,
+}
+
+impl HeadSpace {
+    /// Allocates for batches of at most `sizes.layout`.
+    ///
+    /// # Errors
+    /// When the device or one binding has no room.
+    pub fn new(gpu: &Gpu, sizes: &Sizes) -> Result<Self, NnError> {
+        let t4 = sizes.layout.t4();
+        Ok(Self {
+            logits: Activation::new(gpu, "activations:vocabulary", sizes.vocab_rows, t4)?,
+            state: Activation::new(gpu, "activations:loss", 3, t4)?,
+            targets: gpu.alloc("activations:targets", f32_bytes(1, 4 * t4))?,
+            vocab_rows: sizes.vocab_rows,
+        })
+    }
+
+    /// Bytes of [`HeadSpace::new`].
+    pub fn bytes(sizes: &Sizes) -> u64 {
+        f32_bytes(sizes.vocab_rows + 3 + 1, 4 * sizes.layout.t4())
+    }
+}
+
+/// The head on one batch.
+pub struct HeadPass<'a, 'g> {
+    /// The kernels it runs on.
+    pub kernels: &'a Kernels<'g>,
+    /// The model's configuration.
+    pub config: &'a Config,
+    /// The weights.
+    pub weights: &'a HeadWeights,
+    /// Buffers.
+    pub ws: &'a HeadSpace,
+}
+
+impl<'g> HeadPass<'_, 'g> {
+    /// Losses of `batch` from the residual stream `x` behind the last block; `normed` `[hidden, t]` is scratch. Blocks until the
+    /// result is there.
+    ///
+    /// # Errors
+    /// What the device reports; a loss that is not finite.
+    pub fn losses(
+        &self,
+        c: &mut Commands<'g>,
+        batch: &Batch,
+        x: Rows<'_>,
+        normed: Rows<'_>,
+    ) -> Result<TokenLoss, NnError> {
+        let vocab = self.config.vocab_size;
+        c.write(&self.ws.targets, 0, &targets(batch))?;
+        self.norm(c, x, normed)?;
+        for first in (0..vocab).step_by(self.ws.vocab_rows) {
+            let logits = self.logits_of(c, normed, first, vocab)?;
+            let state = self.ws.state.rows(0, 3, x.t4)?;
+            self.kernels.vocab_reduce(c, logits, first, &self.ws.targets, state)?;
+        }
+        self.read_losses(c, batch.layout)
+    }
+
+    fn norm(&self, c: &mut Commands<'g>, x: Rows<'_>, normed: Rows<'_>) -> Result<(), NnError> {
+        let gain = &self.weights.final_norm;
+        Ok(self.kernels.rms_norm(c, x, gain, self.config.rms_norm_eps, normed)?)
+    }
+
+    /// Logits of one chunk of the vocabulary.
+    fn logits_of(
+        &self,
+        c: &mut Commands<'g>,
+        normed: Rows<'_>,
+        first: usize,
+        vocab: usize,
+    ) -> Result<Rows<'_>, NnError> {
+        let rows = self.ws.vocab_rows.min(vocab - first);
+        let logits = self.ws.logits.rows(0, rows, normed.t4)?;
+        let mut product = Product::new(&self.weights.output, normed, logits);
+        product.outputs = first..first + rows;
+        self.kernels.matmul(c, &product)?;
+        Ok(logits)
+    }
+
+    /// The state has (maximum, sum, target) per token; the rest is done in f64.
+    fn read_losses(&self, c: &mut Commands<'g>, layout: Layout) -> Result<TokenLoss, NnError> {
+        let tokens = 4 * layout.t4();
+        let state: Vec<f32> = c.read(self.ws.state.buffer(), 0, 3 * tokens)?;
+        let stride = 4 * layout.window4();
+        let mut nll = Vec::with_capacity(layout.windows * (layout.length - 1));
+        for w in 0..layout.windows {
+            for i in 0..layout.length - 1 {
+                let t = w * stride + i;
+                let value = |row: usize| f64::from(state[row * tokens + t]);
+                let loss = value(0) + value(1).ln() - value(2);
+                if !loss.is_finite() {
+                    return Err(NnError::NotFinite { window: w, value: loss });
+                }
+                nll.push(loss);
+            }
+        }
+        Ok(TokenLoss { nll, layout })
+    }
+
+    /// All logits `[tokens, vocab]` of a small batch: for tests and fixtures, since the product never needs them at once.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn logits(
+        &self,
+        c: &mut Commands<'g>,
+        layout: Layout,
+        x: Rows<'_>,
+        normed: Rows<'_>,
+    ) -> Result<Vec<Vec<f32>>, NnError> {
+        let (vocab, t4) = (self.config.vocab_size, layout.t4());
+        self.norm(c, x, normed)?;
+        let mut out = vec![vec![0.0; vocab]; layout.windows * layout.length];
+        for first in (0..vocab).step_by(self.ws.vocab_rows) {
+            let rows = self.logits_of(c, normed, first, vocab)?.count;
+            let chunk: Vec<f32> = c.read(self.ws.logits.buffer(), 0, rows * 4 * t4)?;
+            for (token, row) in out.iter_mut().enumerate() {
+                let t = token / layout.length * 4 * layout.window4() + token % layout.length;
+                for r in 0..rows {
+                    row[first + r] = chunk[r * 4 * t4 + t];
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// The next token of every position but each window's last, which gets none.
+fn targets(batch: &Batch) -> Vec<u32> {
+    let stride = 4 * batch.layout.window4();
+    let mut out = vec![u32::MAX; batch.layout.windows * stride];
+    for (w, window) in batch.ids.chunks_exact(batch.layout.length).enumerate() {
+        for (i, &next) in window.iter().skip(1).enumerate() {
+            out[w * stride + i] = next;
+        }
+    }
+    out
+}

@@ -1,0 +1,205 @@
+//! What a walk over the blocks takes: memory of device and host, item by item, and time.
+
+use super::PruneError;
+use super::Selection;
+use super::oneshot::{Input, OneShot, OneShotOptions, Repair};
+use super::solver::Solver;
+use crate::gpu::{Gpu, PARAMS_BYTES, READ_PIECE};
+use crate::kernel::{Kernels, MaskBuffer, Square, Weight, f32_bytes};
+use crate::model::{Config, Dtype, ModelError, ProjectionKind};
+use crate::nn::{Activations, BlockSpace, BlockWeights, Place, PlanItem, Sizes, total};
+
+/// Tokens that go through a block together.
+const BATCH_TOKENS: usize = 4096;
+/// Activations of at most this many bytes are kept on the device where nobody says otherwise.
+const ON_DEVICE: u64 = 4 << 30;
+/// Iterations of the least squares that an estimate counts on.
+const ITERATIONS: f64 = 40.0;
+
+/// Windows that a walk carries through the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Number of windows.
+    pub windows: usize,
+    /// Tokens of a window.
+    pub window: usize,
+    /// Where their activations are kept.
+    pub place: Place,
+}
+
+/// What a walk takes.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct WalkPlan {
+    /// Device memory at its peak, in the step that takes most.
+    pub gpu: Vec<PlanItem>,
+    /// Host memory, without the mapped files of the model.
+    pub host: Vec<PlanItem>,
+    /// Operations of one block, and of the whole walk.
+    pub block_flops: f64,
+    /// Of all blocks.
+    pub flops: f64,
+}
+
+/// Sizes of the batches in which `windows` windows of `window` tokens are carried.
+pub fn batch_sizes(gpu: &Gpu, config: &Config, windows: usize, window: usize) -> Sizes {
+    crate::eval::sizes(config, windows, window, BATCH_TOKENS / window.max(1), gpu.max_binding_bytes())
+}
+
+/// Where activations go when nobody says: on the device up to 4 GiB, or what `budget` leaves for them.
+pub fn choose_place(gpu: &Gpu, config: &Config, windows: usize, window: usize, budget: Option<u64>) -> Place {
+    let sizes = batch_sizes(gpu, config, windows, window);
+    let (bytes, _) = Activations::bytes(&sizes, windows, Place::Gpu);
+    if bytes <= budget.map_or(ON_DEVICE, |b| b / 2) { Place::Gpu } else { Place::Host }
+}
+
+/// Plans a walk with projections stored as `dtype` says.
+///
+/// # Errors
+/// Those of `dtype`.
+pub fn walk(
+    kernels: &Kernels<'_>,
+    config: &Config,
+    dtype: &dyn Fn(&str) -> Result<Dtype, ModelError>,
+    selection: &Selection,
+    options: &OneShotOptions,
+    carried: Option<Carried>,
+) -> Result<WalkPlan, PruneError> {
+    let mut plan: Option<WalkPlan> = None;
+    let mut flops = 0.0;
+    for block in 0..config.num_layers {
+        let of_block = Block { kernels, config, dtype, selection, options, carried, block };
+        let gpu = of_block.memory()?;
+        let block_flops = of_block.flops();
+        flops += block_flops;
+        if plan.as_ref().is_none_or(|p| total(&p.gpu) < total(&gpu)) {
+            plan = Some(WalkPlan { gpu, host: Vec::new(), block_flops, flops: 0.0 });
+        }
+    }
+    let mut plan =
+        plan.unwrap_or(WalkPlan { gpu: Vec::new(), host: Vec::new(), block_flops: 0.0, flops: 0.0 });
+    plan.flops = flops;
+    if let Some(c) = carried {
+        let sizes = batch_sizes(kernels.gpu(), config, c.windows, c.window);
+        let (_, host) = Activations::bytes(&sizes, c.windows, c.place);
+        plan.host.push(PlanItem::new("activations", host));
+        plan.host.push(PlanItem::new("tokens", 4 * (c.windows * c.window) as u64));
+    }
+    let masks = selection.pruned.iter().map(|(_, p)| MaskBuffer::device_bytes(p.rows, p.cols)).sum();
+    plan.host.push(PlanItem::new("masks", masks));
+    Ok(plan)
+}
+
+/// One block of a plan.
+struct Block<'a, 'g> {
+    kernels: &'a Kernels<'g>,
+    config: &'a Config,
+    dtype: &'a dyn Fn(&str) -> Result<Dtype, ModelError>,
+    selection: &'a Selection,
+    options: &'a OneShotOptions,
+    carried: Option<Carried>,
+    block: usize,
+}
+
+impl Block<'_, '_> {
+    /// (rows, columns) of the pruned projections of an input.
+    fn pruned(&self, input: Input) -> Vec<(usize, usize)> {
+        let all = self.selection.pruned.iter().map(|(_, p)| p);
+        all.filter(|p| p.block == self.block && Input::of(p.kind) == input)
+            .map(|p| (p.rows, p.cols))
+            .collect()
+    }
+
+    fn memory(&self) -> Result<Vec<PlanItem>, PruneError> {
+        let (gpu, config) = (self.kernels.gpu(), self.config);
+        let weights = BlockWeights::bytes(config, self.block, self.dtype)?;
+        let mut largest = 0;
+        for p in ProjectionKind::ALL.map(|kind| config.projection(self.block, kind)) {
+            largest = largest.max(Weight::device_bytes(p.rows, p.cols, (self.dtype)(&p.name)?));
+        }
+        let masked = self.kernels.scratch_bytes(largest);
+        let (mut activations, mut copies, mut tokens) = (0, 0, 0);
+        if let Some(c) = self.carried {
+            let sizes = batch_sizes(gpu, config, c.windows, c.window);
+            activations =
+                Activations::bytes(&sizes, c.windows, c.place).0 + BlockSpace::bytes(config, &sizes);
+            copies = Activations::staging_bytes(&sizes, c.windows, c.place);
+            tokens = 4 * sizes.layout.t4();
+        }
+        let mut worst: Vec<PlanItem> = Vec::new();
+        let (mut masks, mut read) = (0, 0);
+        for input in Input::ALL {
+            let pruned = self.pruned(input);
+            let n = input.width(config);
+            let rows = pruned.iter().map(|p| p.0).max().unwrap_or(0);
+            for &(rows, cols) in &pruned {
+                let bytes = MaskBuffer::device_bytes(rows, cols);
+                masks += bytes.next_multiple_of(16);
+                read = read.max(bytes);
+            }
+            let (mut statistics, mut scratch) = (0, 0);
+            if self.carried.is_some() && rows > 0 {
+                let (own, solver) = Solver::bytes(gpu, self.options, rows, n);
+                let gram = Kernels::gram_scratch_bytes(n, tokens);
+                // The input is transposed while the matrix is summed up, the rest comes when it is done.
+                (statistics, scratch) = if own + solver > gram {
+                    (Square::device_bytes(n) + own, solver)
+                } else {
+                    (Square::device_bytes(n), gram)
+                };
+                read = read.max(f32_bytes(1, rows));
+                if self.options.repair != Repair::None {
+                    read = read.max(f32_bytes(rows, n));
+                }
+            }
+            let items = vec![
+                PlanItem::new("weights", weights),
+                PlanItem::new("activations", activations),
+                PlanItem::new("statistics", statistics),
+                PlanItem::new("masks", masks),
+                PlanItem::new("scratch", scratch + if self.carried.is_some() { masked } else { 0 }),
+                PlanItem::new("staging", PARAMS_BYTES + read.min(READ_PIECE) + copies),
+            ];
+            if total(&items) > total(&worst) {
+                worst = items;
+            }
+        }
+        Ok(worst)
+    }
+
+    /// Operations: products, attention, Gram matrices, the methods' own products.
+    fn flops(&self) -> f64 {
+        let config = self.config;
+        let Some(c) = self.carried else {
+            return 0.0;
+        };
+        let tokens = (c.windows * c.window) as f64;
+        let all = ProjectionKind::ALL.map(|kind| config.projection(self.block, kind));
+        let weights: f64 = all.iter().map(|p| (p.rows * p.cols) as f64).sum();
+        let heads = (config.num_heads * config.head_dim) as f64;
+        let mut flops = 2.0 * weights * tokens + 2.0 * heads * c.window as f64 * tokens;
+        for input in Input::ALL {
+            let pruned = self.pruned(input);
+            let n = input.width(config) as f64;
+            if pruned.is_empty() {
+                continue;
+            }
+            flops += n * n * tokens;
+            let rows: f64 = pruned.iter().map(|p| p.0 as f64).sum();
+            let product = 2.0 * rows * n * n;
+            // The energy of the output and the error of the mask.
+            flops += 2.0 * product;
+            flops += match self.options.method {
+                OneShot::SparseGpt => 2.0 / 3.0 * n * n * n + 0.5 * product,
+                // Products made anew, and the changes of half of the groups.
+                OneShot::Descent => 2.0 * product,
+                _ => 0.0,
+            };
+            flops += match self.options.repair {
+                Repair::Lstsq => ITERATIONS * product,
+                Repair::Update => product,
+                Repair::None => 0.0,
+            };
+        }
+        flops
+    }
+}
