@@ -181,6 +181,11 @@ impl Gpu {
         *lock(&self.submits)
     }
 
+    /// Frees the buffer that results are read through; the next read allocates one of its size.
+    pub fn release_staging(&self) {
+        *lock(&self.staging) = None;
+    }
+
     /// The options it was opened with.
     pub fn options(&self) -> &GpuOptions {
         &self.options
