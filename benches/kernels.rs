@@ -275,7 +275,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let forced = option(&args, "--preset");
     let chosen = choose_preset(&gpu, forced.as_deref())?;
     println!("preset: {}", chosen.name);
-    let presets = if forced.is_some() { vec![chosen.clone()] } else { Preset::all() };
+    let presets = if forced.is_some() { vec![chosen.clone()] } else { Preset::offered(&gpu) };
     let kernels = Kernels::new(&gpu, chosen);
     let mut bench = Bench { gpu: &gpu, peak: 0.0, rows: Vec::new(), only: None };
     bench.peak(&kernels)?;

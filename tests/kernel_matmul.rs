@@ -120,12 +120,17 @@ impl Case {
             }
             used
         });
+        let unmasked = if kernels.preset().name.starts_with("lanes") {
+            reference::matmul_lanes
+        } else {
+            reference::matmul_rows
+        };
         let made = match (&used_mask, kernels.preset().name) {
             (mask, "tile64") => reference::matmul_tile(&twin, mask.as_ref()),
-            (None, _) => reference::matmul_rows(&twin),
+            (None, _) => unmasked(&twin),
             (Some(mask), _) => {
                 let masked = reference::mask_apply(&m.values, mask);
-                reference::matmul_rows(&reference::Product { w: &masked, ..twin })
+                unmasked(&reference::Product { w: &masked, ..twin })
             }
         };
         let mut want = Twin::exact(&y, tokens);
@@ -139,12 +144,20 @@ impl Case {
     }
 }
 
+/// Those of the presets that this device runs.
+fn offered(names: &[&'static str]) -> Vec<&'static str> {
+    let here = Preset::offered(gpu());
+    names.iter().copied().filter(|name| here.iter().any(|p| p.name == *name)).collect()
+}
+
 /// Rows, vec4s of tokens and inputs of a preset's tile.
 fn tile(preset: &Preset) -> (usize, usize, usize) {
     match preset.name {
         "rows8" => (8, 8, 4),
         "rows16" => (16, 8, 4),
         "rows32" => (32, 8, 4),
+        "lanes16" => (16, 16, 4),
+        "lanes32" => (32, 16, 4),
         "tile64" => (64, 16, 16),
         other => panic!("the tile of preset {other} is not known to this test"),
     }
@@ -166,13 +179,13 @@ fn shapes(preset: &Preset) -> Vec<(usize, usize, usize)> {
     ]
 }
 
-/// `matmul_rows` (after `mask_apply`) and `matmul_tile` over the shapes, for every preset and storage format, without and with
+/// `matmul_rows` and `matmul_lanes` (after `mask_apply`) and `matmul_tile` over the shapes, for every preset and storage format, without and with
 /// mask, bias and accumulation.
 #[test]
 fn shapes_formats_presets() {
     let mut worst = Worst::new("matmul", TOLERANCE);
     let mut random = Random::new(1);
-    for preset in Preset::all() {
+    for preset in Preset::offered(gpu()) {
         let kernels = kernels(preset.name);
         for dtype in DTYPES {
             for (n, k, t4) in shapes(&preset) {
@@ -189,7 +202,7 @@ fn shapes_formats_presets() {
 fn switches() {
     let mut worst = Worst::new("switches", TOLERANCE);
     let mut random = Random::new(2);
-    for name in ["tile64", "rows16"] {
+    for name in offered(&["tile64", "rows16", "lanes32"]) {
         let kernels = kernels(name);
         for bits in 1..7 {
             let mut case = Case::new(70, 44, 19, Dtype::F16, &mut random).everything(&mut random);
@@ -206,7 +219,7 @@ fn switches() {
 fn ranges() {
     let mut worst = Worst::new("ranges", TOLERANCE);
     let mut random = Random::new(3);
-    for preset in Preset::all() {
+    for preset in Preset::offered(gpu()) {
         let kernels = kernels(preset.name);
         for (outputs, inputs) in
             [(0..70, 36..100), (5..69, 0..101), (69..70, 100..101), (33..34, 4..8), (1..66, 28..96)]
@@ -234,8 +247,8 @@ fn empty_range() {
     Worst::new("empty", 0.0).check("no outputs", &got, &want);
 }
 
-/// Equal inputs, equal bits: twice under each preset, and for `rows*` under all of them (one invocation adds one output in
-/// the same order whatever the number of rows beside it).
+/// Equal inputs, equal bits: twice under each preset, and for `rows*` and `lanes*` under all of them (one invocation adds one
+/// output in the same order whatever the number of rows beside it).
 #[test]
 fn same_bits_again() {
     let case = Case::new(67, 200, 9, Dtype::F16, &mut Random::new(5)).everything(&mut Random::new(6));
@@ -243,7 +256,7 @@ fn same_bits_again() {
     for name in ["tile64", "rows8"] {
         same_bits(name, &run(name), &run(name));
     }
-    for name in ["rows16", "rows32"] {
+    for name in offered(&["rows16", "rows32", "lanes16", "lanes32"]) {
         same_bits(name, &run(name), &run("rows8"));
     }
 }
@@ -265,7 +278,7 @@ fn every_half_is_read_exactly() {
         let matrix = Matrix { rows, cols: COLS, dtype, bytes, values };
         let mut identity = vec![0.0; COLS * COLS];
         (0..COLS).for_each(|i| identity[i * COLS + i] = 1.0);
-        for name in ["tile64", "rows32"] {
+        for name in offered(&["tile64", "rows32", "lanes32"]) {
             let (weight, x) = (matrix.upload(gpu()), activation(gpu(), COLS, COLS / 4, &identity));
             let y = activation(gpu(), rows, COLS / 4, &common::untouched(rows * COLS));
             let mut c = commands();

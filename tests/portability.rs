@@ -1,5 +1,6 @@
 //! The claim that the shaders run anywhere, checked without the hardware: every variant of every kernel composes, validates
-//! without optional capabilities, translates to SPIR-V, MSL and HLSL, and stays within WebGPU's default limits. Also rules
+//! without optional capabilities, translates to SPIR-V, MSL and HLSL, and stays within WebGPU's default limits. (Subgroups are
+//! allowed to `matmul_lanes`, which devices without them do not need: other presets have other product kernels.) Also rules
 //! that no compiler checks, and that no kernel is without a test against its twin.
 
 mod common;
@@ -16,6 +17,9 @@ use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::ModuleInfo;
 use naga::{AddressSpace, Module, ShaderStage};
+
+/// Kernels that may use subgroups, under presets that are offered only where there are some.
+const SUBGROUP_KERNELS: &[&str] = &["matmul_lanes"];
 
 /// WebGPU's default limits (https://www.w3.org/TR/webgpu/#limits).
 const MAX_STORAGE_BUFFERS: usize = 8;
@@ -47,12 +51,16 @@ fn policies() -> [BoundsCheckPolicies; 2] {
     })
 }
 
-fn to_spirv(module: &Module, info: &ModuleInfo) -> Result<(), String> {
+fn to_spirv(module: &Module, info: &ModuleInfo, subgroups: bool) -> Result<(), String> {
+    // What every Vulkan device has; anything else would be an error here.
+    let mut capabilities = vec![spv::Capability::Shader, spv::Capability::Matrix];
+    if subgroups {
+        capabilities.extend([spv::Capability::GroupNonUniform, spv::Capability::GroupNonUniformShuffle]);
+    }
     for bounds_check_policies in policies() {
         let options = spv::Options {
             bounds_check_policies,
-            // What every Vulkan device has; anything else would be an error here.
-            capabilities: Some([spv::Capability::Shader, spv::Capability::Matrix].into_iter().collect()),
+            capabilities: Some(capabilities.iter().copied().collect()),
             ..Default::default()
         };
         let entry = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".into() };
@@ -170,7 +178,9 @@ fn every_variant_translates_within_the_limits() {
         for variant in variants {
             assert_eq!(variant.kernel, kernel.name);
             let (module, info) = composed(kernel.source, &variant);
-            let results = [to_spirv(&module, &info), to_msl(&module, &info), to_hlsl(&module, &info)];
+            let subgroups = SUBGROUP_KERNELS.contains(&variant.kernel);
+            let results =
+                [to_spirv(&module, &info, subgroups), to_msl(&module, &info), to_hlsl(&module, &info)];
             let errors = results.into_iter().filter_map(Result::err).chain(over_limits(&module));
             wrong.extend(errors.map(|e| format!("{} {:?}: {e}", variant.kernel, variant.defs)));
             count += 1;
@@ -199,6 +209,11 @@ fn excess_is_noticed() {
         @group(0) @binding(1) var<storage, read_write> a: array<f16>;
         @compute @workgroup_size(1) fn main() { a[0] = a[1]; }";
     assert!(compose("excess", half, &vec![]).is_err());
+    // Nor do subgroups, without the def that asks for them.
+    let subgroup = "@group(0) @binding(1) var<storage, read_write> a: array<u32>;
+        @compute @workgroup_size(8) fn main(@builtin(local_invocation_index) i: u32) { a[i] = subgroupBroadcast(a[i], 1u); }";
+    assert!(compose("excess", subgroup, &vec![]).is_err());
+    assert!(compose("excess", subgroup, &vec![("SUBGROUP", 8)]).is_ok());
 }
 
 /// All shader files with their text, comments cut off.
@@ -224,8 +239,9 @@ fn words(code: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Between the start of the entry point and its last barrier nothing leaves early: on some hardware the others would wait for
-/// ever, and on none is it defined. No extension, no float atomics, no subgroups (design: plain WGSL, fixed summation orders).
-fn lint(code: &str) -> Vec<String> {
+/// ever, and on none is it defined. No extension, no float atomics (design: plain WGSL, fixed summation orders); no subgroups
+/// but in the kernels made for them, where they move values and do no arithmetic.
+fn lint(code: &str, subgroups: bool) -> Vec<String> {
     let mut out = Vec::new();
     if let (Some(main), Some(barrier)) = (code.find("fn main"), code.rfind("workgroupBarrier")) {
         // A barrier above the entry point would be in a helper, where this text search cannot follow it.
@@ -240,9 +256,10 @@ fn lint(code: &str) -> Vec<String> {
             out.push("has a barrier outside of main".into());
         }
     }
+    let moves = ["subgroupBroadcast", "subgroup_invocation_id"];
     let banned = |w: &&str| {
         matches!(*w, "enable" | "requires" | "storageBarrier")
-            || w.starts_with("subgroup")
+            || w.starts_with("subgroup") && !(subgroups && moves.contains(w))
             || w.starts_with("quad")
     };
     out.extend(words(code).filter(banned).map(|w| format!("uses `{w}`")));
@@ -259,12 +276,15 @@ fn lint(code: &str) -> Vec<String> {
 #[test]
 fn shaders_keep_the_rules() {
     for (path, code) in shader_files() {
-        assert_eq!(lint(&code), [""; 0], "{}", path.display());
+        let name = path.file_stem().expect("a name").to_string_lossy();
+        let subgroups = SUBGROUP_KERNELS.contains(&name.as_ref());
+        assert_eq!(lint(&code, subgroups), [""; 0], "{}", path.display());
     }
 }
 
 #[test]
 fn broken_rules_are_noticed() {
+    let (with_subgroups, lint) = (|code: &str| lint(code, true), |code: &str| lint(code, false));
     let barrier = |before: &str, after: &str| {
         format!("fn f() {{ return; }} fn main() {{ {before} workgroupBarrier(); {after} }}")
     };
@@ -277,6 +297,9 @@ fn broken_rules_are_noticed() {
     assert_eq!(lint("enable f16;"), ["uses `enable`"]);
     assert_eq!(lint("var<workgroup> a: atomic< f32 >;"), ["uses `atomic<f`"]);
     assert_eq!(lint("let s = subgroupAdd(x);"), ["uses `subgroupAdd`"]);
+    assert_eq!(lint("let s = subgroupBroadcast(x, 1u);"), ["uses `subgroupBroadcast`"]);
+    assert_eq!(with_subgroups("let s = subgroupBroadcast(x, 1u);"), [""; 0]);
+    assert_eq!(with_subgroups("let s = subgroupAdd(x);"), ["uses `subgroupAdd`"]);
 }
 
 /// Every shader file is in the kernel table, and its header says how it is dispatched.

@@ -17,7 +17,7 @@ pub(super) struct DeviceArgs {
     /// Adapter: its number in `maskwright devices`, or a part of its name
     #[arg(long, global = true, value_name = "N|NAME")]
     pub(super) device: Option<String>,
-    /// Tile preset (tile64, rows8, rows16, rows32) instead of the measured one
+    /// Tile preset (tile64, rows8, rows16, rows32, lanes16, lanes32) instead of the measured one
     #[arg(long, global = true, value_name = "NAME")]
     pub(super) preset: Option<String>,
     /// Measure every kernel with timestamp queries and print a table at the end

@@ -75,7 +75,7 @@ pub(super) fn kind_of(info: &wgpu::AdapterInfo) -> DeviceKind {
 
 /// The features that are asked for when the adapter has them: none is needed.
 pub(super) fn wanted_features() -> wgpu::Features {
-    wgpu::Features::TIMESTAMP_QUERY
+    wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP
 }
 
 pub(super) fn instance() -> (wgpu::Instance, wgpu::Backends) {
@@ -163,6 +163,9 @@ pub fn list_adapters(wanted: Option<&str>) -> Result<Vec<AdapterReport>, GpuErro
             let mut features = Vec::new();
             if adapter.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
                 features.push("timestamp-query");
+            }
+            if adapter.features().contains(wgpu::Features::SUBGROUP) {
+                features.push("subgroup");
             }
             AdapterReport {
                 index,

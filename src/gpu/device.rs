@@ -169,9 +169,21 @@ impl Gpu {
         self.limits.max_compute_workgroup_storage_size
     }
 
+    /// Invocations of a subgroup, where there are subgroups and all have the same size.
+    pub fn subgroup_size(&self) -> Option<u32> {
+        let fixed = self.info.subgroup_min_size == self.info.subgroup_max_size;
+        (fixed && self.device.features().contains(wgpu::Features::SUBGROUP))
+            .then_some(self.info.subgroup_min_size)
+    }
+
     /// Number and longest duration of the submits so far.
     pub fn submits(&self) -> Submits {
         *lock(&self.submits)
+    }
+
+    /// Frees the buffer that results are read through; the next read allocates one of its size.
+    pub fn release_staging(&self) {
+        *lock(&self.staging) = None;
     }
 
     /// The options it was opened with.

@@ -24,8 +24,18 @@ macro_rules! shared {
 /// Shared modules, each after those it imports.
 const SHARED: &[Shared] = shared!["philox", "gumbel", "groups", "score", "weights"];
 
-/// What every wgpu device can do: `unpack2x16float` and its kin. No optional capability is used.
+/// What every wgpu device can do: `unpack2x16float` and its kin.
 const CAPABILITIES: naga::valid::Capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// The one optional capability is allowed to kernels with the def `SUBGROUP` (the subgroup size that they are written for):
+/// others must run on every device.
+fn capabilities(defs: &Defs) -> naga::valid::Capabilities {
+    if defs.iter().any(|(name, _)| *name == "SUBGROUP") {
+        CAPABILITIES | naga::valid::Capabilities::SUBGROUP
+    } else {
+        CAPABILITIES
+    }
+}
 
 /// A composed and validated kernel.
 pub struct Composed {
@@ -43,7 +53,8 @@ pub fn compose(kernel: &str, source: &str, defs: &Defs) -> Result<Composed, GpuE
     let fail = |message: String| GpuError::Shader { kernel: kernel.to_string(), message };
     let shader_defs: std::collections::HashMap<String, ShaderDefValue> =
         defs.iter().map(|&(name, value)| (name.to_string(), ShaderDefValue::UInt(value))).collect();
-    let mut composer = Composer::default().with_capabilities(CAPABILITIES);
+    let capabilities = capabilities(defs);
+    let mut composer = Composer::default().with_capabilities(capabilities);
     for shared in imported(source) {
         let module = ComposableModuleDescriptor {
             source: shared.source,
@@ -64,7 +75,7 @@ pub fn compose(kernel: &str, source: &str, defs: &Defs) -> Result<Composed, GpuE
             ..Default::default()
         })
         .map_err(|e| fail(e.emit_to_string(&composer)))?;
-    let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), CAPABILITIES)
+    let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| fail(format!("{e:?}")))?;
     Ok(Composed { module, info })

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::preset::Matmul;
+use super::preset::{Matmul, SUBGROUP};
 use super::tensor::Chunk;
 use super::{Kernels, MaskBuffer, Rows, Stream, Weight, shape_error, size};
 use crate::gpu::{Buffer, GpuError, Work};
@@ -121,7 +121,7 @@ impl Kernels<'_> {
     /// Bytes of scratch that masked products with matrices of at most `largest` bytes need under this preset.
     pub fn scratch_bytes(&self, largest: u64) -> u64 {
         match self.preset().matmul {
-            Matmul::Rows(_) => largest.min(SCRATCH).min(self.gpu().max_binding_bytes()),
+            Matmul::Rows(_) | Matmul::Lanes(_) => largest.min(SCRATCH).min(self.gpu().max_binding_bytes()),
             Matmul::Tile => 0,
         }
     }
@@ -138,7 +138,7 @@ impl Kernels<'_> {
         }
         let row_bytes = Weight::device_bytes(1, p.weight.cols(), p.weight.dtype());
         let scratch = match (self.preset().matmul, p.mask) {
-            (Matmul::Rows(_), Some(_)) => {
+            (Matmul::Rows(_) | Matmul::Lanes(_), Some(_)) => {
                 let all = row_bytes * p.weight.rows() as u64;
                 Some(self.take_scratch(self.scratch_bytes(all).max(row_bytes))?)
             }
@@ -323,6 +323,7 @@ impl Kernels<'_> {
         let preset = self.preset();
         let (name, tile_t4, unit) = match preset.matmul {
             Matmul::Rows(_) => ("matmul_rows", 8, preset.row_unit()),
+            Matmul::Lanes(_) => ("matmul_lanes", 16, preset.row_unit()),
             Matmul::Tile => ("matmul_tile", 16, preset.row_unit()),
         };
         let (x, y) = (call.x, call.y);
@@ -340,8 +341,10 @@ impl Kernels<'_> {
             pad: [0; 2],
         };
         let mut defs = vec![weight_def(call.dtype)];
-        if let Matmul::Rows(rows) = preset.matmul {
-            defs.extend([("LANES", 8), ("ROWS", rows)]);
+        match preset.matmul {
+            Matmul::Rows(rows) => defs.extend([("LANES", 8), ("ROWS", rows)]),
+            Matmul::Lanes(rows) => defs.extend([("SUBGROUP", SUBGROUP), ("ROWS", rows)]),
+            Matmul::Tile => {}
         }
         let mut bind = vec![call.weights.all(), x.buffer.all(), y.buffer.all()];
         if let Some((bias, _)) = call.bias {
@@ -355,7 +358,7 @@ impl Kernels<'_> {
         let (n, k, t) = (call.n as f64, call.k as f64, 4.0 * x.t4 as f64);
         let work =
             Work { flops: 2.0 * n * k * t, bytes: n * k * call.dtype.size() as f64 + 4.0 * t * (k + n) };
-        if matches!(preset.matmul, Matmul::Rows(_)) {
+        if preset.matmul != Matmul::Tile {
             let pipeline = self.pipeline(name, defs)?;
             return c.dispatch(&pipeline, &base, &bind, grid, work);
         }

@@ -12,14 +12,19 @@ use crate::model::{Dtype, TensorView};
 pub(super) enum Matmul {
     /// `matmul_rows` with this many rows per invocation: software drivers.
     Rows(u32),
+    /// `matmul_lanes` with this many rows per invocation: software drivers with subgroups of `SUBGROUP`.
+    Lanes(u32),
     /// `matmul_tile`: GPUs.
     Tile,
 }
 
+/// The subgroup size that `matmul_lanes` is written for: 256 bits of f32.
+pub(super) const SUBGROUP: u32 = 8;
+
 /// Tile shapes of all kernels. Changing it changes summation orders, so a run records its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Preset {
-    /// "tile64", "rows8", "rows16" or "rows32".
+    /// "tile64", "rows8", "rows16", "rows32", "lanes16" or "lanes32".
     pub name: &'static str,
     pub(super) matmul: Matmul,
     /// Invocations of a workgroup of element-wise kernels.
@@ -33,11 +38,11 @@ pub struct Preset {
 }
 
 impl Preset {
-    /// All presets.
+    /// All presets, also those that only some devices run.
     pub fn all() -> Vec<Self> {
-        let rows = |name, rows| Self {
+        let software = |name, matmul| Self {
             name,
-            matmul: Matmul::Rows(rows),
+            matmul,
             lanes: 64,
             reduce: (8, 1),
             attention: (8, 32),
@@ -52,10 +57,22 @@ impl Preset {
                 attention: (32, 16),
                 row: 128,
             },
-            rows("rows8", 8),
-            rows("rows16", 16),
-            rows("rows32", 32),
+            software("rows8", Matmul::Rows(8)),
+            software("rows16", Matmul::Rows(16)),
+            software("rows32", Matmul::Rows(32)),
+            software("lanes16", Matmul::Lanes(16)),
+            software("lanes32", Matmul::Lanes(32)),
         ]
+    }
+
+    /// Those of all presets that `gpu` runs.
+    pub fn offered(gpu: &Gpu) -> Vec<Self> {
+        Self::all().into_iter().filter(|p| p.needs_met(gpu.subgroup_size())).collect()
+    }
+
+    /// Whether it runs where subgroups have this many invocations (`None` = no subgroups, or of several sizes).
+    fn needs_met(&self, subgroup: Option<u32>) -> bool {
+        !matches!(self.matmul, Matmul::Lanes(_)) || subgroup == Some(SUBGROUP)
     }
 
     /// The preset of that name.
@@ -72,33 +89,37 @@ impl Preset {
     /// Rows of the output that one workgroup of the product makes.
     pub(super) fn row_unit(&self) -> usize {
         match self.matmul {
-            Matmul::Rows(rows) => rows as usize,
+            Matmul::Rows(rows) | Matmul::Lanes(rows) => rows as usize,
             Matmul::Tile => 64,
         }
     }
 }
 
-/// The preset for `gpu`: `forced` by name, or the cached result of an earlier measurement on the same adapter, driver and
-/// version, or the fastest of all presets in a measurement made now (a masked f16 product of 384 x 384 x 512).
+/// The preset for `gpu`: `forced` by name, or the cached result of an earlier measurement on the same adapter, driver,
+/// version and presets, or the fastest of all offered presets in a measurement made now. One that uses subgroups has to pass
+/// [`self_test`] first, every time.
 ///
 /// # Errors
-/// An unknown name, or what the device reports.
+/// An unknown name, a preset that this device does not run, or what the device reports.
 pub fn choose_preset(gpu: &Gpu, forced: Option<&str>) -> Result<Preset, GpuError> {
     if let Some(name) = forced {
-        let names = || Preset::all().iter().map(|p| p.name).collect::<Vec<_>>().join(", ");
-        return Preset::named(name).ok_or_else(|| GpuError::Device {
-            during: "choosing a preset".into(),
-            message: format!("there is no preset `{name}`; there are {}", names()),
-        });
-    }
-    let key = format!("{} maskwright {}", gpu.describe(), env!("CARGO_PKG_VERSION"));
-    let cache = Cache::open();
-    if let Some(preset) = cache.get(&key) {
+        let preset = forced_preset(name, gpu.subgroup_size())?;
+        self_test(gpu, &preset)?;
         return Ok(preset);
     }
+    let offered = Preset::offered(gpu);
+    let names = offered.iter().map(|p| p.name).collect::<Vec<_>>().join(" ");
+    let key = format!("{} maskwright {}: {names}", gpu.describe(), env!("CARGO_PKG_VERSION"));
+    let cache = Cache::open();
+    if let Some(preset) = cache.get(&key).filter(|cached| offered.contains(cached)) {
+        match self_test(gpu, &preset) {
+            Ok(()) => return Ok(preset),
+            Err(e) => log::warn!("preset {} ran here before and does not now: {e}", preset.name),
+        }
+    }
     let mut best = (f64::MAX, Preset::of_kind(gpu.kind()));
-    for preset in Preset::all() {
-        match measure(gpu, &preset) {
+    for preset in offered {
+        match self_test(gpu, &preset).and_then(|()| measure(gpu, &preset)) {
             Ok(seconds) => {
                 log::info!("preset {}: {:.2} ms", preset.name, seconds * 1e3);
                 if seconds < best.0 {
@@ -112,29 +133,83 @@ pub fn choose_preset(gpu: &Gpu, forced: Option<&str>) -> Result<Preset, GpuError
     Ok(best.1)
 }
 
-/// Best of five runs of the product, in seconds.
+/// The preset of that name, if it runs where subgroups have `subgroup` invocations.
+fn forced_preset(name: &str, subgroup: Option<u32>) -> Result<Preset, GpuError> {
+    let fail = |message| GpuError::Device { during: "choosing a preset".into(), message };
+    let names = || Preset::all().iter().map(|p| p.name).collect::<Vec<_>>().join(", ");
+    let preset = Preset::named(name)
+        .ok_or_else(|| fail(format!("there is no preset `{name}`; there are {}", names())))?;
+    if preset.needs_met(subgroup) {
+        return Ok(preset);
+    }
+    let has = subgroup.map_or("no subgroups of one fixed size".into(), |n| format!("subgroups of {n}"));
+    Err(fail(format!("preset `{name}` needs subgroups of {SUBGROUP} invocations, and this device has {has}")))
+}
+
+/// Holds a preset with subgroups against one without: how lanes are numbered and what they exchange is up to the driver.
+fn self_test(gpu: &Gpu, preset: &Preset) -> Result<(), GpuError> {
+    if !matches!(preset.matmul, Matmul::Lanes(_)) {
+        return Ok(());
+    }
+    // Two tiles along rows and tokens, none full, each element of W and of X with its own value.
+    let (n, k, t4) = (45usize, 52usize, 21usize);
+    let weights: Vec<u8> = (0..n * k).flat_map(|i| (i as f32 / (n * k) as f32).to_le_bytes()).collect();
+    let inputs: Vec<f32> = (0..k * 4 * t4).map(|i| i as f32 / (k * 4 * t4) as f32).collect();
+    let view = TensorView { name: "self-test", dtype: Dtype::F32, shape: &[n, k], data: &weights };
+    let weight = Weight::upload(gpu, "probe:weights", &view)?;
+    let x = Activation::new(gpu, "probe:x", k, t4)?;
+    gpu.upload(x.buffer(), 0, bytemuck::cast_slice(&inputs))?;
+    let mut commands = Commands::new(gpu)?;
+    let mut run = |preset: &Preset| {
+        let y = Activation::new(gpu, "probe:y", n, t4)?;
+        gpu.upload(y.buffer(), 0, bytemuck::cast_slice(&vec![f32::NAN; n * 4 * t4]))?;
+        let product = Product::new(&weight, x.rows(0, k, t4)?, y.rows(0, n, t4)?);
+        Kernels::new(gpu, preset.clone()).matmul(&mut commands, &product)?;
+        commands.read::<f32>(y.buffer(), 0, n * 4 * t4)
+    };
+    let (got, want) = (run(preset)?, run(&Preset::of_kind(DeviceKind::Cpu))?);
+    // The run that follows may read less, and its plan of memory says how much.
+    gpu.release_staging();
+    // All terms are positive, so that rounding stays far below this; another lane's value does not. NaN is not close.
+    let close = |(got, want): &(&f32, &f32)| (*got - *want).abs() <= 1e-5 * want.abs();
+    let wrong = got.len() - got.iter().zip(&want).filter(close).count();
+    if wrong == 0 {
+        return Ok(());
+    }
+    Err(GpuError::Device {
+        during: format!("self-test of preset {}", preset.name),
+        message: format!("{wrong} of {} results differ from those without subgroups", got.len()),
+    })
+}
+
+/// Seconds of a masked f16 and a masked f32 product of 384 x 384 x 512, the best of five runs each.
 fn measure(gpu: &Gpu, preset: &Preset) -> Result<f64, GpuError> {
     let (n, k, t) = (384usize, 384usize, 512usize);
-    let data: Vec<u8> =
-        (0..n * k).flat_map(|i| half::f16::from_f32((i % 17) as f32 * 0.1 - 0.8).to_le_bytes()).collect();
-    let view = TensorView { name: "self-measurement", dtype: Dtype::F16, shape: &[n, k], data: &data };
-    let weight = Weight::upload(gpu, "probe:weights", &view)?;
+    let value = |i: usize| (i % 17) as f32 * 0.1 - 0.8;
+    let half = (0..n * k).flat_map(|i| half::f16::from_f32(value(i)).to_le_bytes()).collect::<Vec<u8>>();
+    let full = (0..n * k).flat_map(|i| value(i).to_le_bytes()).collect::<Vec<u8>>();
     let mask = MaskBuffer::new(gpu, "probe:mask", n, k)?;
     gpu.upload(&mask.buffer, 0, &vec![0x33; n * k / 8])?;
     let x = Activation::new(gpu, "probe:x", k, t / 4)?;
     let y = Activation::new(gpu, "probe:y", n, t / 4)?;
     let kernels = Kernels::new(gpu, preset.clone());
     let mut commands = Commands::new(gpu)?;
-    let mut best = f64::MAX;
-    for _ in 0..6 {
-        let started = Instant::now();
-        let mut product = Product::new(&weight, x.rows(0, k, t / 4)?, y.rows(0, n, t / 4)?);
-        product.mask = Some(&mask);
-        kernels.matmul(&mut commands, &product)?;
-        commands.finish()?;
-        best = best.min(started.elapsed().as_secs_f64());
+    let mut sum = 0.0;
+    for (dtype, data) in [(Dtype::F16, &half), (Dtype::F32, &full)] {
+        let view = TensorView { name: "self-measurement", dtype, shape: &[n, k], data };
+        let weight = Weight::upload(gpu, "probe:weights", &view)?;
+        let mut best = f64::MAX;
+        for _ in 0..6 {
+            let started = Instant::now();
+            let mut product = Product::new(&weight, x.rows(0, k, t / 4)?, y.rows(0, n, t / 4)?);
+            product.mask = Some(&mask);
+            kernels.matmul(&mut commands, &product)?;
+            commands.finish()?;
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        sum += best;
     }
-    Ok(best)
+    Ok(sum)
 }
 
 /// Operations a second of f32 products under the preset of `kernels`: of the smallest square product that takes 5 ms.
@@ -205,5 +280,23 @@ impl Cache {
         if let Err(e) = written.and_then(|()| std::fs::rename(&temporary, path)) {
             log::info!("cannot keep the preset in {}: {e}", path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_with_subgroups_need_theirs() {
+        for preset in Preset::all() {
+            let lanes = preset.name.starts_with("lanes");
+            assert!(forced_preset(preset.name, Some(SUBGROUP)).is_ok());
+            for other in [None, Some(4), Some(32)] {
+                assert_eq!(forced_preset(preset.name, other).is_err(), lanes, "{} {other:?}", preset.name);
+            }
+        }
+        let error = forced_preset("lanes32", Some(4)).expect_err("another size").to_string();
+        assert!(error.contains("needs subgroups of 8") && error.contains("subgroups of 4"), "{error}");
     }
 }

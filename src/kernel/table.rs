@@ -1,6 +1,6 @@
 //! The table of all kernels: their sources and the variants that tests, benches and the portability check walk.
 
-use super::preset::{Matmul, Preset};
+use super::preset::{Matmul, Preset, SUBGROUP};
 use crate::gpu::{Defs, GpuError};
 
 /// One shader file.
@@ -42,6 +42,7 @@ pub const KERNELS: &[KernelSource] = kernels![
     "mask_sample",
     "mask_top",
     "mask_update",
+    "matmul_lanes",
     "matmul_rows",
     "matmul_tile",
     "mirror",
@@ -100,9 +101,20 @@ impl KernelSource {
                 .into_iter()
                 .filter_map(|m| match m {
                     Matmul::Rows(rows) => Some(rows),
-                    Matmul::Tile => None,
+                    Matmul::Lanes(_) | Matmul::Tile => None,
                 })
                 .flat_map(|rows| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", 8), ("ROWS", rows)]))
+                .flat_map(|defs| switched(&defs, &["BIAS", "ACCUMULATE"]))
+                .collect(),
+            "matmul_lanes" => of_presets(|p| p.matmul)
+                .into_iter()
+                .filter_map(|m| match m {
+                    Matmul::Lanes(rows) => Some(rows),
+                    Matmul::Rows(_) | Matmul::Tile => None,
+                })
+                .flat_map(|rows| {
+                    (0..3).map(move |w| vec![("WEIGHT", w), ("SUBGROUP", SUBGROUP), ("ROWS", rows)])
+                })
                 .flat_map(|defs| switched(&defs, &["BIAS", "ACCUMULATE"]))
                 .collect(),
             "matmul_tile" => {

@@ -247,6 +247,7 @@ pub const TESTED: &[(&str, &str)] = &[
     ("mask_sample", "kernel_mask.rs"),
     ("mask_top", "kernel_mask.rs"),
     ("mask_update", "kernel_mask.rs"),
+    ("matmul_lanes", "kernel_matmul.rs"),
     ("matmul_rows", "kernel_matmul.rs"),
     ("matmul_tile", "kernel_matmul.rs"),
     ("mirror", "kernel_gram.rs"),

@@ -50,6 +50,11 @@ pub fn matmul_rows(p: &Product<'_>) -> Twin {
     out
 }
 
+/// The same: who loads a weight makes no difference.
+pub fn matmul_lanes(p: &Product<'_>) -> Twin {
+    matmul_rows(p)
+}
+
 /// The same with a mask: zeros where the bit is 0.
 pub fn matmul_tile(p: &Product<'_>, mask: Option<&BitMask>) -> Twin {
     match mask {

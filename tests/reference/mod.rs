@@ -20,7 +20,7 @@ pub use descent::{descent, group_gain, row_error};
 pub use elementwise::{peak, rms_norm, rope, swiglu};
 pub use factor::{damp, factor_block};
 pub use gram::{diagonal, gram, mirror, transpose};
-pub use matmul::{Product, mask_apply, matmul_rows, matmul_tile};
+pub use matmul::{Product, mask_apply, matmul_lanes, matmul_rows, matmul_tile};
 pub use panel::{row_dot, spread};
 pub use score::{abs_sum_cols, abs_sum_rows, best_exchange, score_mask, scores};
 pub use sparsegpt::{Pruned, sparsegpt_block};
