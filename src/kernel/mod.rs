@@ -9,6 +9,7 @@ mod masks;
 mod matmul;
 mod panel;
 mod preset;
+mod score;
 mod table;
 mod tensor;
 
@@ -18,6 +19,7 @@ pub use masks::{Moments, SampleAt};
 pub use matmul::Product;
 pub use panel::Part;
 pub use preset::{Preset, choose_preset};
+pub use score::{AbsSums, Score};
 pub use table::{KERNELS, KernelSource, Variant};
 pub use tensor::{Activation, MaskBuffer, Rows, Weight, f32_bytes};
 

@@ -31,6 +31,8 @@ macro_rules! kernels {
 
 /// Every shader of the project.
 pub const KERNELS: &[KernelSource] = kernels![
+    "abs_sum_cols",
+    "abs_sum_rows",
     "attention",
     "diagonal",
     "mask_apply",
@@ -45,6 +47,7 @@ pub const KERNELS: &[KernelSource] = kernels![
     "rope",
     "row_dot",
     "row_sumsq",
+    "score_mask",
     "score_moments",
     "spread",
     "swiglu",
@@ -98,7 +101,7 @@ impl KernelSource {
             "matmul_tile" => {
                 (0..3).flat_map(|w| switched(&vec![("WEIGHT", w)], &["BIAS", "ACCUMULATE", "MASK"])).collect()
             }
-            "mask_apply" => lanes()
+            "mask_apply" | "abs_sum_rows" => lanes()
                 .into_iter()
                 .flat_map(|lanes| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", lanes)]))
                 .collect(),
@@ -122,6 +125,23 @@ impl KernelSource {
             "rms_norm" | "vocab_reduce" => of_presets(|p| p.reduce)
                 .into_iter()
                 .map(|(lanes, slices)| super::elementwise::sliced_defs(lanes, slices))
+                .collect(),
+            "abs_sum_cols" => of_presets(|p| p.reduce)
+                .into_iter()
+                .flat_map(|(lanes, slices)| {
+                    (0..3).map(move |w| {
+                        let mut defs = vec![("WEIGHT", w)];
+                        defs.extend(super::elementwise::sliced_defs(lanes, slices));
+                        defs
+                    })
+                })
+                .collect(),
+            "score_mask" => (0..3)
+                .flat_map(|w| (0..3).map(move |s| vec![("WEIGHT", w), ("SCORE", s), ("WG", 64)]))
+                .flat_map(|defs| {
+                    [(1, 2), (2, 4), (4, 8), (8, 16)]
+                        .map(|(n, m)| [defs.clone(), vec![("N", n), ("M", m)]].concat())
+                })
                 .collect(),
             "mask_sample" | "mask_top" | "mask_update" | "score_moments" => {
                 [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (8, 16), (12, 16), (15, 16)]

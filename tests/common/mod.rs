@@ -236,6 +236,8 @@ pub fn same_bits(label: &str, got: &[f32], want: &[f32]) {
 
 /// Which test file checks each kernel against its twin. `tests/portability.rs` holds the list against the kernel table.
 pub const TESTED: &[(&str, &str)] = &[
+    ("abs_sum_cols", "kernel_score.rs"),
+    ("abs_sum_rows", "kernel_score.rs"),
     ("attention", "kernel_decoder.rs"),
     ("diagonal", "kernel_gram.rs"),
     ("mask_apply", "kernel_matmul.rs"),
@@ -250,6 +252,7 @@ pub const TESTED: &[(&str, &str)] = &[
     ("rope", "kernel_decoder.rs"),
     ("row_dot", "kernel_panel.rs"),
     ("row_sumsq", "kernel_decoder.rs"),
+    ("score_mask", "kernel_score.rs"),
     ("score_moments", "kernel_mask.rs"),
     ("spread", "kernel_panel.rs"),
     ("swiglu", "kernel_decoder.rs"),

@@ -9,6 +9,7 @@ mod elementwise;
 mod gram;
 mod matmul;
 mod panel;
+mod score;
 mod vocab;
 
 pub use attention::{Heads, attention};
@@ -16,6 +17,7 @@ pub use elementwise::{peak, rms_norm, rope, row_sumsq, swiglu};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use matmul::{Product, mask_apply, matmul_rows, matmul_tile};
 pub use panel::{row_dot, spread};
+pub use score::{abs_sum_cols, abs_sum_rows, best_exchange, score_mask, scores};
 pub use vocab::{VocabState, vocab_reduce};
 
 /// Spacing of f32 at 1, twice the largest relative rounding error.
