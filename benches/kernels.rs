@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    Activation, Heads, InverseFactor, Kernels, Layout, MaskBuffer, Moments, Preset, Product, SampleAt,
-    Square, Weight, choose_preset,
+    AbsSums, Activation, Heads, InverseFactor, Kernels, Layout, MaskBuffer, Moments, Preset, Product,
+    SampleAt, Score, Square, Weight, choose_preset,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{Dtype, TensorView};
@@ -213,6 +213,27 @@ impl<'g> Bench<'g> {
         })
     }
 
+    fn score_kernels(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {
+        let gpu = self.gpu;
+        let name = kernels.preset().name;
+        let (rows, cols) = (1024usize, 1024usize);
+        let (w, mask) = (weight(gpu, rows, cols, Dtype::BF16)?, mask(gpu, rows, cols)?);
+        let norms = gpu.alloc_init("bench:norms", &vec![1.0f32; cols])?;
+        let sums = AbsSums::new(gpu, rows, cols)?;
+        let shape = format!("2:4 of {rows} x {cols} bf16");
+        self.run("abs_sums", shape.clone(), name, |c| kernels.abs_sums(c, &w, &sums))?;
+        for (label, score) in [
+            ("score_mask magnitude", Score::Magnitude),
+            ("score_mask wanda", Score::Wanda(&norms)),
+            ("score_mask ria", Score::Ria(&norms, &sums)),
+        ] {
+            self.run(label, shape.clone(), name, |c| {
+                kernels.score_mask(c, &w, score, Pattern::TWO_OF_FOUR, &mask)
+            })?;
+        }
+        Ok(())
+    }
+
     fn json(&self) -> serde_json::Value {
         let rows: Vec<_> = self
             .rows
@@ -298,6 +319,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for n in if bench.peak > 500.0 { vec![512, 4096] } else { vec![192, 512] } {
         bench.one_shot_kernels(&kernels, n)?;
     }
+    bench.score_kernels(&kernels)?;
     if let Some(file) = option(&args, "--json") {
         std::fs::write(&file, format!("{:#}\n", bench.json()))?;
         println!("written: {file}");
