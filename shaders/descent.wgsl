@@ -14,7 +14,7 @@
 // H is bound in row chunks: a dispatch treats the groups whose columns are the chunk's rows.
 //
 // W [rows, k4] packed by four, h [4 * units * UNIT4, k4], bits [rows, words], c [n, k4], moves [2, n]: changes of each row in this
-// pass and in the one before. Dispatch: one workgroup per row, the grid folded into two dimensions.
+// pass and in the one before. PATTERNS: combinations that the search walks through, of M <= 8. Dispatch: one workgroup per row, the grid folded into two dimensions.
 #import maskwright::weights::{unpack}
 
 // vec4s of a unit, and how many of its weights are pruned.
@@ -46,13 +46,13 @@ struct Params {
     first4: u32,     // vec4 of a row at which the chunk's columns start
     units: u32,      // units of the chunk
     sweeps: u32,     // sweeps over the chunk, at most
-    patterns: u32,   // combinations that the search walks through
     now: u32,        // element of moves where this pass counts, and
     before: u32,     // where the pass before did; equal = there was none
     tolerance: f32,  // smallest gain, of the row's error
     opens: u32,      // 1 = first chunk of the pass: counts start from 0
     pad0: u32,
     pad1: u32,
+    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -218,7 +218,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
 #endif
                         lowest = current;
                         var other = (1u << PRUNED) - 1u;
-                        for (var i = 0u; i < p.patterns; i += 1u) {
+                        for (var i = 0u; i < #{PATTERNS}u; i += 1u) {
                             let y0 = pick(w0, other);
 #if M == 8
                             let y1 = pick(w1, other >> 4u);
@@ -273,18 +273,22 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
                         s = best;
                     }
                     let count = workgroupUniformLoad(&sh_count);
-                    for (var v = own; v < p.k4 / UNIT4; v += #{LANES}u) {
-                        for (var q = 0u; q < UNIT4; q += 1u) {
-                            let at = v * UNIT4 + q;
-                            var sum = product_at(c_row, at);
-                            for (var i = 0u; i < count; i += 1u) {
-                                sum += sh_step[i] * h[sh_column[i] + at];
-                            }
+                    // As many weights come in as go out: they are taken in pairs, whose steps stay in registers.
+                    for (var i = 0u; i < count; i += 2u) {
+                        let step0 = sh_step[i];
+                        let step1 = sh_step[i + 1u];
+                        let column0 = sh_column[i];
+                        let column1 = sh_column[i + 1u];
+                        for (var v = own; v < p.k4 / UNIT4; v += #{LANES}u) {
+                            for (var q = 0u; q < UNIT4; q += 1u) {
+                                let at = v * UNIT4 + q;
+                                let moved_by = step0 * h[column0 + at] + step1 * h[column1 + at];
 #if CHIP > 0
-                            sh_c[at] = sum;
+                                sh_c[at] += moved_by;
 #else
-                            c[c_row + at] = sum;
+                                c[c_row + at] += moved_by;
 #endif
+                            }
                         }
                     }
                     moved += 1u;

@@ -68,12 +68,11 @@ struct Params {
     first4: u32,
     units: u32,
     sweeps: u32,
-    patterns: u32,
     now: u32,
     before: u32,
     tolerance: f32,
     opens: u32,
-    pad: [u32; 2],
+    pad: [u32; 3],
 }
 
 /// Weights of a unit: what one lane looks at together.
@@ -82,18 +81,19 @@ fn unit(pattern: Pattern) -> usize {
 }
 
 /// Combinations that the search in a unit walks through (of M = 2 also those that are not strict), or 0 for exchanges.
-fn combinations(pattern: Pattern) -> u32 {
-    let (n, m) = match pattern.m() {
+fn combinations((n, m): (u32, u32)) -> u32 {
+    let (n, m) = match m {
         2 => (2, 4),
         16 => return 0,
-        m => (pattern.n(), m),
+        m => (n, m),
     };
-    (0..n).fold(1, |c, i| c * (m - i) / (i + 1)) as u32
+    (0..n).fold(1, |c, i| c * (m - i) / (i + 1))
 }
 
 /// Shader defs of the kernel; `chip` vec4s of a row lie in workgroup memory, 0 = none.
 pub(super) fn defs(weight: (&'static str, u32), (n, m): (u32, u32), lanes: u32, chip: u32) -> Defs {
-    vec![weight, ("N", n), ("M", m), ("LANES", lanes), ("CHIP", chip)]
+    let patterns = combinations((n, m));
+    vec![weight, ("N", n), ("M", m), ("PATTERNS", patterns), ("LANES", lanes), ("CHIP", chip)]
 }
 
 impl Kernels<'_> {
@@ -147,12 +147,11 @@ impl Kernels<'_> {
                         first4: size(NAME, h.first / 4)?,
                         units: size(NAME, units)?,
                         sweeps,
-                        patterns: combinations(d.pattern),
                         now,
                         before,
                         tolerance: d.tolerance,
                         opens: u32::from(h.first == 0),
-                        pad: [0; 2],
+                        pad: [0; 3],
                     };
                     let work = Work { flops: row_flops * rows as f64, bytes: 36.0 * (rows * n) as f64 };
                     let bind = [
