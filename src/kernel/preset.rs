@@ -40,14 +40,8 @@ pub struct Preset {
 impl Preset {
     /// All presets, also those that only some devices run.
     pub fn all() -> Vec<Self> {
-        let software = |name, matmul| Self {
-            name,
-            matmul,
-            lanes: 64,
-            reduce: (8, 1),
-            attention: (8, 32),
-            row: 8,
-        };
+        let software =
+            |name, matmul| Self { name, matmul, lanes: 64, reduce: (8, 1), attention: (8, 32), row: 8 };
         vec![
             Self {
                 name: "tile64",
