@@ -151,7 +151,7 @@ fn texts_that_are_missing_empty_binary_or_too_short() {
     fs::write(&text, b"w2 w3 \xff\xfe w5").unwrap();
     refused(&dir, &["text", "not a text in UTF-8", "byte 6"]);
     fs::remove_file(&text).unwrap();
-    refused(&dir, &["cannot read", "text", "plain text file"]);
+    refused(&dir, &["cannot read", "text", "give a text"]);
     let line =
         fails(args!["eval", village(), "--text", village_text("heldout"), "--window", "1"], &["at least 2"]);
     assert!(line.contains("windows of 1 tokens"), "{line}");

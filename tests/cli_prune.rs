@@ -59,6 +59,9 @@ fn every_method_writes_a_whole_run() {
     for (method, more) in [
         ("magnitude", &[][..]),
         ("wanda", &[][..]),
+        ("ria", &[][..]),
+        ("sparsegpt", &[][..]),
+        ("descent", &[][..]),
         ("maskpro", &["--steps", "3", "--logits", "2", "--rate", "100", "--seed", "9"][..]),
     ] {
         let out = dir.join(method);
@@ -96,7 +99,9 @@ fn every_method_writes_a_whole_run() {
         let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
         let lines: Vec<Value> = metrics.lines().map(json).collect();
         if method != "maskpro" {
-            assert!(lines.is_empty() && !ran.out.contains("start"));
+            assert_eq!(lines.len(), 35, "a line for each projection");
+            assert!(lines.iter().all(|l| l["error"].as_f64().is_some_and(|e| e > 0.0 && e < 1.0)));
+            assert_eq!(lines, *run["projections"].as_array().unwrap());
             continue;
         }
         assert_eq!(lines.iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);

@@ -57,10 +57,10 @@ impl Job<'_> {
             self.model,
             &self.args.walk,
             &kernels,
-            &mut commands,
             self.selection,
             pattern,
             windows,
+            self.args.learn.batch,
             &stop,
         )?;
         let Some(start) = start else {

@@ -12,7 +12,6 @@ use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::{BitMask, MaskSet, Pattern};
 use crate::model::Projection;
-use crate::nn::Place;
 use crate::prune::maskpro::{Estimator, Options, initial_logits};
 use crate::prune::plan::Carried;
 use crate::prune::{
@@ -166,7 +165,7 @@ impl StartArgs {
         Ok(Some(options))
     }
 
-    /// The start mask of a learning method, and what it was made of.
+    /// The start mask of a learning method that takes `batch` windows at a time, and what it was made of; none when stopped.
     #[allow(clippy::too_many_arguments)] // what a start mask is made of
     pub(super) fn masks<'g>(
         &self,
@@ -174,10 +173,10 @@ impl StartArgs {
         model: &Model,
         walk: &WalkArgs,
         kernels: &Kernels<'g>,
-        commands: &mut Commands<'g>,
         selection: &Selection,
         pattern: Pattern,
         windows: &Windows,
+        batch: usize,
         stop: &Arc<AtomicBool>,
     ) -> Result<Option<Start>, CliError> {
         let Some(options) = self.walk_options(walk, pattern)? else {
@@ -185,9 +184,11 @@ impl StartArgs {
             return Ok(Some(Start { masks, from: StartFrom::Mask }));
         };
         let windows = windows.clone().first(self.windows(windows.count()));
-        let carried = self.carried(walk, kernels, model, &options, &windows);
+        let carried = self.carried(walk, kernels, model, &options, &windows, batch);
+        // A stream of its own: what it keeps for read-back goes with it.
+        let mut commands = Commands::new(kernels.gpu())?;
         let job = Walk { device, model, selection, options: &options, starts: None };
-        let walked = job.run(kernels, commands, carried.map(|c| (&windows, c.place)), None, stop)?;
+        let walked = job.run(kernels, &mut commands, carried.map(|c| (&windows, c)), None, stop)?;
         if walked.stopped {
             return Ok(None);
         }
@@ -200,7 +201,8 @@ impl StartArgs {
         Ok(Some(Start { masks, from }))
     }
 
-    /// How the windows are carried; a mask that does not depend on them needs none.
+    /// How the windows are carried, with little device memory, since learning takes its own; a mask that does not depend on them
+    /// needs none.
     pub(super) fn carried(
         &self,
         walk: &WalkArgs,
@@ -208,8 +210,10 @@ impl StartArgs {
         model: &Model,
         options: &OneShotOptions,
         windows: &Windows,
+        batch: usize,
     ) -> Option<Carried> {
-        let carry = || walk.carried(kernels.gpu(), &model.config, windows.count(), windows.window());
+        let carry =
+            || walk.carried(kernels.gpu(), &model.config, windows.count(), windows.window(), Some(batch));
         options.needs_inputs().then(carry)
     }
 }
@@ -268,6 +272,3 @@ pub(super) fn start_file(
     set.masks.retain(|name, _| names.contains(&name));
     Ok(set)
 }
-
-/// Windows of a walk and where their activations are kept.
-pub(super) type WalkWindows<'a> = Option<(&'a Windows, Place)>;

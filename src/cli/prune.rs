@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::calib_args::{CalibArgs, CalibChoice};
 use super::context::{DeviceArgs, Model, stop_flag};
-use super::method_args::{MaskProArgs, SelectArgs, StartArgs, WalkWindows, start_file};
+use super::method_args::{MaskProArgs, SelectArgs, StartArgs, start_file};
 use super::output::{Progress, bytes, profile, table};
-use super::walk::{Walk, WalkArgs, conditions, plan_rows};
+use super::walk::{Walk, WalkArgs, WalkWindows, conditions, plan_rows};
 use super::{CliError, Outcome};
 use crate::calib::Windows;
 use crate::eval::Streamed;
@@ -236,11 +236,12 @@ impl Job<'_> {
         let carried = match (&self.calib, self.args.method) {
             (Some(windows), Method::Maskpro) => {
                 let windows = windows.clone().first(self.args.start.windows(windows.count()));
-                self.args.start.carried(&self.args.walk, kernels, self.model, options, &windows)
+                let batch = self.args.learn.batch;
+                self.args.start.carried(&self.args.walk, kernels, self.model, options, &windows, batch)
             }
             (Some(windows), _) => {
                 let (count, window) = (windows.count(), windows.window());
-                Some(self.args.walk.carried(kernels.gpu(), &self.model.config, count, window))
+                Some(self.args.walk.carried(kernels.gpu(), &self.model.config, count, window, None))
             }
             (None, _) => None,
         };
@@ -282,7 +283,7 @@ impl Job<'_> {
         self.args.walk.check(&plan, carried)?;
         self.device.note(|| format!("plan: {} of GPU memory, one block at a time", bytes(total(&plan.gpu))));
         let walk = self.walk(options, starts.as_ref());
-        let windows: WalkWindows<'_> = self.calib.as_ref().zip(carried.map(|c| c.place));
+        let windows: WalkWindows<'_> = self.calib.as_ref().zip(carried);
         let start_path = self.args.start.file().filter(|_| starts.is_some());
         let choice = self.calib.as_ref().map(|_| self.choice);
         let conditions = conditions(&walk, &kernels, choice, windows, start_path)?;
@@ -466,7 +467,7 @@ fn dry_run_of_shape(
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let choice = args.choice(&config);
-    let carried = args.walk.carried(&gpu, &config, choice.windows, choice.window);
+    let carried = args.walk.carried(&gpu, &config, choice.windows, choice.window, None);
     let stored = config.dtype.unwrap_or(Dtype::F16);
     let dtype = |_: &str| -> Result<Dtype, ModelError> { Ok(stored) };
     let plan = plan::walk(&kernels, &config, &dtype, &selection, &options, Some(carried))?;
@@ -502,7 +503,13 @@ fn show_plan(
         println!("{out}");
         return Ok(());
     }
-    println!("{}", table(&["GPU memory until the mask is made", "bytes"], &plan_rows(plan)));
+    match (walk, learning) {
+        (Some(walk), Some(learning)) => {
+            println!("{}", table(&["GPU memory of the start mask", "bytes"], &plan_rows(&walk.gpu)));
+            println!("\n{}", table(&["GPU memory of the learning", "bytes"], &plan_rows(learning)));
+        }
+        _ => println!("{}", table(&["GPU memory until the mask is made", "bytes"], &plan_rows(plan))),
+    }
     if let Some(walk) = walk {
         println!("\n{}", table(&["host memory", "bytes"], &plan_rows(&walk.host)));
     }

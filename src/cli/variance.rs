@@ -63,10 +63,10 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         &model,
         &args.walk,
         &kernels,
-        &mut commands,
         &selection,
         args.select.pattern,
         &windows,
+        args.learn.batch,
         &stop_flag()?,
     )?;
     let Some(start) = start else {

@@ -22,6 +22,9 @@ use crate::prune::{
     Repair, RunFolder, Schedule, Selection, StartMask, Watch,
 };
 
+/// Windows of a walk and how they are carried.
+pub(super) type WalkWindows<'a> = Option<(&'a Windows, Carried)>;
+
 /// Where activations are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 enum ActivationsArg {
@@ -100,14 +103,25 @@ impl WalkArgs {
         self.gpu_memory.map(|g| (g * f64::from(1 << 30)) as u64)
     }
 
-    /// Number, length and place of the windows.
-    pub(super) fn carried(&self, gpu: &Gpu, config: &Config, windows: usize, window: usize) -> Carried {
+    /// How windows are carried: on the device where they fit. For a learning method (`spare` windows at a time) in host memory, since
+    /// learning has little use for device memory that only its start mask needs.
+    pub(super) fn carried(
+        &self,
+        gpu: &Gpu,
+        config: &Config,
+        windows: usize,
+        window: usize,
+        spare: Option<usize>,
+    ) -> Carried {
+        let together = spare.unwrap_or(usize::MAX);
+        let carried = Carried { windows, window, together, place: Place::Host };
         let place = match self.activations {
             ActivationsArg::Gpu => Place::Gpu,
             ActivationsArg::Host => Place::Host,
-            ActivationsArg::Auto => plan::choose_place(gpu, config, windows, window, self.budget()),
+            ActivationsArg::Auto if spare.is_some() => Place::Host,
+            ActivationsArg::Auto => plan::choose_place(gpu, config, carried, self.budget()),
         };
-        Carried { windows, window, place }
+        Carried { place, ..carried }
     }
 
     /// Refuses a plan that is larger than what may be used, with what to change.
@@ -184,7 +198,7 @@ impl Walk<'_> {
         &self,
         kernels: &Kernels<'g>,
         c: &mut Commands<'g>,
-        windows: Option<(&Windows, Place)>,
+        windows: WalkWindows<'_>,
         store: Option<(&mut BlockStore, &mut RunFolder)>,
         stop: &Arc<AtomicBool>,
     ) -> Result<Walked, CliError> {
@@ -205,8 +219,8 @@ impl Walk<'_> {
         }
         let gpu = kernels.gpu();
         let activations = match windows {
-            Some((windows, place)) => {
-                let sizes = plan::batch_sizes(gpu, config, windows.count(), windows.window());
+            Some((windows, carried)) => {
+                let (sizes, place) = (carried.sizes(gpu, config), carried.place);
                 let embedding = Embedding::new(checkpoint, config)?;
                 let tokens = windows.tokens();
                 Some(Activations::embed(gpu, config, &embedding, tokens, sizes, place)?)
@@ -312,7 +326,7 @@ pub(super) fn conditions(
     walk: &Walk<'_>,
     kernels: &Kernels<'_>,
     choice: Option<CalibChoice>,
-    windows: Option<(&Windows, Place)>,
+    windows: WalkWindows<'_>,
     start_file: Option<&Path>,
 ) -> Result<Map<String, Value>, CliError> {
     let model = walk.model;
@@ -334,12 +348,12 @@ pub(super) fn conditions(
     }
     let names: Vec<&str> = walk.selection.pruned.iter().map(|(_, p)| p.name.as_str()).collect();
     put("projections", sha256_hex(names.join("\n").as_bytes()).into());
-    if let (Some(choice), Some((windows, _))) = (choice, windows) {
+    if let (Some(choice), Some((windows, carried))) = (choice, windows) {
         put("windows", windows.count().into());
         put("window", windows.window().into());
         put("segments", choice.name().into());
         put("calibration tokens", sha256_hex(bytemuck::cast_slice(windows.tokens())).into());
-        let sizes = plan::batch_sizes(kernels.gpu(), &model.config, windows.count(), windows.window());
+        let sizes = carried.sizes(kernels.gpu(), &model.config);
         put("windows in a batch", sizes.layout.windows.into());
     }
     if let Some(path) = start_file {

@@ -23,8 +23,18 @@ pub struct Carried {
     pub windows: usize,
     /// Tokens of a window.
     pub window: usize,
+    /// Windows that go through a block together, at most.
+    pub together: usize,
     /// Where their activations are kept.
     pub place: Place,
+}
+
+impl Carried {
+    /// Sizes of the batches.
+    pub fn sizes(&self, gpu: &Gpu, config: &Config) -> Sizes {
+        let most = self.together.min(BATCH_TOKENS / self.window.max(1));
+        crate::eval::sizes(config, self.windows, self.window, most, gpu.max_binding_bytes())
+    }
 }
 
 /// What a walk takes.
@@ -40,15 +50,9 @@ pub struct WalkPlan {
     pub flops: f64,
 }
 
-/// Sizes of the batches in which `windows` windows of `window` tokens are carried.
-pub fn batch_sizes(gpu: &Gpu, config: &Config, windows: usize, window: usize) -> Sizes {
-    crate::eval::sizes(config, windows, window, BATCH_TOKENS / window.max(1), gpu.max_binding_bytes())
-}
-
 /// Where activations go when nobody says: on the device up to 4 GiB, or what `budget` leaves for them.
-pub fn choose_place(gpu: &Gpu, config: &Config, windows: usize, window: usize, budget: Option<u64>) -> Place {
-    let sizes = batch_sizes(gpu, config, windows, window);
-    let (bytes, _) = Activations::bytes(&sizes, windows, Place::Gpu);
+pub fn choose_place(gpu: &Gpu, config: &Config, carried: Carried, budget: Option<u64>) -> Place {
+    let (bytes, _) = Activations::bytes(&carried.sizes(gpu, config), carried.windows, Place::Gpu);
     if bytes <= budget.map_or(ON_DEVICE, |b| b / 2) { Place::Gpu } else { Place::Host }
 }
 
@@ -79,7 +83,7 @@ pub fn walk(
         plan.unwrap_or(WalkPlan { gpu: Vec::new(), host: Vec::new(), block_flops: 0.0, flops: 0.0 });
     plan.flops = flops;
     if let Some(c) = carried {
-        let sizes = batch_sizes(kernels.gpu(), config, c.windows, c.window);
+        let sizes = c.sizes(kernels.gpu(), config);
         let (_, host) = Activations::bytes(&sizes, c.windows, c.place);
         plan.host.push(PlanItem::new("activations", host));
         plan.host.push(PlanItem::new("tokens", 4 * (c.windows * c.window) as u64));
@@ -119,7 +123,7 @@ impl Block<'_, '_> {
         let masked = self.kernels.scratch_bytes(largest);
         let (mut activations, mut copies, mut tokens) = (0, 0, 0);
         if let Some(c) = self.carried {
-            let sizes = batch_sizes(gpu, config, c.windows, c.window);
+            let sizes = c.sizes(gpu, config);
             activations =
                 Activations::bytes(&sizes, c.windows, c.place).0 + BlockSpace::bytes(config, &sizes);
             copies = Activations::staging_bytes(&sizes, c.windows, c.place);
@@ -127,41 +131,43 @@ impl Block<'_, '_> {
         }
         let mut worst: Vec<PlanItem> = Vec::new();
         let (mut masks, mut read) = (0, 0);
-        for input in Input::ALL {
-            let pruned = self.pruned(input);
-            let n = input.width(config);
-            let rows = pruned.iter().map(|p| p.0).max().unwrap_or(0);
-            for &(rows, cols) in &pruned {
-                let bytes = MaskBuffer::device_bytes(rows, cols);
-                masks += bytes.next_multiple_of(16);
-                read = read.max(bytes);
-            }
-            let (mut statistics, mut scratch) = (0, 0);
-            if self.carried.is_some() && rows > 0 {
-                let (own, solver) = Solver::bytes(gpu, self.options, rows, n);
-                let gram = Kernels::gram_scratch_bytes(n, tokens);
-                // The input is transposed while the matrix is summed up, the rest comes when it is done.
-                (statistics, scratch) = if own + solver > gram {
-                    (Square::device_bytes(n) + own, solver)
-                } else {
-                    (Square::device_bytes(n), gram)
-                };
-                read = read.max(f32_bytes(1, rows));
-                if self.options.repair != Repair::None {
-                    read = read.max(f32_bytes(rows, n));
-                }
-            }
+        let masked = if self.carried.is_some() { masked } else { 0 };
+        let mut moment = |statistics: u64, scratch: u64, masks: u64, read: u64| {
             let items = vec![
                 PlanItem::new("weights", weights),
                 PlanItem::new("activations", activations),
                 PlanItem::new("statistics", statistics),
                 PlanItem::new("masks", masks),
-                PlanItem::new("scratch", scratch + if self.carried.is_some() { masked } else { 0 }),
+                PlanItem::new("scratch", scratch + masked),
                 PlanItem::new("staging", PARAMS_BYTES + read.min(READ_PIECE) + copies),
             ];
             if total(&items) > total(&worst) {
                 worst = items;
             }
+        };
+        for input in Input::ALL {
+            let pruned = self.pruned(input);
+            let n = input.width(config);
+            let rows = pruned.iter().map(|p| p.0).max().unwrap_or(0);
+            let counted = self.carried.is_some() && rows > 0;
+            let gram = if counted { Square::device_bytes(n) } else { 0 };
+            // The input is transposed while its matrix is summed up; then the projections are solved.
+            if counted {
+                moment(gram, Kernels::gram_scratch_bytes(n, tokens), masks, read);
+            }
+            for &(rows, cols) in &pruned {
+                let bytes = MaskBuffer::device_bytes(rows, cols);
+                masks += bytes.next_multiple_of(16);
+                read = read.max(bytes);
+            }
+            let (own, solver) = if counted { Solver::bytes(gpu, self.options, rows, n) } else { (0, 0) };
+            if counted {
+                read = read.max(f32_bytes(1, n)).max(f32_bytes(1, rows));
+                if self.options.repair != Repair::None {
+                    read = read.max(f32_bytes(rows, n));
+                }
+            }
+            moment(gram + own, solver, masks, read);
         }
         Ok(worst)
     }
