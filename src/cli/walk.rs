@@ -113,15 +113,18 @@ impl WalkArgs {
         window: usize,
         spare: Option<usize>,
     ) -> Carried {
-        let together = spare.unwrap_or(usize::MAX);
-        let carried = Carried { windows, window, together, place: Place::Host };
-        let place = match self.activations {
+        let mut carried =
+            Carried { windows, window, together: spare.unwrap_or(usize::MAX), place: Place::Host };
+        carried.place = match self.activations {
             ActivationsArg::Gpu => Place::Gpu,
             ActivationsArg::Host => Place::Host,
             ActivationsArg::Auto if spare.is_some() => Place::Host,
             ActivationsArg::Auto => plan::choose_place(gpu, config, carried, self.budget()),
         };
-        Carried { place, ..carried }
+        if let Some(budget) = self.budget() {
+            carried.fit(gpu, config, budget / 2);
+        }
+        carried
     }
 
     /// Refuses a plan that is larger than what may be used, with what to change.
@@ -135,7 +138,7 @@ impl WalkArgs {
                 Some(c) if c.place == Place::Gpu => {
                     "keep the activations in host memory with --activations host, or use fewer --windows"
                 }
-                Some(_) if item("activations") > needed / 4 => "use a shorter --window",
+                Some(c) if c.together == 1 && item("activations") > needed / 4 => "use a shorter --window",
                 _ => "weights, statistics and scratch of one block need it: use a device with more memory",
             };
             return Err(CliError::Usage(format!(

@@ -30,6 +30,21 @@ pub struct Carried {
 }
 
 impl Carried {
+    /// Takes fewer windows together, down to one, until their activations take at most `bytes` on the device.
+    pub fn fit(&mut self, gpu: &Gpu, config: &Config, bytes: u64) {
+        loop {
+            let sizes = self.sizes(gpu, config);
+            self.together = sizes.layout.windows;
+            let taken = Activations::bytes(&sizes, self.windows, self.place).0
+                + BlockSpace::bytes(config, &sizes)
+                + Activations::staging_bytes(&sizes, self.windows, self.place);
+            if taken <= bytes || self.together == 1 {
+                return;
+            }
+            self.together = self.together.div_ceil(2);
+        }
+    }
+
     /// Sizes of the batches.
     pub fn sizes(&self, gpu: &Gpu, config: &Config) -> Sizes {
         let most = self.together.min(BATCH_TOKENS / self.window.max(1));
