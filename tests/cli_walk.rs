@@ -268,18 +268,28 @@ fn repairs() {
 
 /// A random model of so many blocks, with a text for it.
 fn random_model(dir: &Path, blocks: usize) -> (PathBuf, PathBuf) {
-    let model = dir.join(format!("model{blocks}"));
-    let shape = value!({
-        "num_hidden_layers": blocks, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8
-    });
+    random_model_of(
+        dir,
+        &format!("model{blocks}"),
+        value!({ "num_hidden_layers": blocks, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8 }),
+    )
+}
+
+fn random_model_of(dir: &Path, name: &str, shape: Value) -> (PathBuf, PathBuf) {
+    let model = dir.join(name);
     write_config(&model, &config_with(shape));
     let config = Config::read(&model).unwrap();
     write_safetensors(&model.join("model.safetensors"), &tensors(&config));
     write_tokenizer(&model, 12, 1);
+    (model, random_text(dir))
+}
+
+/// Three thousand words that the tokenizer of the random models knows.
+fn random_text(dir: &Path) -> PathBuf {
     let text = dir.join("text");
     let words: Vec<String> = (0..3000u32).map(|i| format!("w{}", 2 + (i * i + i / 7) % 10)).collect();
     std::fs::write(&text, words.join(" ")).unwrap();
-    (model, text)
+    text
 }
 
 /// Peak device memory is that of one block, and as planned, for every method and place.
@@ -403,4 +413,41 @@ fn reports_are_in_order() {
         (&run["segments"], &run["windows"], &run["window"]),
         (&"random".into(), &24.into(), &64.into())
     );
+}
+
+/// A random block of Llama-2-7B's shape in f16 goes through one sweep of descent in less than 2 GiB, as planned.
+#[test]
+#[ignore = "minutes on a software driver: cargo test --test cli_walk a_block_of -- --ignored --nocapture"]
+fn a_block_of_seven_billion() {
+    let dir = Scratch::new();
+    let shape = value!({
+        "num_hidden_layers": 1, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "head_dim": 128
+    });
+    let (model, text) = random_model_of(dir.path(), "model", shape);
+    let out = dir.join("out");
+    let args = args![
+        "prune",
+        model,
+        "--calib",
+        text,
+        "--method",
+        "descent",
+        "--max-sweeps",
+        "1",
+        "--windows",
+        "4",
+        "--window",
+        "64",
+        "--json",
+        "--no-model"
+    ];
+    let plan = json(&succeeds(&[args, args!["--dry-run"]].concat()).out);
+    let run = json(&succeeds(&[args, args!["--out", out]].concat()).out);
+    let (peak, planned) = (run["memory"]["peak"].as_f64().unwrap(), plan["total"].as_f64().unwrap());
+    println!("{peak} bytes of {planned} planned, {} s", run["seconds"]);
+    assert!(peak < 2f64.powi(31) && (peak / planned - 1.0).abs() < 0.05, "{peak} of {planned}");
+    let (before, after) = (errors(&out, "start"), errors(&out, "error"));
+    println!("{before:?}\n{after:?}");
+    assert!(before.iter().zip(&after).all(|(b, a)| a < b));
 }

@@ -38,6 +38,8 @@ pub const KERNELS: &[KernelSource] = kernels![
     "descent",
     "diagonal",
     "factor_block",
+    "lstsq_residual",
+    "lstsq_step",
     "mask_apply",
     "mask_sample",
     "mask_top",

@@ -10,8 +10,8 @@ use super::PruneError;
 use super::oneshot::{OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{
-    AbsSums, Activation, Descent, InverseFactor, Kernels, MaskBuffer, Part, Rows, Score, Square, Weight,
-    f32_bytes,
+    AbsSums, Activation, Descent, InverseFactor, Kernels, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer,
+    Part, Rows, Score, Square, Weight, f32_bytes,
 };
 use crate::mask::BitMask;
 
@@ -53,6 +53,7 @@ struct Statistics<'a> {
     errors: Buffer,
     moves: Option<Buffer>,
     sparsegpt: Option<Activation>,
+    lstsq: Option<LstsqScratch>,
 }
 
 /// Rows of a panel of a matrix with `n` columns, of which the largest has `rows` rows.
@@ -97,6 +98,9 @@ impl<'a, 'g> Solver<'a, 'g> {
         if options.method == OneShot::SparseGpt {
             statistics += InverseFactor::device_bytes(gpu, n);
             scratch += Kernels::sparsegpt_scratch_bytes(panel, n);
+        }
+        if options.repair == Repair::Lstsq {
+            scratch += LstsqScratch::bytes(panel, n);
         }
         if uses_ria(options) {
             scratch += AbsSums::device_bytes(rows, n);
@@ -203,6 +207,10 @@ impl<'a> Statistics<'a> {
             errors: gpu.alloc("scratch:row errors", f32_bytes(1, panel))?,
             moves,
             sparsegpt,
+            lstsq: match options.repair {
+                Repair::Lstsq => Some(LstsqScratch::new(gpu, panel, n)?),
+                _ => None,
+            },
         })
     }
 
@@ -288,6 +296,50 @@ impl<'g> Work<'_, '_, 'g> {
         k.spread(c, self.weight, Part::Pruned(&self.mask), rows.clone(), change)?;
         let errors = self.row_errors(c, s, change, products)?;
         self.errors.extend(errors);
+        self.take_back_worse(c, rows.clone())?;
+        if let Some(scratch) = &s.lstsq {
+            self.refit(c, s, scratch, rows, change)?;
+        }
+        Ok(())
+    }
+
+    /// Rounding must not leave a row worse than it was: such rows get their start mask again.
+    fn take_back_worse(&mut self, c: &mut Commands<'g>, rows: Range<usize>) -> Result<(), PruneError> {
+        let Some(start) = &self.start else {
+            return Ok(());
+        };
+        let is_worse = |&r: &usize| !(self.errors[r] <= self.start_errors[r]);
+        let worse: Vec<usize> = rows.filter(is_worse).collect();
+        if worse.is_empty() {
+            return Ok(());
+        }
+        let mut bits = self.read_mask(c)?;
+        for &r in &worse {
+            bits.copy_row(start, r);
+            self.errors[r] = self.start_errors[r];
+        }
+        let gpu = self.solver.kernels.gpu();
+        Ok(gpu.upload(self.mask.buffer(), 0, bytemuck::cast_slice(bits.words()))?)
+    }
+
+    /// Least squares of the kept weights of a panel.
+    fn refit(
+        &mut self,
+        c: &mut Commands<'g>,
+        s: &Statistics<'_>,
+        scratch: &LstsqScratch,
+        rows: Range<usize>,
+        out: Rows<'_>,
+    ) -> Result<(), PruneError> {
+        let options = LstsqOptions { damping: self.options().repair_damp, ..Default::default() };
+        let values = rows.len() * self.weight.cols();
+        let job = Lstsq { weight: self.weight, mask: &self.mask, rows, h: s.h, options };
+        let report = self.solver.kernels.lstsq(c, &job, scratch, out)?;
+        let weights: Vec<f32> = c.read(s.change.buffer(), 0, values)?;
+        self.weights.extend(weights);
+        self.add_repaired(&report.after);
+        let iterations = report.iterations as u32;
+        self.report.iterations = Some(self.report.iterations.unwrap_or(0).max(iterations));
         Ok(())
     }
 
@@ -399,24 +451,9 @@ impl<'g> Work<'_, '_, 'g> {
     }
 
     fn finish(mut self, c: &mut Commands<'g>) -> Result<Solved, PruneError> {
-        let mut bits = self.read_mask(c)?;
+        let bits = self.read_mask(c)?;
         let pattern = self.options().pattern;
         if let Some(start) = &self.start {
-            // Rounding must not leave a row worse than it was.
-            let worse: Vec<usize> = (0..self.errors.len())
-                .filter(|&r| self.errors[r] > self.start_errors[r] || self.errors[r].is_nan())
-                .collect();
-            if !worse.is_empty() {
-                for &r in &worse {
-                    bits.copy_row(start, r);
-                    self.errors[r] = self.start_errors[r];
-                }
-                self.solver.kernels.gpu().upload(
-                    self.mask.buffer(),
-                    0,
-                    bytemuck::cast_slice(bits.words()),
-                )?;
-            }
             self.report.groups_changed = Some(bits.groups_changed(start, pattern));
         }
         bits.check(pattern).map_err(|e| e.within(&self.report.name))?;

@@ -243,6 +243,8 @@ pub const TESTED: &[(&str, &str)] = &[
     ("damp", "kernel_factor.rs"),
     ("diagonal", "kernel_gram.rs"),
     ("factor_block", "kernel_factor.rs"),
+    ("lstsq_residual", "kernel_lstsq.rs"),
+    ("lstsq_step", "kernel_lstsq.rs"),
     ("mask_apply", "kernel_matmul.rs"),
     ("mask_sample", "kernel_mask.rs"),
     ("mask_top", "kernel_mask.rs"),
