@@ -4,9 +4,7 @@ mod common;
 mod reference;
 
 use common::model::{Expected, FIXTURES, Model, Output, forward};
-use common::{gpu, preset};
-
-const PRESETS: [&str; 2] = ["tile64", "rows16"];
+use common::{gpu, preset, presets};
 
 /// Largest difference of a logit, relative to the spread (standard deviation) of the model's logits. Both sides compute in f32,
 /// in different orders: the bound is seven times the largest seen (7.3e-6).
@@ -54,7 +52,7 @@ fn fixture(name: &str) {
     assert!(FIXTURES.contains(&name));
     let (model, expected) = (Model::fixture(name), Expected::of(name));
     let (batch, masks) = (expected.batch(), expected.masks(&model.config));
-    for preset_name in PRESETS {
+    for preset_name in presets() {
         for (what, masks, suffix) in [("dense", None, ""), ("masked", Some(&masks), "_masked")] {
             let label = format!("{name} {preset_name} {what}");
             let got = forward(gpu(), &preset(preset_name), &model, &batch, masks);
@@ -147,7 +145,7 @@ fn perplexity(name: &str, count: usize, preset_name: &str, expected: f64) {
 #[test]
 #[cfg_attr(not(have_shared), ignore = "needs ../shared")]
 fn stories260k_perplexity() {
-    for preset_name in PRESETS {
+    for preset_name in presets() {
         perplexity("stories260K", 64, preset_name, 3.825_808_048);
     }
 }

@@ -1,15 +1,15 @@
 //! The decoder's other kernels against f64: norm, rotary embedding, attention, activation, vocabulary reduction, peak.
-//! Two presets have every tile shape of these kernels: `tile64` and any of `rows*`.
+//! Three presets have every kernel and tile shape of these: `tile64`, any of `rows*` and any of `lanes*`.
 
 mod common;
 mod reference;
 
-use common::{Random, Worst, activation, commands, gpu, kernels, read, same_bits, untouched, vector};
+use common::{
+    Random, Worst, activation, commands, gpu, kernels, presets, read, same_bits, untouched, vector,
+};
 use maskwright::gpu::GpuError;
 use maskwright::kernel::{Activation, Heads, Kernels, Layout, Preset};
 use reference::Twin;
-
-const PRESETS: [&str; 2] = ["tile64", "rows16"];
 
 /// Lanes of the element-wise kernels under a preset.
 fn lanes(kernels: &Kernels<'_>) -> usize {
@@ -20,14 +20,17 @@ fn all(x: &Activation, rows: usize, t4: usize) -> maskwright::kernel::Rows<'_> {
     x.rows(0, rows, t4).expect("rows")
 }
 
-/// Also with activations that were allocated for more tokens, as in the last batch of an evaluation.
+/// `rms_norm` and `rms_norm_lanes`, also with activations that were allocated for more tokens, as in the last batch of an
+/// evaluation.
 #[test]
 fn rms_norm() {
     let mut worst = Worst::new("rms_norm", 6.0);
     let mut random = Random::new(1);
-    for name in PRESETS {
+    for name in presets() {
         let kernels = kernels(name);
-        for (features, t4) in [(1, 1), (15, 7), (16, 8), (17, 9), (31, 15), (64, 16), (257, 17), (1031, 3)] {
+        for (features, t4) in
+            [(1, 1), (15, 7), (16, 8), (17, 9), (31, 15), (64, 16), (192, 33), (257, 17), (1031, 3)]
+        {
             for (scale, eps) in [(1.0, 1e-5), (1e-4, 1e-5), (1e9, 1e-6), (1e-12, 1e-5)] {
                 let mut x = random.values(features * 4 * t4, scale);
                 (0..features).for_each(|h| x[h * 4 * t4] = 0.0); // a token of zeros, as padding is
@@ -63,7 +66,7 @@ fn rope_table(head_dim: usize, layout: Layout) -> Vec<f32> {
 fn rope() {
     let mut worst = Worst::new("rope", 2.0);
     let mut random = Random::new(2);
-    for name in PRESETS {
+    for name in presets() {
         let kernels = kernels(name);
         for (heads, head_dim, windows, length) in
             [(1, 2, 1, 1), (1, 8, 3, 5), (2, 24, 1, 64), (7, 128, 2, 37), (3, 20, 5, 13), (1, 64, 1, 129)]
@@ -110,20 +113,37 @@ fn attend(kernels: &Kernels<'static>, h: Heads, layout: Layout, scale: f32, seed
     (got, reference::attention(&q, &k, &v, heads, window, tokens))
 }
 
-/// Groups of query heads, head sizes, windows around the tiles (32 and 128 queries, 16 and 32 keys), padded windows, and scores
-/// from flat to one-hot: up to 1e4, where exponentials without a reference point overflow.
+/// `attention` and `attention_lanes`: groups of query heads, head sizes (18 is no multiple of four), windows around the tiles
+/// (32, 64 and 128 queries, 16, 32 and 64 keys), padded windows, and scores from flat to one-hot: up to 1e4, where exponentials
+/// without a reference point overflow.
 #[test]
 fn attention() {
     let mut worst = Worst::new("attention", 2.0);
     let h = |heads, kv_heads, head_dim| Heads { heads, kv_heads, head_dim };
-    for name in PRESETS {
+    for name in presets() {
         let kernels = kernels(name);
-        let layouts =
-            [(1, 1), (3, 2), (2, 31), (1, 32), (1, 33), (2, 37), (1, 127), (2, 128), (1, 129), (1, 150)];
+        let layouts = [
+            (1, 1),
+            (3, 2),
+            (2, 31),
+            (1, 32),
+            (1, 33),
+            (2, 37),
+            (1, 61),
+            (1, 65),
+            (1, 127),
+            (2, 128),
+            (1, 129),
+            (1, 150),
+        ];
         for (i, (windows, length)) in layouts.into_iter().enumerate() {
-            for (heads, scale) in
-                [(h(2, 1, 8), 1.0), (h(6, 2, 8), 8.0), (h(2, 2, 64), 40.0), (h(3, 1, 20), 4.0)]
-            {
+            for (heads, scale) in [
+                (h(2, 1, 8), 1.0),
+                (h(6, 2, 8), 8.0),
+                (h(2, 2, 64), 40.0),
+                (h(3, 1, 20), 4.0),
+                (h(2, 1, 18), 1.0),
+            ] {
                 let layout = Layout { windows, length };
                 let (got, want) = attend(&kernels, heads, layout, scale, i as u64);
                 let window = 4 * layout.window4();
@@ -140,7 +160,7 @@ fn attention() {
 /// Scores of 1e30: nothing to compare with, but no overflow of the running maximum either.
 #[test]
 fn attention_of_absurd_scores_is_finite() {
-    for name in PRESETS {
+    for name in presets() {
         let heads = Heads { heads: 2, kv_heads: 1, head_dim: 8 };
         let (got, _) = attend(&kernels(name), heads, Layout { windows: 1, length: 60 }, 1e15, 5);
         assert!(got.iter().all(|v| v.is_finite() && v.abs() <= 50.0), "{name}");
@@ -151,7 +171,7 @@ fn attention_of_absurd_scores_is_finite() {
 fn swiglu() {
     let mut worst = Worst::new("swiglu", 8.0);
     let mut random = Random::new(4);
-    for name in PRESETS {
+    for name in presets() {
         let kernels = kernels(name);
         let n = lanes(&kernels);
         for (features, t4) in [(1, 1), (1, n - 1), (1, n), (n + 1, 1), (13, 37)] {
@@ -207,7 +227,7 @@ fn vocab_reduce() {
         ("all -1e4", |_, _, _| -1e4),
         ("one among -1e30", |_, row, vocab| if row == vocab / 2 { 3.0 } else { -1e30 }),
     ];
-    for name in PRESETS {
+    for name in presets() {
         let kernels = kernels(name);
         for (vocab, t4) in [(1, 1), (3, 7), (4, 8), (5, 9), (63, 15), (64, 16), (65, 17), (257, 3), (1031, 2)]
         {
@@ -242,7 +262,7 @@ fn vocab_reduce() {
 #[test]
 fn peak() {
     let mut worst = Worst::new("peak", 1.0);
-    for name in PRESETS {
+    for name in presets() {
         let kernels = kernels(name);
         let (lanes, workgroups, steps) = (lanes(&kernels), 5, 40);
         let count = workgroups * lanes;
@@ -264,9 +284,8 @@ fn peak() {
 #[test]
 fn presets_are_covered() {
     for preset in Preset::all() {
-        let named = PRESETS.contains(&preset.name);
-        let software = ["rows", "lanes"].iter().any(|family| preset.name.starts_with(family));
-        assert!(named || software, "add {} to PRESETS", preset.name);
+        let known = ["tile64", "rows", "lanes"].iter().any(|family| preset.name.starts_with(family));
+        assert!(known, "add {} to presets() in tests/common", preset.name);
     }
 }
 

@@ -6,13 +6,12 @@ mod reference;
 
 use std::ops::Range;
 
-use common::{DTYPES, Matrix, Random, activation, gpu, open, pattern, preset, upload_mask};
+use common::{DTYPES, Matrix, Random, activation, gpu, open, pattern, preset, presets, upload_mask};
 use maskwright::gpu::{Commands, Gpu, GpuOptions};
 use maskwright::kernel::{Descent, Kernels, Square};
 use maskwright::mask::{BitMask, Pattern};
 use maskwright::model::Dtype;
 
-const PRESETS: [&str; 2] = ["tile64", "rows16"];
 const TOLERANCE: f32 = 1e-6;
 
 /// A Gram matrix of inputs that a few directions have in common, and weights none of which is 0.
@@ -124,7 +123,7 @@ const PATTERNS: [(usize, usize); 9] =
 #[test]
 fn fixed_points() {
     let mut random = Random::new(1);
-    for name in PRESETS {
+    for name in presets() {
         for (i, (n, m)) in PATTERNS.into_iter().enumerate() {
             let pattern = pattern(n, m);
             for (rows, cols) in [(1, m.max(4)), (7, 5 * m.max(4)), (5, 176)] {
@@ -146,7 +145,7 @@ fn fixed_points() {
 #[test]
 fn one_sweep() {
     let mut random = Random::new(2);
-    for name in PRESETS {
+    for name in presets() {
         for (n, m) in PATTERNS {
             let pattern = pattern(n, m);
             let problem = Problem::new(24, 192, Dtype::F32, pattern, &mut random);
@@ -164,7 +163,7 @@ fn one_sweep() {
 #[test]
 fn panels() {
     let mut random = Random::new(3);
-    for name in PRESETS {
+    for name in presets() {
         let problem = Problem::new(21, 64, Dtype::F16, Pattern::TWO_OF_FOUR, &mut random);
         let all = problem.run(gpu(), name, 0..21, None);
         let part = problem.run(gpu(), name, 5..16, None);
@@ -183,7 +182,7 @@ fn row_chunks() {
     let limits = GpuOptions { checked: true, max_binding_bytes: Some(32 * 4 * 96), ..Default::default() };
     let small = open(limits);
     let mut random = Random::new(4);
-    for name in PRESETS {
+    for name in presets() {
         for (n, m) in [(2, 4), (4, 8), (8, 16), (1, 2)] {
             let pattern = pattern(n, m);
             let problem = Problem::new(70, 96, Dtype::F32, pattern, &mut random);

@@ -4,11 +4,9 @@
 mod common;
 mod reference;
 
-use common::{Random, Worst, commands, gpu, open, preset};
+use common::{Random, Worst, commands, gpu, open, preset, presets};
 use maskwright::gpu::{Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{Factored, InverseFactor, Kernels, Square};
-
-const PRESETS: [&str; 2] = ["tile64", "rows16"];
 
 /// Units (see the twin) that an element may be off. A blocked factorisation in f32 stays below 1: its sums are as long as
 /// those of the bound, which has the root of their length for the signs of roundings, and more of |R| |R|^T than they use.
@@ -81,7 +79,7 @@ fn sizes() {
     // Beyond 256 rows several blocks are updated together.
     for n in [4, 8, 12, 60, 64, 68, 96, 128, 132, 200, 320, 580] {
         let h = gram(n, 2 * n, 1.0, &mut random);
-        for name in PRESETS {
+        for name in presets() {
             let (got, used) = factor(gpu(), name, &h, n, 0.01).expect("a factor");
             assert_eq!(used, 0.01);
             check(&mut worst, &format!("{name} {n}"), &h, n, 0.01, &got);
@@ -95,7 +93,7 @@ fn blocks() {
     let mut random = Random::new(2);
     for n in (4..=64).step_by(4) {
         let h = gram(n, 3 * n, 0.3, &mut random);
-        for name in PRESETS {
+        for name in presets() {
             let (u, _) = factor(gpu(), name, &h, n, 0.01).expect("a factor");
             let damped = reference::damp(&h, n, lambda(&h, n, 0.01));
             let full = |i: usize, j: usize| damped[i.min(j) * n + i.max(j)];
@@ -121,7 +119,7 @@ fn row_chunks() {
     for (n, chunk) in [(36, 16), (68, 16), (132, 32), (100, 48), (200, 80), (176, 80), (388, 176)] {
         let h = gram(n, 2 * n, 1.0, &mut random);
         let small = limited((4 * n * chunk) as u64);
-        for name in PRESETS {
+        for name in presets() {
             let (got, _) = factor(&small, name, &h, n, 0.01).expect("a factor");
             check(&mut worst, &format!("{name} {n} in chunks of {chunk}"), &h, n, 0.01, &got);
         }
@@ -139,7 +137,7 @@ fn ill_conditioned() {
         let scale = |i: usize| 10f32.powf(-spread * i as f32 / n as f32);
         h.iter_mut().enumerate().for_each(|(i, v)| *v *= scale(i / n) * scale(i % n));
         for damp in [0.1, 0.01, 0.001] {
-            for name in PRESETS {
+            for name in presets() {
                 let (got, used) = factor(gpu(), name, &h, n, damp).expect("a factor");
                 assert_eq!(used, damp);
                 check(&mut worst, &format!("{name} {n} of {tokens}, damping {damp}"), &h, n, damp, &got);
@@ -161,7 +159,7 @@ fn dead_inputs() {
             h[i * n + d] = if i % 2 == 0 { 0.0 } else { -0.0 };
         }
     }
-    for name in PRESETS {
+    for name in presets() {
         let (got, _) = factor(gpu(), name, &h, n, 0.01).expect("a factor");
         check(&mut worst, name, &h, n, 0.01, &got);
         let want = 1.0 / (1.0 + f64::from(lambda(&h, n, 0.01))).sqrt();
@@ -221,7 +219,7 @@ fn not_finite_beside_the_diagonal() {
             let mut h = gram(n, 100, 0.2, &mut Random::new(7));
             h[i * n + j] = bad;
             h[j * n + i] = bad;
-            for name in PRESETS {
+            for name in presets() {
                 let kernels = Kernels::new(gpu(), preset(name));
                 let mut c = commands();
                 let on = upload(gpu(), &mut c, &h, n);
@@ -262,7 +260,7 @@ fn planned_bytes() {
 fn repeatable() {
     let n = 132;
     let h = gram(n, 200, 1.0, &mut Random::new(8));
-    for name in PRESETS {
+    for name in presets() {
         let (first, _) = factor(gpu(), name, &h, n, 0.01).expect("a factor");
         for _ in 0..5 {
             let (again, _) = factor(gpu(), name, &h, n, 0.01).expect("a factor");

@@ -5,15 +5,13 @@ mod common;
 mod reference;
 
 use common::{
-    Matrix, Random, Worst, activation, commands, gpu, kernels, open, preset, random_mask, read, untouched,
-    upload_mask,
+    Matrix, Random, Worst, activation, commands, gpu, kernels, open, preset, presets, random_mask, read,
+    untouched, upload_mask,
 };
 use maskwright::gpu::{Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{Kernels, Layout, Square};
 use maskwright::model::Dtype;
 use reference::Twin;
-
-const PRESETS: [&str; 2] = ["tile64", "rows16"];
 
 /// A device that binds few rows of a matrix at once.
 fn limited(bytes: u64) -> Gpu {
@@ -59,7 +57,7 @@ fn gram(gpu: &Gpu, name: &str, pieces: &[usize], layout: Layout, batches: usize)
 #[test]
 fn shapes_pieces_padding() {
     let mut worst = Worst::new("gram", 2.0);
-    for name in PRESETS {
+    for name in presets() {
         for (pieces, windows, length, batches) in [
             (&[4][..], 1, 1, 1),
             (&[64], 1, 64, 1),
@@ -79,7 +77,7 @@ fn shapes_pieces_padding() {
 #[test]
 fn row_chunks() {
     let small = limited(16 * 4 * 72);
-    for name in PRESETS {
+    for name in presets() {
         let layout = Layout { windows: 2, length: 7 };
         let (whole, _) = gram(gpu(), name, &[72], layout, 2);
         let (chunked, _) = gram(&small, name, &[32, 40], layout, 2);
@@ -145,7 +143,7 @@ fn padding_does_not_count() {
 #[test]
 fn transpose() {
     let mut worst = Worst::new("transpose", 0.0);
-    for name in PRESETS {
+    for name in presets() {
         let kernels = kernels(name);
         for (rows, windows, length) in [(4, 1, 4), (12, 3, 5), (68, 2, 130), (8, 5, 64)] {
             let layout = Layout { windows, length };
@@ -196,7 +194,7 @@ fn products_with_squares() {
     let small = limited(32 * 4 * 68);
     let mut worst = Worst::new("square", 2.0);
     for gpu in [gpu(), &small] {
-        for name in PRESETS {
+        for name in presets() {
             let kernels = Kernels::new(gpu, preset(name));
             let mut random = Random::new(11);
             let mut c = Commands::new(gpu).expect("commands");

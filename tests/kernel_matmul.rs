@@ -6,8 +6,8 @@ mod reference;
 use std::ops::Range;
 
 use common::{
-    DTYPES, Matrix, Random, Worst, activation, commands, gpu, kernels, random_mask, read, same_bits,
-    upload_mask, vector,
+    DTYPES, Matrix, Random, Worst, activation, commands, gpu, kernels, offered, presets, random_mask, read,
+    same_bits, upload_mask, vector,
 };
 use half::{bf16, f16};
 use maskwright::gpu::{GpuError, Work};
@@ -144,12 +144,6 @@ impl Case {
     }
 }
 
-/// Those of the presets that this device runs.
-fn offered(names: &[&'static str]) -> Vec<&'static str> {
-    let here = Preset::offered(gpu());
-    names.iter().copied().filter(|name| here.iter().any(|p| p.name == *name)).collect()
-}
-
 /// Rows, vec4s of tokens and inputs of a preset's tile.
 fn tile(preset: &Preset) -> (usize, usize, usize) {
     match preset.name {
@@ -202,7 +196,7 @@ fn shapes_formats_presets() {
 fn switches() {
     let mut worst = Worst::new("switches", TOLERANCE);
     let mut random = Random::new(2);
-    for name in offered(&["tile64", "rows16", "lanes32"]) {
+    for name in presets() {
         let kernels = kernels(name);
         for bits in 1..7 {
             let mut case = Case::new(70, 44, 19, Dtype::F16, &mut random).everything(&mut random);

@@ -4,13 +4,11 @@ mod common;
 mod reference;
 
 use common::{
-    DTYPES, Matrix, Random, Worst, activation, gpu, open, preset, random_mask, read, untouched, upload_mask,
-    vector,
+    DTYPES, Matrix, Random, Worst, activation, gpu, open, preset, presets, random_mask, read, untouched,
+    upload_mask, vector,
 };
 use maskwright::gpu::{Commands, GpuOptions};
 use maskwright::kernel::{Kernels, Part};
-
-const PRESETS: [&str; 2] = ["tile64", "rows16"];
 
 #[test]
 fn spread() {
@@ -18,7 +16,7 @@ fn spread() {
     let mut worst = Worst::new("spread", 1.0);
     let mut random = Random::new(1);
     for gpu in [gpu(), &small] {
-        for (name, dtype) in PRESETS.into_iter().flat_map(|p| DTYPES.map(|d| (p, d))) {
+        for (name, dtype) in presets().into_iter().flat_map(|p| DTYPES.map(|d| (p, d))) {
             for (rows, cols, range) in [(1, 4, 0..1), (37, 36, 0..20), (37, 36, 11..32), (29, 132, 25..29)] {
                 let kernels = Kernels::new(gpu, preset(name));
                 let m = Matrix::random(rows, cols, dtype, &mut random);
@@ -60,7 +58,7 @@ fn spread() {
 fn row_dot() {
     let mut worst = Worst::new("row_dot", 2.0);
     let mut random = Random::new(2);
-    for name in PRESETS {
+    for name in presets() {
         let kernels = common::kernels(name);
         for (rows, cols) in [(1, 4), (3, 252), (17, 256), (5, 1028), (70, 260)] {
             let (a, b) = (random.values(rows * cols, 1.0), random.values(rows * cols, 1.0));

@@ -3,13 +3,12 @@
 mod common;
 mod reference;
 
-use common::{DTYPES, Matrix, Random, Worst, gpu, open, pattern, preset, read, untouched, vector};
+use common::{DTYPES, Matrix, Random, Worst, gpu, open, pattern, preset, presets, read, untouched, vector};
 use maskwright::gpu::{Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{AbsSums, Kernels, MaskBuffer, Score};
 use maskwright::mask::{BitMask, Pattern};
 use maskwright::model::Dtype;
 
-const PRESETS: [&str; 2] = ["tile64", "rows16"];
 const PATTERNS: [(usize, usize); 9] =
     [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (7, 8), (8, 16), (15, 16)];
 /// One word with a tail, several words, more rows than a workgroup; of 16 columns each a few groups.
@@ -67,7 +66,7 @@ fn sums() {
     let mut worst = Worst::new("sums", 2.0);
     let mut random = Random::new(1);
     for gpu in [gpu(), &small] {
-        for (name, dtype) in PRESETS.into_iter().flat_map(|p| DTYPES.map(|d| (p, d))) {
+        for (name, dtype) in presets().into_iter().flat_map(|p| DTYPES.map(|d| (p, d))) {
             for (rows, cols) in [(1, 4), (3, 6), (17, 64), (130, 132), (31, 68)] {
                 let kernels = Kernels::new(gpu, preset(name));
                 let m = Matrix::random(rows, cols, dtype, &mut random);

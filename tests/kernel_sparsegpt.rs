@@ -3,12 +3,11 @@
 mod common;
 mod reference;
 
-use common::{Random, Worst, activation, gpu, open, pattern, preset, read};
+use common::{Random, Worst, activation, gpu, open, pattern, preset, presets, read};
 use maskwright::gpu::{Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{InverseFactor, Kernels, MaskBuffer, Square};
 use maskwright::mask::{BitMask, Pattern};
 
-const PRESETS: [&str; 2] = ["tile64", "rows16"];
 const PATTERNS: [(usize, usize); 7] = [(1, 2), (2, 4), (1, 4), (3, 4), (2, 8), (4, 8), (8, 16)];
 
 /// Units of the twin: its roundings have random signs, what is made of them is taken as independent, which it is not quite.
@@ -138,7 +137,7 @@ fn patterns_and_sizes() {
         ] {
             if n % of == 0 {
                 let case = Case::new(pattern(keep, of), n, rows, &[], &mut random);
-                for name in PRESETS {
+                for name in presets() {
                     case.check(gpu(), name, &mut worst, &mut choices);
                 }
             }
@@ -156,7 +155,7 @@ fn row_chunks() {
         let small = limited((4 * n * chunk) as u64);
         for (keep, of) in [(1, 2), (2, 4), (8, 16)] {
             let case = Case::new(pattern(keep, of), n, 11, &[], &mut random);
-            for name in PRESETS {
+            for name in presets() {
                 case.check(&small, name, &mut worst, &mut choices);
             }
         }
@@ -171,7 +170,7 @@ fn dead_inputs() {
         // A whole group of up to eight, single ones, a last one.
         let dead = [0, 1, 2, 3, 4, 5, 6, 7, 18, 33, 34, 35, 100, 143];
         let case = Case::new(pattern(keep, of), 144, 9, &dead, &mut random);
-        for name in PRESETS {
+        for name in presets() {
             let done = case.check(gpu(), name, &mut worst, &mut choices);
             // Of scores that are all 0 the lower indices stay.
             let m = of.min(8);
@@ -197,7 +196,7 @@ fn ties_and_magnitudes() {
             scores.iter_mut().zip(&w[row * n..]).for_each(|(s, w)| *s = w.abs());
         });
         let kept = reference::mask_apply(&w, want.as_ref().expect("a mask"));
-        for name in PRESETS {
+        for name in presets() {
             let done = prune(gpu(), name, &w, &h, pattern, 0, rows).expect("pruned");
             assert_eq!(Some(&done.mask), want.as_ref().ok(), "{name} {pattern}");
             assert!(done.weights == kept, "{name} {pattern}: weights changed");

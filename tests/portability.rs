@@ -1,6 +1,6 @@
 //! The claim that the shaders run anywhere, checked without the hardware: every variant of every kernel composes, validates
 //! without optional capabilities, translates to SPIR-V, MSL and HLSL, and stays within WebGPU's default limits. (Subgroups are
-//! allowed to `matmul_lanes`, which devices without them do not need: other presets have other product kernels.) Also rules
+//! allowed to the kernels `*_lanes`, which devices without them do not need: other presets have other kernels for the same.) Also rules
 //! that no compiler checks, and that no kernel is without a test against its twin.
 
 mod common;
@@ -19,7 +19,7 @@ use naga::valid::ModuleInfo;
 use naga::{AddressSpace, Module, ShaderStage};
 
 /// Kernels that may use subgroups, under presets that are offered only where there are some.
-const SUBGROUP_KERNELS: &[&str] = &["matmul_lanes"];
+const SUBGROUP_KERNELS: &[&str] = &["attention_lanes", "matmul_lanes", "rms_norm_lanes"];
 
 /// WebGPU's default limits (https://www.w3.org/TR/webgpu/#limits).
 const MAX_STORAGE_BUFFERS: usize = 8;

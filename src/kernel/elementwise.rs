@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::preset::SUBGROUP;
 use super::{Activation, Kernels, Rows, Stream, shape_error, size};
 use crate::gpu::{Buffer, Defs, GpuError, Work};
 
@@ -75,17 +76,23 @@ impl Kernels<'_> {
         eps: f32,
         y: Rows<'_>,
     ) -> Result<(), GpuError> {
-        const NAME: &str = "rms_norm";
+        // With subgroups the gains are loaded by eight.
+        let preset = self.preset();
+        let (name, tile, defs) = if preset.subgroups() && x.count.is_multiple_of(SUBGROUP as usize) {
+            ("rms_norm_lanes", 2 * SUBGROUP, vec![("SUBGROUP", SUBGROUP)])
+        } else {
+            let (lanes, slices) = preset.reduce;
+            ("rms_norm", lanes, sliced_defs(lanes, slices))
+        };
         let whole = x.first == 0 && y.first == 0 && x.count == y.count && x.t4 == y.t4;
         if !whole || gain.bytes() < 4 * x.count as u64 {
-            return Err(shape_error(NAME, format!("x {} rows, y {} rows", x.count, y.count)));
+            return Err(shape_error(name, format!("x {} rows, y {} rows", x.count, y.count)));
         }
-        let (lanes, slices) = self.preset().reduce;
-        let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
-        let params = NormParams { features: size(NAME, x.count)?, t4: size(NAME, x.t4)?, eps, pad: 0 };
+        let pipeline = self.pipeline(name, defs)?;
+        let params = NormParams { features: size(name, x.count)?, t4: size(name, x.t4)?, eps, pad: 0 };
         let values = (x.count * x.t4 * 4) as f64;
         let work = Work { flops: 4.0 * values, bytes: 12.0 * values };
-        let grid = [x.t4.div_ceil(lanes as usize) as u32, 1, 1];
+        let grid = [x.t4.div_ceil(tile as usize) as u32, 1, 1];
         c.dispatch(&pipeline, &params, &[x.buffer.all(), gain.all(), y.buffer.all()], grid, work)
     }
 
@@ -136,7 +143,14 @@ impl Kernels<'_> {
         heads: Heads,
         layout: Layout,
     ) -> Result<(), GpuError> {
-        const NAME: &str = "attention";
+        // With subgroups the scores are made of four features at a time.
+        let (preset, dim) = (self.preset(), size("attention", heads.head_dim)?);
+        let (name, tile, defs) = if preset.subgroups() && dim.is_multiple_of(4) {
+            ("attention_lanes", 2 * SUBGROUP, vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", dim)])
+        } else {
+            let (lanes, keys) = preset.attention;
+            ("attention", lanes, vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", dim)])
+        };
         let (t4, window4) = (layout.t4(), layout.window4());
         let Heads { heads: h, kv_heads, head_dim } = heads;
         let fits = kv_heads > 0
@@ -148,22 +162,20 @@ impl Kernels<'_> {
             && [q, k, v, o].iter().all(|r| r.first == 0 && r.t4 == t4);
         if !fits {
             return Err(shape_error(
-                NAME,
+                name,
                 format!("q {} k {} v {} o {} rows for {heads:?}", q.count, k.count, v.count, o.count),
             ));
         }
-        let (lanes, keys) = self.preset().attention;
-        let defs = vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", size(NAME, head_dim)?)];
-        let pipeline = self.pipeline(NAME, defs)?;
-        let tiles = window4.div_ceil(lanes as usize);
+        let pipeline = self.pipeline(name, defs)?;
+        let tiles = window4.div_ceil(tile as usize);
         // The grid's width holds windows x tiles: long batches are cut into runs of windows by the caller's binding limits
         // long before 65 535.
-        let grid = [size(NAME, tiles * layout.windows)?, size(NAME, h)?, 1];
+        let grid = [size(name, tiles * layout.windows)?, size(name, h)?, 1];
         let params = AttentionParams {
-            t4: size(NAME, t4)?,
-            window4: size(NAME, window4)?,
-            group: size(NAME, h / kv_heads)?,
-            tiles: size(NAME, tiles)?,
+            t4: size(name, t4)?,
+            window4: size(name, window4)?,
+            group: size(name, h / kv_heads)?,
+            tiles: size(name, tiles)?,
             scale: 1.0 / (head_dim as f32).sqrt(),
             pad: [0; 3],
         };

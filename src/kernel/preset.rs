@@ -18,7 +18,7 @@ pub(super) enum Matmul {
     Tile,
 }
 
-/// The subgroup size that `matmul_lanes` is written for: 256 bits of f32.
+/// The subgroup size that `matmul_lanes`, `attention_lanes` and `rms_norm_lanes` are written for: 256 bits of f32.
 pub(super) const SUBGROUP: u32 = 8;
 
 /// Tile shapes of all kernels. Changing it changes summation orders, so a run records its name.
@@ -66,7 +66,7 @@ impl Preset {
 
     /// Whether it runs where subgroups have this many invocations (`None` = no subgroups, or of several sizes).
     fn needs_met(&self, subgroup: Option<u32>) -> bool {
-        !matches!(self.matmul, Matmul::Lanes(_)) || subgroup == Some(SUBGROUP)
+        !self.subgroups() || subgroup == Some(SUBGROUP)
     }
 
     /// The preset of that name.
@@ -78,6 +78,11 @@ impl Preset {
     pub fn of_kind(kind: DeviceKind) -> Self {
         let name = if kind == DeviceKind::Cpu { "rows16" } else { "tile64" };
         Self::all().into_iter().find(|p| p.name == name).unwrap_or_else(|| Self::all().swap_remove(0))
+    }
+
+    /// Whether kernels may use subgroups of `SUBGROUP` invocations.
+    pub(super) fn subgroups(&self) -> bool {
+        matches!(self.matmul, Matmul::Lanes(_))
     }
 
     /// Rows of the output that one workgroup of the product makes.
@@ -142,7 +147,7 @@ fn forced_preset(name: &str, subgroup: Option<u32>) -> Result<Preset, GpuError> 
 
 /// Holds a preset with subgroups against one without: how lanes are numbered and what they exchange is up to the driver.
 fn self_test(gpu: &Gpu, preset: &Preset) -> Result<(), GpuError> {
-    if !matches!(preset.matmul, Matmul::Lanes(_)) {
+    if !preset.subgroups() {
         return Ok(());
     }
     // Two tiles along rows and tokens, none full, each element of W and of X with its own value.
@@ -153,13 +158,25 @@ fn self_test(gpu: &Gpu, preset: &Preset) -> Result<(), GpuError> {
     let weight = Weight::upload(gpu, "probe:weights", &view)?;
     let x = Activation::new(gpu, "probe:x", k, t4)?;
     gpu.upload(x.buffer(), 0, bytemuck::cast_slice(&inputs))?;
+    // A product and a norm: vectors and single numbers go from lane to lane.
+    let features = k / 8 * 8;
+    let gain = gpu.alloc_init("probe:gain", &inputs[1..=features])?;
     let mut commands = Commands::new(gpu)?;
     let mut run = |preset: &Preset| {
-        let y = Activation::new(gpu, "probe:y", n, t4)?;
-        gpu.upload(y.buffer(), 0, bytemuck::cast_slice(&vec![f32::NAN; n * 4 * t4]))?;
-        let product = Product::new(&weight, x.rows(0, k, t4)?, y.rows(0, n, t4)?);
-        Kernels::new(gpu, preset.clone()).matmul(&mut commands, &product)?;
-        commands.read::<f32>(y.buffer(), 0, n * 4 * t4)
+        let kernels = Kernels::new(gpu, preset.clone());
+        let mut out = Vec::new();
+        for rows in [n, features] {
+            let y = Activation::new(gpu, "probe:y", rows, t4)?;
+            gpu.upload(y.buffer(), 0, bytemuck::cast_slice(&vec![f32::NAN; rows * 4 * t4]))?;
+            let y_rows = y.rows(0, rows, t4)?;
+            if rows == n {
+                kernels.matmul(&mut commands, &Product::new(&weight, x.rows(0, k, t4)?, y_rows))?;
+            } else {
+                kernels.rms_norm(&mut commands, x.rows(0, features, t4)?, &gain, 1e-5, y_rows)?;
+            }
+            out.extend(commands.read::<f32>(y.buffer(), 0, rows * 4 * t4)?);
+        }
+        Ok::<_, GpuError>(out)
     };
     let (got, want) = (run(preset)?, run(&Preset::of_kind(DeviceKind::Cpu))?);
     // The run that follows may read less, and its plan of memory says how much.

@@ -34,6 +34,7 @@ pub const KERNELS: &[KernelSource] = kernels![
     "abs_sum_cols",
     "abs_sum_rows",
     "attention",
+    "attention_lanes",
     "damp",
     "descent",
     "diagonal",
@@ -50,6 +51,7 @@ pub const KERNELS: &[KernelSource] = kernels![
     "mirror",
     "peak",
     "rms_norm",
+    "rms_norm_lanes",
     "rope",
     "row_dot",
     "score_mask",
@@ -151,6 +153,10 @@ impl KernelSource {
                     [8, 20, 64, 128].map(|d| vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", d)])
                 })
                 .collect(),
+            "attention_lanes" => {
+                [8, 20, 64, 128].map(|d| vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", d)]).to_vec()
+            }
+            "rms_norm_lanes" => vec![vec![("SUBGROUP", SUBGROUP)]],
             "rms_norm" | "vocab_reduce" => of_presets(|p| p.reduce)
                 .into_iter()
                 .map(|(lanes, slices)| super::elementwise::sliced_defs(lanes, slices))

@@ -40,6 +40,17 @@ pub fn preset(name: &str) -> Preset {
     Preset::named(name).expect("a preset")
 }
 
+/// Those of the presets that this device runs.
+pub fn offered(names: &[&'static str]) -> Vec<&'static str> {
+    let here = Preset::offered(gpu());
+    names.iter().copied().filter(|name| here.iter().any(|p| p.name == *name)).collect()
+}
+
+/// One preset of each family, as far as this device runs them: within a family only the rows of a product differ.
+pub fn presets() -> Vec<&'static str> {
+    offered(&["tile64", "rows16", "lanes32"])
+}
+
 pub fn kernels(name: &str) -> Kernels<'static> {
     Kernels::new(gpu(), preset(name))
 }
@@ -239,6 +250,7 @@ pub const TESTED: &[(&str, &str)] = &[
     ("abs_sum_cols", "kernel_score.rs"),
     ("abs_sum_rows", "kernel_score.rs"),
     ("attention", "kernel_decoder.rs"),
+    ("attention_lanes", "kernel_decoder.rs"),
     ("descent", "kernel_descent.rs"),
     ("damp", "kernel_factor.rs"),
     ("diagonal", "kernel_gram.rs"),
@@ -255,6 +267,7 @@ pub const TESTED: &[(&str, &str)] = &[
     ("mirror", "kernel_gram.rs"),
     ("peak", "kernel_decoder.rs"),
     ("rms_norm", "kernel_decoder.rs"),
+    ("rms_norm_lanes", "kernel_decoder.rs"),
     ("rope", "kernel_decoder.rs"),
     ("row_dot", "kernel_panel.rs"),
     ("score_mask", "kernel_score.rs"),

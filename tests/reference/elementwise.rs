@@ -21,6 +21,11 @@ pub fn rms_norm(x: &[f32], gain: &[f32], eps: f32, tokens: usize) -> Twin {
     out
 }
 
+/// The same: who loads a gain makes no difference.
+pub fn rms_norm_lanes(x: &[f32], gain: &[f32], eps: f32, tokens: usize) -> Twin {
+    rms_norm(x, gain, eps, tokens)
+}
+
 /// Half-split rotation of each head by the angles of `table` `[2, head_dim / 2, window]` (cos, then sin).
 /// Unit: `sqrt(2) * EPS * (|a cos| + |b sin|)`.
 pub fn rope(x: &[f32], table: &[f32], head_dim: usize, window: usize, tokens: usize) -> Twin {

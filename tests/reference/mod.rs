@@ -16,9 +16,9 @@ mod score;
 mod sparsegpt;
 mod vocab;
 
-pub use attention::{Heads, attention};
+pub use attention::{Heads, attention, attention_lanes};
 pub use descent::{descent, group_gain, row_error};
-pub use elementwise::{peak, rms_norm, rope, swiglu};
+pub use elementwise::{peak, rms_norm, rms_norm_lanes, rope, swiglu};
 pub use factor::{damp, factor_block};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use lstsq::{LstsqState, LstsqTwin, damped_error, least_squares, lstsq_residual, lstsq_step};
