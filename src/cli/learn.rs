@@ -71,7 +71,7 @@ impl Job<'_> {
         let embedding = Embedding::new(checkpoint, config)?;
         let decoder = Decoder { kernels: &kernels, config, weights: &weights, embedding };
         let (masks, outcome) = self.steps(&mut folder, &decoder, &mut commands, &start, windows, &stop)?;
-        drop(decoder);
+        // The evaluation takes one block at a time and has no use for all of them.
         drop(weights);
         let options = json!(self.args.learn.options(pattern, self.args.windows.seed));
         let made = Made {
