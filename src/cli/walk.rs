@@ -46,7 +46,7 @@ pub(super) struct WalkArgs {
     #[arg(long, value_enum, default_value_t = Repair::None)]
     repair: Repair,
     /// Damping of the least squares of --repair lstsq, as a share of the mean of the Gram matrix's diagonal
-    #[arg(long, value_name = "SHARE", default_value_t = 1e-2)]
+    #[arg(long, value_name = "SHARE", default_value_t = 3e-2)]
     repair_damp: f64,
     /// SparseGPT: damping of the Gram matrix, as a share of the mean of its diagonal
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]

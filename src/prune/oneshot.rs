@@ -90,7 +90,7 @@ impl OneShotOptions {
             repair: Repair::None,
             inputs: Inputs::Pruned,
             damp: 0.01,
-            repair_damp: 1e-2,
+            repair_damp: 3e-2,
             tolerance: 1e-6,
             max_sweeps: 50,
         }

@@ -62,7 +62,9 @@ pub fn lstsq_residual(s: &LstsqState<'_>, start: bool) -> LstsqTwin {
         let part = |j: usize| (at(s.product, j).abs() + r(j).abs()) * r(j).abs() * f64::from(s.inverse[j]);
         let unit = 4.0 * (n as f64).sqrt() * EPS * (0..n).map(part).sum::<f64>();
         out.state.push(size, unit);
-        out.state.push(if start { size } else { f64::from(old[1]) }, if start { unit } else { 0.0 });
+        let (strain, strain_unit) = sum((0..n).filter(|&j| kept(j)).map(|j| at(s.change, j).powi(2)));
+        let damped = if worse { before } else { error + lambda * strain };
+        out.state.push(damped, error_unit + 2.0 * lambda * strain_unit + EPS * damped.abs());
         out.state.push(before, if start { error_unit } else { 0.0 });
         out.state.push(error.min(before), error_unit);
     }
@@ -119,7 +121,12 @@ pub fn lstsq_step(s: &LstsqState<'_>, tolerance: f32) -> LstsqTwin {
             out.direction.push(inverse(j) * r(j) + beta * at(s.direction, j), unit);
         }
         out.state.push(if flat { -old[0] } else { size }, if flat { 0.0 } else { size_unit });
-        old[1..].iter().for_each(|&v| out.state.push(v, 0.0));
+        let lowered = alpha * old[0];
+        out.state.push(
+            (old[1] - lowered).max(2f64.powi(-20) * old[2]),
+            EPS * old[1].abs() + (2.0 * EPS + doubt) * lowered.abs(),
+        );
+        old[2..].iter().for_each(|&v| out.state.push(v, 0.0));
     }
     out
 }
