@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    AbsSums, Activation, Heads, Kernels, Layout, MaskBuffer, Moments, Preset, Product, SampleAt, Score,
-    Weight, choose_preset,
+    AbsSums, Activation, Heads, Kernels, Layout, LstsqPanel, LstsqScratch, MaskBuffer, Moments, Preset,
+    Product, SampleAt, Score, Weight, choose_preset,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{Dtype, TensorView};
@@ -213,7 +213,16 @@ impl<'g> Bench<'g> {
                 kernels.score_mask(c, &w, score, Pattern::TWO_OF_FOUR, &mask)
             })?;
         }
-        Ok(())
+        // The product of a step is timed as matmul f32.
+        let scratch = LstsqScratch::new(gpu, rows, cols)?;
+        gpu.upload(&scratch.inverse, 0, bytemuck::cast_slice(&vec![1.0f32; cols]))?;
+        let change = filled(gpu, rows, cols / 4)?;
+        let change = change.rows(0, rows, cols / 4)?;
+        let panel = LstsqPanel { mask: &mask, first: 0, lambda: 1.0, change, scratch: &scratch };
+        let shape = format!("{rows} x {cols}");
+        self.run("lstsq_residual", shape.clone(), name, |c| kernels.lstsq_residual(c, &panel, true))?;
+        // Tolerance 0: no row rests.
+        self.run("lstsq_step", shape, name, |c| kernels.lstsq_step(c, &panel, 0.0))
     }
 
     fn json(&self) -> serde_json::Value {

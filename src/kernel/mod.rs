@@ -5,6 +5,7 @@
 
 mod elementwise;
 mod gram;
+mod lstsq;
 mod masks;
 mod matmul;
 mod panel;
@@ -15,6 +16,7 @@ mod tensor;
 
 pub use elementwise::{Heads, Layout};
 pub use gram::{Pieces, Square};
+pub use lstsq::{Lstsq, LstsqOptions, LstsqPanel, LstsqReport, LstsqScratch};
 pub use masks::{Moments, SampleAt};
 pub use matmul::Product;
 pub use panel::Part;

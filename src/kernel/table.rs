@@ -35,6 +35,8 @@ pub const KERNELS: &[KernelSource] = kernels![
     "abs_sum_rows",
     "attention",
     "diagonal",
+    "lstsq_residual",
+    "lstsq_step",
     "mask_apply",
     "mask_sample",
     "mask_top",

@@ -240,6 +240,8 @@ pub const TESTED: &[(&str, &str)] = &[
     ("abs_sum_rows", "kernel_score.rs"),
     ("attention", "kernel_decoder.rs"),
     ("diagonal", "kernel_gram.rs"),
+    ("lstsq_residual", "kernel_lstsq.rs"),
+    ("lstsq_step", "kernel_lstsq.rs"),
     ("mask_apply", "kernel_matmul.rs"),
     ("mask_sample", "kernel_mask.rs"),
     ("mask_top", "kernel_mask.rs"),

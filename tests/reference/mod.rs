@@ -7,6 +7,7 @@
 mod attention;
 mod elementwise;
 mod gram;
+mod lstsq;
 mod matmul;
 mod panel;
 mod score;
@@ -15,6 +16,7 @@ mod vocab;
 pub use attention::{Heads, attention};
 pub use elementwise::{peak, rms_norm, rope, row_sumsq, swiglu};
 pub use gram::{diagonal, gram, mirror, transpose};
+pub use lstsq::{LstsqState, LstsqTwin, damped_error, least_squares, lstsq_residual, lstsq_step};
 pub use matmul::{Product, mask_apply, matmul_rows, matmul_tile};
 pub use panel::{row_dot, spread};
 pub use score::{abs_sum_cols, abs_sum_rows, best_exchange, score_mask, scores};
