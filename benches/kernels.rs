@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    AbsSums, Activation, Heads, InverseFactor, Kernels, Layout, MaskBuffer, Moments, Preset, Product,
-    SampleAt, Score, Square, Weight, choose_preset,
+    AbsSums, Activation, Heads, InverseFactor, Kernels, Layout, Lstsq, LstsqOptions, LstsqScratch,
+    MaskBuffer, Moments, Preset, Product, SampleAt, Score, Square, Weight, choose_preset,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{Dtype, TensorView};
@@ -217,7 +217,7 @@ impl<'g> Bench<'g> {
         let gpu = self.gpu;
         let name = kernels.preset().name;
         let (rows, cols) = (1024usize, 1024usize);
-        let (w, mask) = (weight(gpu, rows, cols, Dtype::BF16)?, mask(gpu, rows, cols)?);
+        let (w, bits) = (weight(gpu, rows, cols, Dtype::BF16)?, mask(gpu, rows, cols)?);
         let norms = gpu.alloc_init("bench:norms", &vec![1.0f32; cols])?;
         let sums = AbsSums::new(gpu, rows, cols)?;
         let shape = format!("2:4 of {rows} x {cols} bf16");
@@ -228,10 +228,21 @@ impl<'g> Bench<'g> {
             ("score_mask ria", Score::Ria(&norms, &sums)),
         ] {
             self.run(label, shape.clone(), name, |c| {
-                kernels.score_mask(c, &w, score, Pattern::TWO_OF_FOUR, &mask)
+                kernels.score_mask(c, &w, score, Pattern::TWO_OF_FOUR, &bits)
             })?;
         }
-        Ok(())
+        let (rows, n) = (512usize, 512usize);
+        let (weight, mask) = (weight(gpu, rows, n, Dtype::BF16)?, mask(gpu, rows, n)?);
+        let h = Square::new(gpu, "bench:square", n)?;
+        let values: Vec<f32> =
+            (0..n * n).map(|i| if i / n == i % n { (i % 13) as f32 } else { 0.1 }).collect();
+        h.write(&mut Commands::new(gpu)?, &values)?;
+        let (scratch, out) = (LstsqScratch::new(gpu, rows, n)?, filled(gpu, rows, n / 4)?);
+        let options = LstsqOptions { tolerance: 0.0, max_iterations: 8, ..LstsqOptions::default() };
+        let job = Lstsq { weight: &weight, mask: &mask, rows: 0..rows, h: &h, options };
+        self.run("lstsq", format!("8 steps of {rows} x {n}"), name, |c| {
+            kernels.lstsq(c, &job, &scratch, out.rows(0, rows, n / 4)?).map(|_| ())
+        })
     }
 
     fn json(&self) -> serde_json::Value {
