@@ -34,6 +34,9 @@ pub struct LstsqOptions {
 }
 
 impl Default for LstsqOptions {
+    /// On a small model pruned to 2:4, held-out perplexity hardly depends on a damping from 1e-4 to 1e-1 with 32 768 tokens of
+    /// calibration; with 4 096 tokens the larger ones are better by 2 to 6 %. This tolerance leaves the worst row within 0.1 %
+    /// of its minimum there.
     fn default() -> Self {
         Self { damping: 3e-2, tolerance: 1e-3, max_iterations: 200 }
     }
