@@ -308,7 +308,7 @@ impl<'g> Work<'_, '_, 'g> {
         let Some(start) = &self.start else {
             return Ok(());
         };
-        let is_worse = |&r: &usize| !(self.errors[r] <= self.start_errors[r]);
+        let is_worse = |&r: &usize| self.errors[r] > self.start_errors[r] || self.errors[r].is_nan();
         let worse: Vec<usize> = rows.filter(is_worse).collect();
         if worse.is_empty() {
             return Ok(());
