@@ -10,7 +10,7 @@ use crate::gpu::{Buffer, Gpu, GpuError, Work};
 
 /// Tokens added up in one product: the sums of a Gram matrix are blocked by it, so that their rounding errors grow with the root
 /// of the number of blocks and of a block's tokens, not of all tokens.
-const BLOCK_TOKENS: usize = 256;
+const BLOCK_TOKENS: usize = 512;
 
 fn block_tokens(tokens: usize) -> usize {
     BLOCK_TOKENS.min(tokens.next_multiple_of(4))
@@ -155,7 +155,7 @@ impl Kernels<'_> {
     /// Adds X X^T over the real tokens of a batch to the lower triangle of `h`: `x` `[n, t]` in pieces along the features.
     /// [`Kernels::mirror`] completes the matrix when all batches are in.
     ///
-    /// Blocks of 256 tokens are transposed (padding tokens as zeros) and multiplied; their sums are added up in `h`.
+    /// Blocks of 512 tokens are transposed (padding tokens as zeros) and multiplied; their sums are added up in `h`.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
