@@ -11,6 +11,7 @@ mod eval;
 mod learn;
 mod method_args;
 mod output;
+mod plan;
 mod prune;
 mod variance;
 mod walk;

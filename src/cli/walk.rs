@@ -239,7 +239,6 @@ impl Walk<'_> {
             starts: self.starts,
         };
         let mut keeper = Keeper {
-            device: self.device,
             checkpoint,
             blocks: Progress::new("blocks", config.num_layers as u64, self.device.quiet),
             parts: None,
@@ -261,7 +260,6 @@ impl Walk<'_> {
 
 /// Shows the progress of a walk and keeps its blocks.
 struct Keeper<'a> {
-    device: &'a DeviceArgs,
     checkpoint: &'a crate::model::Checkpoint,
     blocks: Progress,
     parts: Option<Progress>,
@@ -301,7 +299,6 @@ impl Watch for Keeper<'_> {
         self.walked.masks.extend(result.masks);
         self.walked.reports.extend(result.reports);
         self.blocks.at(done, || format!("{done} blocks done"));
-        let _ = self.device;
         Ok(())
     }
 }
