@@ -202,7 +202,7 @@ impl Kernels<'_> {
     ) -> Result<(), GpuError> {
         // Strips of rows, each multiplied up to its last diagonal element only.
         let unit = self.preset().row_unit().max(4);
-        let strip = (h.n / 4).next_multiple_of(unit).clamp(unit.max(64), 512);
+        let strip = (h.n / 8).next_multiple_of(unit).clamp(unit.max(64), 512);
         for chunk in &h.chunks {
             let from = chunk.first.max(row);
             let to = (chunk.first + chunk.rows).min(row + a.count);
