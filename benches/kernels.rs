@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    AbsSums, Activation, Heads, InverseFactor, Kernels, Layout, Lstsq, LstsqOptions, LstsqScratch,
+    AbsSums, Activation, Descent, Heads, InverseFactor, Kernels, Layout, Lstsq, LstsqOptions, LstsqScratch,
     MaskBuffer, Moments, Preset, Product, SampleAt, Score, Square, Weight, choose_preset,
 };
 use maskwright::mask::Pattern;
@@ -213,6 +213,40 @@ impl<'g> Bench<'g> {
         })
     }
 
+    /// Gram matrix of 4096 tokens, and one sweep of descent from an arbitrary mask.
+    fn gram_kernels(&mut self, kernels: &Kernels<'g>, n: usize) -> Result<(), GpuError> {
+        let gpu = self.gpu;
+        let name = kernels.preset().name;
+        let layout = Layout { windows: 16, length: 256 };
+        let (x, h) = (filled(gpu, n, layout.t4())?, Square::new(gpu, "bench:gram", n)?);
+        let scratch = kernels.gram_scratch(n, 4 * layout.t4())?;
+        self.run("gram", format!("{n} x 4096"), name, |c| {
+            kernels.gram(c, &[x.rows(0, n, layout.t4())?], layout, &scratch, &h)?;
+            kernels.mirror(c, &h)
+        })?;
+        let (w, mask) = (weight(gpu, n, n, Dtype::F32)?, mask(gpu, n, n)?);
+        let products = Activation::new(gpu, "bench:products", n, n / 4)?;
+        let moves = Descent::moves(gpu, n)?;
+        self.run("descent", format!("2:4 of {n} x {n}, a sweep"), name, |c| {
+            let y = products.rows(0, n, n / 4)?;
+            kernels.weight_times_square(c, &w, Some(&mask), true, 0..n, &h, y)?;
+            let pattern = Pattern::TWO_OF_FOUR;
+            let sweep = Descent {
+                weight: &w,
+                h: &h,
+                mask: &mask,
+                pattern,
+                rows: 0..n,
+                products: &products,
+                moves: &moves,
+                pass: 0,
+                sweeps: 1,
+                tolerance: 1e-6,
+            };
+            kernels.descent(c, &sweep).map(|_| ())
+        })
+    }
+
     fn score_kernels(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {
         let gpu = self.gpu;
         let name = kernels.preset().name;
@@ -329,6 +363,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     bench.mask_kernels(&kernels)?;
     for n in if bench.peak > 500.0 { vec![512, 4096] } else { vec![192, 512] } {
         bench.one_shot_kernels(&kernels, n)?;
+        bench.gram_kernels(&kernels, n)?;
     }
     bench.score_kernels(&kernels)?;
     if let Some(file) = option(&args, "--json") {
