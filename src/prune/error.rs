@@ -81,7 +81,10 @@ pub enum PruneError {
     #[error("interrupted")]
     Stopped,
     /// The run folder exists.
-    #[error("{path} already exists and is not empty; choose another --out, or remove it")]
+    #[error(
+        "{path} already exists and is not empty; choose another --out, remove it, or go on with an unfinished \
+         layer-by-layer run in it by --resume"
+    )]
     RunExists {
         /// The folder.
         path: PathBuf,
