@@ -15,7 +15,7 @@ use crate::gpu::{Commands, Gpu};
 use crate::kernel::Kernels;
 use crate::mask::{MaskSet, Pattern};
 use crate::model::{Config, Dtype, ModelError, Overlay, sha256_hex};
-use crate::nn::{Activations, Embedding, Place, PlanItem, total};
+use crate::nn::{Activations, Embedding, Keep, Place, PlanItem, total};
 use crate::prune::plan::{self, Carried, WalkPlan};
 use crate::prune::{
     BlockResult, BlockStore, InputNorms, Inputs, OneShot, OneShotOptions, ProjectionReport, PruneError,
@@ -226,7 +226,7 @@ impl Walk<'_> {
                 let (sizes, place) = (carried.sizes(gpu, config), carried.place);
                 let embedding = Embedding::new(checkpoint, config)?;
                 let tokens = windows.tokens();
-                Some(Activations::embed(gpu, config, &embedding, tokens, sizes, place)?)
+                Some(Activations::embed(gpu, config, &embedding, tokens, sizes, place, Keep::Inputs)?)
             }
             None => None,
         };

@@ -7,7 +7,7 @@ use crate::mask::MaskSet;
 use crate::model::{Config, ProjectionKind};
 use crate::nn::{
     Access, Activations, Batch, BlockPass, BlockSpace, BlockWeights, Decoder, Embedding, HeadPass, HeadSpace,
-    HeadWeights, Masks, NnError, Place, Sizes, Tensors, Workspace,
+    HeadWeights, Keep, Masks, NnError, Place, Sizes, Tensors, Workspace,
 };
 
 /// Tokens that go through the model together.
@@ -79,7 +79,7 @@ impl<'g> Streamed<'_, 'g> {
         let sizes = sizes(config, windows.count(), windows.window(), usize::MAX, gpu.max_binding_bytes());
         let space = BlockSpace::new(gpu, config, &sizes)?;
         let mut x =
-            Activations::embed(gpu, config, self.embedding, windows.tokens(), sizes.clone(), Place::Host)?;
+            Activations::embed(gpu, config, self.embedding, windows.tokens(), sizes.clone(), Place::Host, Keep::Inputs)?;
         let access = Access { load_x: true, save_x: true, ..Default::default() };
         let attended_rows = config.num_heads * config.head_dim;
         for index in 0..config.num_layers {

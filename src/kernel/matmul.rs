@@ -9,6 +9,7 @@ use crate::gpu::{Buffer, GpuError, Work};
 use crate::model::Dtype;
 
 /// `y (+)= (W * mask)[:, inputs] x (+ bias)`.
+#[derive(Clone)]
 pub struct Product<'a> {
     /// Frozen weights `[n, k]`.
     pub weight: &'a Weight,
@@ -156,13 +157,13 @@ impl Kernels<'_> {
                 self.piece(c, p, chunk, row, rows, scratch.as_ref())?;
             }
         }
-        if scratch.is_some() {
-            *self.lock_scratch() = scratch;
+        if let Some(scratch) = scratch {
+            self.return_scratch(scratch);
         }
         Ok(())
     }
 
-    fn check_product(&self, p: &Product<'_>) -> Result<(), GpuError> {
+    pub(super) fn check_product(&self, p: &Product<'_>) -> Result<(), GpuError> {
         let fits = p.outputs.end <= p.weight.rows()
             && p.inputs.end <= p.weight.cols()
             && p.inputs.start.is_multiple_of(4)
@@ -195,13 +196,18 @@ impl Kernels<'_> {
         self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn take_scratch(&self, bytes: u64) -> Result<Buffer, GpuError> {
+    /// Gives back what [`Kernels::take_scratch`] took.
+    pub(super) fn return_scratch(&self, scratch: Buffer) {
+        *self.lock_scratch() = Some(scratch);
+    }
+
+    pub(super) fn take_scratch(&self, bytes: u64) -> Result<Buffer, GpuError> {
         if let Some(old) = self.lock_scratch().take()
             && old.bytes() >= bytes
         {
             return Ok(old);
         }
-        self.gpu().alloc("scratch:masked weights", bytes)
+        self.gpu().alloc("scratch:effective weights", bytes)
     }
 
     fn piece(
@@ -281,6 +287,19 @@ impl Kernels<'_> {
         y: Rows<'_>,
         accumulate: bool,
     ) -> Result<(), GpuError> {
+        self.product_with_bias(c, a, None, x, y, accumulate)
+    }
+
+    /// [`Kernels::product_f32`] with a bias, given with its element for the first row.
+    pub(super) fn product_with_bias(
+        &self,
+        c: Stream<'_, '_>,
+        a: Rows<'_>,
+        bias: Option<(&Buffer, usize)>,
+        x: Rows<'_>,
+        y: Rows<'_>,
+        accumulate: bool,
+    ) -> Result<(), GpuError> {
         let k = 4 * a.t4;
         if x.count != k || y.count != a.count || y.t4 != x.t4 {
             return Err(shape_error(
@@ -300,7 +319,7 @@ impl Kernels<'_> {
                     first: a.at + (a.first + row) * a.stride,
                     n,
                     k,
-                    bias: None,
+                    bias: bias.map(|(bias, first)| (bias, first + row)),
                     mask: None,
                     x,
                     y: Rows { first: y.first + row, count: n, ..y },

@@ -6,6 +6,7 @@
 mod descent;
 mod elementwise;
 mod factor;
+mod gradient;
 mod gram;
 mod lstsq;
 mod masks;
@@ -20,6 +21,7 @@ mod tensor;
 pub use descent::Descent;
 pub use elementwise::{Heads, Layout};
 pub use factor::{Factored, InverseFactor};
+pub use gradient::TransposedProduct;
 pub use gram::{Pieces, Square};
 pub use lstsq::{Lstsq, LstsqOptions, LstsqPanel, LstsqReport, LstsqScratch};
 pub use masks::{Moments, SampleAt};

@@ -81,7 +81,7 @@ pub struct Rows<'a> {
 
 impl Rows<'_> {
     /// The columns from vec4 `first` on, `t4` vec4s of them.
-    pub(super) fn columns(self, first: usize, t4: usize) -> Self {
+    pub(crate) fn columns(self, first: usize, t4: usize) -> Self {
         Self { at: self.at + first, t4, ..self }
     }
 }

@@ -17,6 +17,15 @@ pub enum Place {
     Host,
 }
 
+/// What is kept of every window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// The residual stream, and the input of o or of down.
+    Inputs,
+    /// The residual stream.
+    Residual,
+}
+
 /// What a step does with the tensors of a batch. Those that are not loaded hold anything, those that are not saved are lost.
 #[derive(Clone, Copy, Default)]
 pub struct Access {
@@ -83,6 +92,14 @@ pub struct Activations<'g> {
     place: Place,
 }
 
+/// Rows of a batch's kept tensors.
+fn kept_rows(sizes: &Sizes, keep: Keep) -> usize {
+    match keep {
+        Keep::Inputs => sizes.kept_rows(),
+        Keep::Residual => 0,
+    }
+}
+
 /// Windows of each batch.
 fn layouts(sizes: &Sizes, windows: usize) -> impl Iterator<Item = Layout> {
     let (most, length) = (sizes.layout.windows, sizes.layout.length);
@@ -101,12 +118,13 @@ impl<'g> Activations<'g> {
         tokens: &[u32],
         sizes: Sizes,
         place: Place,
+        keep: Keep,
     ) -> Result<Self, NnError> {
         let length = sizes.layout.length;
         check_window(config, length)?;
         let layouts: Vec<Layout> = layouts(&sizes, tokens.len() / length).collect();
         let count = slots(place, layouts.len());
-        let slots = layouts.iter().take(count).map(|l| Slot::new(gpu, &sizes, l.t4()));
+        let slots = layouts.iter().take(count).map(|l| Slot::new(gpu, &sizes, keep, l.t4()));
         let mut out = Self {
             gpu,
             slots: slots.collect::<Result<_, NnError>>()?,
@@ -174,6 +192,22 @@ impl<'g> Activations<'g> {
         Ok(())
     }
 
+    /// Batch `i` alone, its residual stream loaded; valid until another batch is asked for.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn batch(&self, c: &mut Commands<'g>, i: usize) -> Result<BatchView<'_>, NnError> {
+        if self.place == Place::Host {
+            // Uploads go before what is recorded and not submitted: that may still read the slot.
+            c.submit()?;
+            self.load(i, Access { load_x: true, ..Default::default() })?;
+        }
+        let slot = &self.slots[i % self.slots.len()];
+        let layout = self.layouts[i];
+        let x = slot.x.rows(0, self.sizes.hidden(), layout.t4())?;
+        Ok(BatchView { index: i, layout, x, kept: &slot.kept })
+    }
+
     fn load(&self, i: usize, access: Access) -> Result<(), NnError> {
         let (Some((x, kept)), slot) = (self.host.get(i), &self.slots[i % self.slots.len()]) else {
             return Ok(());
@@ -235,8 +269,8 @@ impl<'g> Activations<'g> {
     }
 
     /// Bytes on the device, and in host memory, of the activations of `windows` windows.
-    pub fn bytes(sizes: &Sizes, windows: usize, place: Place) -> (u64, u64) {
-        let all = || layouts(sizes, windows).map(|l| Slot::bytes(sizes, l.t4()));
+    pub fn bytes(sizes: &Sizes, windows: usize, place: Place, keep: Keep) -> (u64, u64) {
+        let all = || layouts(sizes, windows).map(|l| Slot::bytes(sizes, keep, l.t4()));
         let batches = layouts(sizes, windows).count();
         let on_gpu = all().take(slots(place, batches)).sum();
         let on_host = match place {
@@ -247,12 +281,12 @@ impl<'g> Activations<'g> {
     }
 
     /// Bytes of the read-back buffers that [`Activations::each`] takes in host memory's favour.
-    pub fn staging_bytes(sizes: &Sizes, windows: usize, place: Place) -> u64 {
+    pub fn staging_bytes(sizes: &Sizes, windows: usize, place: Place, keep: Keep) -> u64 {
         match place {
             Place::Gpu => 0,
             // Those of one batch come in while those of the next are made.
             Place::Host => {
-                let rows = sizes.hidden().max(sizes.kept_rows());
+                let rows = sizes.hidden().max(kept_rows(sizes, keep));
                 let batches = layouts(sizes, windows).take(2);
                 batches.map(|l| f32_bytes(rows, 4 * l.t4())).sum()
             }
@@ -269,16 +303,16 @@ fn slots(place: Place, batches: usize) -> usize {
 }
 
 impl Slot {
-    fn new(gpu: &Gpu, sizes: &Sizes, t4: usize) -> Result<Self, NnError> {
-        let kept =
-            sizes.kept_pieces().map(|(_, rows)| Activation::new(gpu, "activations:kept input", rows, t4));
+    fn new(gpu: &Gpu, sizes: &Sizes, keep: Keep, t4: usize) -> Result<Self, NnError> {
+        let pieces = sizes.kept_pieces().filter(|_| keep == Keep::Inputs);
+        let kept = pieces.map(|(_, rows)| Activation::new(gpu, "activations:kept input", rows, t4));
         Ok(Self {
             x: Activation::new(gpu, "activations:residual", sizes.hidden(), t4)?,
             kept: kept.collect::<Result<_, _>>()?,
         })
     }
 
-    fn bytes(sizes: &Sizes, t4: usize) -> u64 {
-        f32_bytes(sizes.hidden() + sizes.kept_rows(), 4 * t4)
+    fn bytes(sizes: &Sizes, keep: Keep, t4: usize) -> u64 {
+        f32_bytes(sizes.hidden() + kept_rows(sizes, keep), 4 * t4)
     }
 }

@@ -61,7 +61,7 @@ impl BlockSpace {
 }
 
 /// `[2, head_dim / 2, padded window]`: cosines, then sines, of position times inverse frequency, computed in f64.
-fn rope_table(config: &Config, layout: Layout) -> Vec<f32> {
+pub(super) fn rope_table(config: &Config, layout: Layout) -> Vec<f32> {
     let positions = 4 * layout.window4();
     let frequencies = config.inv_freq();
     let angle = |f: &f64, p: usize| p as f64 * f;

@@ -7,7 +7,7 @@ use super::solver::Solver;
 use crate::gpu::{Gpu, PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Kernels, MaskBuffer, Square, Weight, f32_bytes};
 use crate::model::{Config, Dtype, ModelError, ProjectionKind};
-use crate::nn::{Activations, BlockSpace, BlockWeights, Place, PlanItem, Sizes, total};
+use crate::nn::{Activations, BlockSpace, BlockWeights, Keep, Place, PlanItem, Sizes, total};
 
 /// Tokens that go through a block together.
 const BATCH_TOKENS: usize = 4096;
@@ -35,9 +35,9 @@ impl Carried {
         loop {
             let sizes = self.sizes(gpu, config);
             self.together = sizes.layout.windows;
-            let taken = Activations::bytes(&sizes, self.windows, self.place).0
+            let taken = Activations::bytes(&sizes, self.windows, self.place, Keep::Inputs).0
                 + BlockSpace::bytes(config, &sizes)
-                + Activations::staging_bytes(&sizes, self.windows, self.place);
+                + Activations::staging_bytes(&sizes, self.windows, self.place, Keep::Inputs);
             if taken <= bytes || self.together == 1 {
                 return;
             }
@@ -67,7 +67,7 @@ pub struct WalkPlan {
 
 /// Where activations go when nobody says: on the device up to 4 GiB, or what `budget` leaves for them.
 pub fn choose_place(gpu: &Gpu, config: &Config, carried: Carried, budget: Option<u64>) -> Place {
-    let (bytes, _) = Activations::bytes(&carried.sizes(gpu, config), carried.windows, Place::Gpu);
+    let (bytes, _) = Activations::bytes(&carried.sizes(gpu, config), carried.windows, Place::Gpu, Keep::Inputs);
     if bytes <= budget.map_or(ON_DEVICE, |b| b / 2) { Place::Gpu } else { Place::Host }
 }
 
@@ -99,7 +99,7 @@ pub fn walk(
     plan.flops = flops;
     if let Some(c) = carried {
         let sizes = c.sizes(kernels.gpu(), config);
-        let (_, host) = Activations::bytes(&sizes, c.windows, c.place);
+        let (_, host) = Activations::bytes(&sizes, c.windows, c.place, Keep::Inputs);
         plan.host.push(PlanItem::new("activations", host));
         plan.host.push(PlanItem::new("tokens", 4 * (c.windows * c.window) as u64));
     }
@@ -140,8 +140,8 @@ impl Block<'_, '_> {
         if let Some(c) = self.carried {
             let sizes = c.sizes(gpu, config);
             activations =
-                Activations::bytes(&sizes, c.windows, c.place).0 + BlockSpace::bytes(config, &sizes);
-            copies = Activations::staging_bytes(&sizes, c.windows, c.place);
+                Activations::bytes(&sizes, c.windows, c.place, Keep::Inputs).0 + BlockSpace::bytes(config, &sizes);
+            copies = Activations::staging_bytes(&sizes, c.windows, c.place, Keep::Inputs);
             tokens = 4 * sizes.layout.t4();
         }
         let mut worst: Vec<PlanItem> = Vec::new();

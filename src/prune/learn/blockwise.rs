@@ -1,0 +1,367 @@
+//! The block objective: the blocks in order, each trained so that its output, fed by the pruned blocks before it, meets that of the
+//! dense block fed by the dense blocks before it.
+//!
+//! Two residual streams of all windows go through the model side by side, the dense one a block ahead. The loss is the squared
+//! error over the energy of the dense block's own update, so that 1 is what leaving the block out costs.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::options::{Stage, Trains};
+use super::sink::GradientSpace;
+use super::state::BlockState;
+use super::{LearnWatch, Snapshot, StepReport, minibatch_order};
+use crate::gpu::{Buffer, Commands};
+use crate::kernel::{Activation, Kernels, Layout, Masking, Rows, f32_bytes};
+use crate::mask::{BitMask, MaskSet};
+use crate::model::{Checkpoint, Config, Overlay, ProjectionKind};
+use crate::nn::{Activations, BlockWeights, NnError, Sizes, TrainPass, TrainSpace};
+use crate::prune::{BlockLearned, BlockResult, PruneError, Selection};
+
+/// A walk over the blocks that trains each.
+pub struct Blockwise<'a, 'g> {
+    /// The kernels it runs on.
+    pub kernels: &'a Kernels<'g>,
+    /// The model's configuration.
+    pub config: &'a Config,
+    /// The dense model.
+    pub dense: &'a Checkpoint,
+    /// Its weights, with those that earlier stages and finished blocks changed.
+    pub tensors: &'a Overlay<'a>,
+    /// What is pruned.
+    pub selection: &'a Selection,
+    /// What is trained, and how.
+    pub stage: &'a Stage,
+    /// The masks that it starts from.
+    pub start: &'a MaskSet,
+}
+
+/// The residual streams of all windows.
+pub struct Streams<'g> {
+    /// Of the model under training.
+    pub pruned: Activations<'g>,
+    /// Of the dense model.
+    pub dense: Activations<'g>,
+}
+
+/// Buffers of a walk.
+pub(super) struct Space {
+    pub(super) train: TrainSpace,
+    /// The block's output, then its gradient.
+    pub(super) y: Activation,
+    /// A copy of it where errors are only measured.
+    copy: Activation,
+    pub(super) errors: Buffer,
+}
+
+/// A block on its way.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'b> {
+    pub(super) index: usize,
+    pub(super) weights: &'b BlockWeights,
+    /// Energy of the dense block's update, over all windows.
+    pub(super) energy: f64,
+}
+
+impl Blockwise<'_, '_> {
+    /// Bytes on the device beside weights, state and streams: buffers of a block, and the gradients.
+    pub fn space_bytes(config: &Config, sizes: &Sizes) -> u64 {
+        let t = 4 * sizes.layout.t4();
+        TrainSpace::bytes(config, sizes) + f32_bytes(2 * config.hidden_size + 1, t)
+    }
+}
+
+impl<'g> Blockwise<'_, 'g> {
+    /// Trains the blocks from `finished.len()` on; the first ones only pass their inputs on.
+    ///
+    /// # Errors
+    /// What the device or the watcher report; [`PruneError::Stopped`] when the watcher asks to stop;
+    /// [`PruneError::Diverged`] for a loss that is not finite.
+    pub fn run(
+        &self,
+        c: &mut Commands<'g>,
+        mut streams: Streams<'g>,
+        finished: &[BTreeMap<String, BitMask>],
+        watch: &mut dyn LearnWatch,
+    ) -> Result<(), PruneError> {
+        let gpu = self.kernels.gpu();
+        let sizes = streams.pruned.sizes().clone();
+        let (hidden, t4) = (self.config.hidden_size, sizes.layout.t4());
+        let space = Space {
+            train: TrainSpace::new(gpu, self.config, &sizes)?,
+            y: Activation::new(gpu, "activations:output", hidden, t4)?,
+            copy: Activation::new(gpu, "activations:output", hidden, t4)?,
+            errors: gpu.alloc("activations:errors", f32_bytes(1, 4 * t4))?,
+        };
+        let parts = self.parts(&sizes)?;
+        let sums = parts > 1 || sizes.pieces().count() > 1;
+        let gradients = GradientSpace::new(gpu, self.config, sums)?;
+        for index in 0..self.config.num_layers {
+            let names = ProjectionKind::ALL.map(|kind| self.config.projection(index, kind).name);
+            let mut weights = BlockWeights::upload(gpu, self.dense, self.config, index)?;
+            let energy = self.advance_dense(c, &space, &weights, &mut streams.dense)?;
+            if names.iter().any(|name| self.tensors.replaces(name)) {
+                drop(weights);
+                weights = BlockWeights::upload(gpu, self.tensors, self.config, index)?;
+            }
+            let block = Block { index, weights: &weights, energy };
+            let last = index + 1 == self.config.num_layers;
+            if let Some(masks) = finished.get(index) {
+                if !last {
+                    self.advance(c, &space, &block, masks, &mut streams)?;
+                }
+                continue;
+            }
+            let (result, trained) = self.train(c, &space, &gradients, &block, &streams, parts, watch)?;
+            watch.block(&result)?;
+            if last {
+                continue;
+            }
+            match trained {
+                Some(trained) => {
+                    drop(weights);
+                    let block = Block { index, weights: &trained, energy };
+                    self.advance(c, &space, &block, &result.masks, &mut streams)?;
+                }
+                None => self.advance(c, &space, &block, &result.masks, &mut streams)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Batches that a minibatch consists of.
+    fn parts(&self, sizes: &Sizes) -> Result<usize, PruneError> {
+        let together = sizes.layout.windows;
+        if !self.stage.batch.is_multiple_of(together) {
+            return Err(PruneError::Batch { batch: self.stage.batch, together });
+        }
+        Ok(self.stage.batch / together)
+    }
+
+    pub(super) fn pass<'a>(
+        &'a self,
+        space: &'a Space,
+        block: &'a BlockWeights,
+        layout: Layout,
+        linears: [crate::nn::TrainLinear<'a>; ProjectionKind::ALL.len()],
+    ) -> TrainPass<'a, 'g> {
+        TrainPass { kernels: self.kernels, config: self.config, ws: &space.train, layout, block, linears }
+    }
+
+    /// Replaces the dense stream by the block's output; returns the energy of the block's update.
+    fn advance_dense(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        weights: &BlockWeights,
+        dense: &mut Activations<'g>,
+    ) -> Result<f64, PruneError> {
+        let mut energy = 0.0;
+        let access = crate::nn::Access { load_x: true, save_x: true, ..Default::default() };
+        dense.each(c, access, |c, batch| {
+            let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
+            let pass =
+                self.pass(space, weights, batch.layout, weights.train_linears(|_| Masking::Dense));
+            pass.forward(c, batch.x, y)?;
+            energy += self.error_of_copy(c, space, y, batch.x, batch.layout)?;
+            copy_rows(c, y, batch.x)?;
+            Ok::<(), PruneError>(())
+        })?;
+        Ok(energy)
+    }
+
+    /// Squared error between `y` and `target`, leaving both as they are.
+    fn error_of_copy(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        y: Rows<'_>,
+        target: Rows<'_>,
+        layout: Layout,
+    ) -> Result<f64, PruneError> {
+        let copy = space.copy.rows(0, y.count, y.t4)?;
+        copy_rows(c, y, copy)?;
+        self.kernels.squared_error(c, copy, target, None, 0.0, &space.errors, layout)?;
+        let errors: Vec<f32> = c.read(&space.errors, 0, 4 * layout.t4())?;
+        Ok(errors.iter().map(|&e| f64::from(e)).sum())
+    }
+
+    /// Replaces the pruned stream by the output of a block that is done.
+    fn advance(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        block: &Block<'_>,
+        masks: &BTreeMap<String, BitMask>,
+        streams: &mut Streams<'g>,
+    ) -> Result<(), PruneError> {
+        let buffers = self.mask_buffers(block.index, masks)?;
+        let access = crate::nn::Access { load_x: true, save_x: true, ..Default::default() };
+        streams.pruned.each(c, access, |c, batch| {
+            let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
+            let linears =
+                block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
+            self.pass(space, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
+            copy_rows(c, y, batch.x)
+        })?;
+        Ok(())
+    }
+
+    fn mask_buffers(
+        &self,
+        index: usize,
+        masks: &BTreeMap<String, BitMask>,
+    ) -> Result<Vec<Option<crate::kernel::MaskBuffer>>, PruneError> {
+        let names = ProjectionKind::ALL.map(|kind| self.config.projection(index, kind).name);
+        let upload = |name: &String| {
+            let mask = masks.get(name).or_else(|| self.start.get(name));
+            mask.map(|m| crate::kernel::MaskBuffer::upload(self.kernels.gpu(), "masks:block", m)).transpose()
+        };
+        Ok(names.iter().map(upload).collect::<Result<_, _>>()?)
+    }
+
+    /// Error of the block over all windows under `masks`, as a share of the energy of its update.
+    fn error(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        block: &Block<'_>,
+        masks: &BTreeMap<String, BitMask>,
+        streams: &Streams<'g>,
+    ) -> Result<f64, PruneError> {
+        let buffers = self.mask_buffers(block.index, masks)?;
+        let mut sum = 0.0;
+        for i in 0..streams.pruned.batches() {
+            let batch = streams.pruned.batch(c, i)?;
+            let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
+            let linears =
+                block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
+            self.pass(space, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
+            let target = streams.dense.batch(c, i)?;
+            self.kernels.squared_error(c, y, target.x, None, 0.0, &space.errors, batch.layout)?;
+            let errors: Vec<f32> = c.read(&space.errors, 0, 4 * batch.layout.t4())?;
+            sum += errors.iter().map(|&e| f64::from(e)).sum::<f64>();
+        }
+        Ok(sum / block.energy)
+    }
+
+    /// Trains one block; returns what it got, and its weights where they changed.
+    #[allow(clippy::too_many_arguments)] // the state of the walk
+    fn train(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        gradients: &GradientSpace,
+        block: &Block<'_>,
+        streams: &Streams<'g>,
+        parts: usize,
+        watch: &mut dyn LearnWatch,
+    ) -> Result<(BlockResult, Option<BlockWeights>), PruneError> {
+        let started = Instant::now();
+        let (gpu, stage, index) = (self.kernels.gpu(), self.stage, block.index);
+        let own: BTreeMap<String, BitMask> = ProjectionKind::ALL
+            .map(|kind| self.config.projection(index, kind).name)
+            .into_iter()
+            .filter_map(|name| Some((name.clone(), self.start.get(&name)?.clone())))
+            .collect();
+        let before = self.error(c, space, block, &own, streams)?;
+        let state =
+            BlockState::new(gpu, stage, self.config, index, self.tensors, self.selection, self.start)?;
+        let mut first = 0;
+        let mut tracker = 0.0;
+        if let Some(resumed) = watch.resume(index)? {
+            state.restore(c, &resumed.tensors)?;
+            (first, tracker) = (resumed.step, resumed.tracker);
+        }
+        let minibatches = streams.pruned.batches() / parts;
+        let mut baseline = vec![None; minibatches];
+        for step in first..stage.steps {
+            if watch.stop() || watch.due() {
+                let snapshot = Snapshot { block: index, step, tracker, tensors: state.snapshot(c)? };
+                watch.keep(&snapshot)?;
+                if watch.stop() {
+                    return Err(PruneError::Stopped);
+                }
+            }
+            let at = Instant::now();
+            let minibatch = minibatch_order(stage.seed, index, step, minibatches);
+            let loss = match stage.trains {
+                Trains::MaskPro => {
+                    let start = match baseline[minibatch] {
+                        Some(loss) => loss,
+                        None => {
+                            let buffers = self.mask_buffers(index, &own)?;
+                            let linears = block
+                                .weights
+                                .train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
+                            *baseline[minibatch].insert(
+                                self.loss(c, space, block, streams, linears, minibatch, parts)?,
+                            )
+                        }
+                    };
+                    self.draw(c, space, block, streams, &state, step, (minibatch, parts), start, &mut tracker)?
+                }
+                _ => self.descend(c, space, gradients, block, streams, &state, step, minibatch, parts)?,
+            };
+            if !loss.is_finite() {
+                return Err(PruneError::Diverged { place: format!("block {index}"), step, loss });
+            }
+            let seconds = at.elapsed().as_secs_f64();
+            watch.step(&StepReport { block: Some(index), step, steps: stage.steps, loss, seconds })?;
+        }
+        self.finish(c, space, block, streams, &state, own, before, started)
+    }
+
+    /// Mask and weights that training has come to, unless those of the start are better.
+    #[allow(clippy::too_many_arguments)] // the state of the walk
+    fn finish(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        block: &Block<'_>,
+        streams: &Streams<'g>,
+        state: &BlockState,
+        start: BTreeMap<String, BitMask>,
+        before: f64,
+        started: Instant,
+    ) -> Result<(BlockResult, Option<BlockWeights>), PruneError> {
+        let (gpu, stage, index) = (self.kernels.gpu(), self.stage, block.index);
+        let mut masks = start.clone();
+        masks.extend(state.masks(c, stage)?);
+        let set = MaskSet { pattern: stage.pattern, masks: masks.clone() };
+        let weights = state.weights(c, stage, self.dense, &set)?;
+        let trained = if weights.is_empty() {
+            None
+        } else {
+            let tensors = super::Fitted { base: self.tensors, weights: &weights };
+            Some(BlockWeights::upload(gpu, &tensors, self.config, index)?)
+        };
+        let of_block = Block { weights: trained.as_ref().unwrap_or(block.weights), ..*block };
+        let after = self.error(c, space, &of_block, &masks, streams)?;
+        let changed = masks
+            .iter()
+            .filter_map(|(name, mask)| Some(mask.groups_changed(start.get(name)?, stage.pattern)))
+            .sum();
+        let kept = after.is_finite() && after <= before;
+        let learned = BlockLearned {
+            block: index,
+            start: before,
+            error: after,
+            kept,
+            groups_changed: changed,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        let mut result = BlockResult { block: index, learned: Some(learned), ..Default::default() };
+        if kept {
+            (result.masks, result.weights) = (masks, weights);
+            Ok((result, trained))
+        } else {
+            result.masks = start;
+            Ok((result, None))
+        }
+    }
+}
+
+fn copy_rows(c: &mut Commands<'_>, from: Rows<'_>, to: Rows<'_>) -> Result<(), PruneError> {
+    Ok(c.copy(from.buffer, 0, to.buffer, 0, f32_bytes(from.count, 4 * from.t4))?)
+}

@@ -1,0 +1,119 @@
+//! Learning by backpropagation through masks, block by block or through the whole model.
+
+mod blockwise;
+mod endtoend;
+mod options;
+pub mod plan;
+mod sink;
+mod snapshot;
+mod state;
+mod steps;
+
+pub use blockwise::{Blockwise, Streams};
+pub use endtoend::{EndToEnd, Residency};
+pub use options::{At, ModelLoss, Objective, Stage, Trains};
+pub use sink::{GradientSpace, Stepper};
+pub use snapshot::Snapshot;
+pub use state::BlockState;
+
+use std::collections::BTreeMap;
+use std::num::NonZero;
+
+use crate::calib::{PythonRandom, Windows};
+use crate::model::{ModelError, TensorView};
+use crate::nn::{TensorSource, Tensors};
+use crate::prune::{BlockResult, PruneError};
+
+/// One step, for whoever watches.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct StepReport {
+    /// The block under training; none for the whole model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block: Option<usize>,
+    /// Number of the step, from 0.
+    pub step: u32,
+    /// Steps in all.
+    pub steps: u32,
+    /// The minibatch's loss before the step: squared error as a share of the block's update, or nats per token.
+    pub loss: f64,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// Who watches a stage and keeps what it brings.
+pub trait LearnWatch {
+    /// Whether to stop as soon as possible; the state is kept first.
+    fn stop(&self) -> bool;
+    /// Whether the state is to be kept now.
+    fn due(&self) -> bool;
+    /// Keeps the state in the middle of training.
+    ///
+    /// # Errors
+    /// What keeping it reports.
+    fn keep(&mut self, snapshot: &Snapshot) -> Result<(), PruneError>;
+    /// The state from which training of a block (of the model: 0) goes on, if it was interrupted there.
+    ///
+    /// # Errors
+    /// What reading it reports.
+    fn resume(&mut self, block: usize) -> Result<Option<Snapshot>, PruneError>;
+    /// A step is done.
+    ///
+    /// # Errors
+    /// What telling it reports.
+    fn step(&mut self, report: &StepReport) -> Result<(), PruneError>;
+    /// A block is done.
+    ///
+    /// # Errors
+    /// What keeping it reports; ends the stage.
+    fn block(&mut self, result: &BlockResult) -> Result<(), PruneError>;
+}
+
+/// A checkpoint with some tensors replaced in memory.
+struct Fitted<'a> {
+    base: Tensors<'a>,
+    weights: &'a BTreeMap<String, Vec<u8>>,
+}
+
+impl TensorSource for Fitted<'_> {
+    fn tensor(&self, name: &str) -> Result<TensorView<'_>, ModelError> {
+        let view = self.base.tensor(name)?;
+        Ok(match self.weights.get(name) {
+            Some(data) => TensorView { data, ..view },
+            None => view,
+        })
+    }
+}
+
+/// Numbers `0..count` in an order that depends on the seed (Fisher and Yates).
+fn permutation(seed: u64, count: usize) -> Vec<usize> {
+    let mut random = PythonRandom::new(seed);
+    let mut out: Vec<usize> = (0..count).collect();
+    for i in (1..count).rev() {
+        if let Some(n) = NonZero::new(i as u64 + 1) {
+            out.swap(i, random.randbelow(n) as usize);
+        }
+    }
+    out
+}
+
+/// The minibatch of a step: every epoch takes each once, in an order of its own.
+fn minibatch_order(seed: u64, block: usize, step: u32, minibatches: usize) -> usize {
+    let epoch = step as usize / minibatches;
+    let seed = seed ^ ((block as u64 + 1) << 40) ^ ((epoch as u64 + 1) << 20);
+    permutation(seed, minibatches)[step as usize % minibatches]
+}
+
+/// The windows in an order that depends on the seed, so that a minibatch is not one piece of text; without those behind the last whole
+/// minibatch.
+///
+/// # Errors
+/// [`PruneError::TooFewWindows`] for less than one minibatch.
+pub fn shuffled(windows: &Windows, seed: u64, batch: usize) -> Result<Windows, PruneError> {
+    if batch == 0 || windows.count() < batch {
+        return Err(PruneError::TooFewWindows { windows: windows.count(), batch });
+    }
+    let order = permutation(seed, windows.count());
+    let whole = windows.count() / batch * batch;
+    let tokens = order.iter().take(whole).filter_map(|&i| windows.get(i)).flatten().copied().collect();
+    Ok(Windows::new(tokens, windows.window())?)
+}

@@ -1,0 +1,245 @@
+//! What is learned by backpropagation, on which loss, and with which schedules.
+
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::{Adam, StateType};
+use crate::mask::Pattern;
+
+/// What a stage trains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trains {
+    /// One logit per weight through a soft top N (the parametrisation of MaskPro, arXiv 2506.12876, trained as RoI, arXiv 2608.23048, does).
+    Relaxed,
+    /// One logit per pattern through a Gumbel softmax (MaskLLM, arXiv 2409.17481).
+    MaskLlm,
+    /// The weights under the 2:4 regulariser, whose largest then give the mask (ProxSparse, arXiv 2502.00258).
+    ProxSparse,
+    /// One logit per weight by policy gradient on the loss, forward only (MaskPro).
+    MaskPro,
+    /// The kept weights under a fixed mask.
+    Weights,
+    /// One logit per weight and the weights at once.
+    Joint,
+}
+
+impl Trains {
+    /// Whether the stage ends with another mask.
+    pub fn masks(self) -> bool {
+        self != Self::Weights
+    }
+
+    /// Whether the stage ends with other weights.
+    pub fn weights(self) -> bool {
+        matches!(self, Self::Weights | Self::Joint)
+    }
+}
+
+/// What a stage minimises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// The output of each block, fed by the pruned blocks before it, against that of the dense block fed by dense blocks
+    Block,
+    /// The loss of the whole model
+    Model,
+    /// The output of each projection, in the metric of its Gram matrix
+    Layer,
+}
+
+/// The loss of the whole model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelLoss {
+    /// Cross-entropy of the next token of the text
+    Lm,
+    /// KL divergence of the dense model's next-token distribution from the pruned model's
+    Kl,
+}
+
+/// One stage of a run.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Stage {
+    /// Keep N of M.
+    pub pattern: Pattern,
+    /// What is trained.
+    pub trains: Trains,
+    /// On what.
+    pub objective: Objective,
+    /// Loss of the model objective.
+    pub loss: ModelLoss,
+    /// Steps: of each block, or of the model.
+    pub steps: u32,
+    /// Windows of a minibatch.
+    pub batch: usize,
+    /// Learning rate of the logits (of the weights where only they are trained) at the first step; it falls to `last_rate` times
+    /// that along a cosine.
+    pub rate: f32,
+    /// Share of the rate at the end.
+    pub last_rate: f32,
+    /// Learning rate of the weights of [`Trains::Joint`].
+    pub weight_rate: f32,
+    /// Steps over which the rate rises from 0.
+    pub warm_up: u32,
+    /// Decay of the two moments.
+    pub betas: (f32, f32),
+    /// What is added to the root of the second moment.
+    pub epsilon: f32,
+    /// Weight decay (decoupled).
+    pub decay: f32,
+    /// Logits start at this where the start mask keeps a weight, and at 0 elsewhere.
+    pub logits: f32,
+    /// Temperature at the first and at the last step, geometric between (linear for [`Trains::MaskLlm`]).
+    pub temperature: (f32, f32),
+    /// Scale of the Gumbel noise on the logits at the first step; it falls linearly to 0.
+    pub noise: f32,
+    /// MaskLLM: factor of the logits, at the first and at the last step, linear between.
+    pub kappa: (f32, f32),
+    /// MaskLLM: strength of the start mask's prior.
+    pub prior: f32,
+    /// MaskLLM: weight of the kept weights' squared norm, which the loss is lowered by.
+    pub regulariser: f32,
+    /// ProxSparse: lambda of the proximal operator.
+    pub lambda: f32,
+    /// MaskPro: smoothing of the residual's moving average.
+    pub alpha: f64,
+    /// How logits and moments are kept.
+    pub state: StateType,
+    /// Seed of the order of the windows and of all noise.
+    pub seed: u64,
+}
+
+/// The numbers of one step.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct At {
+    /// The optimiser of the logits, or of the weights where only they are trained.
+    pub adam: Adam,
+    /// Learning rate of the weights of [`Trains::Joint`].
+    pub weight_rate: f32,
+    /// Temperature of the soft masks.
+    pub temperature: f32,
+    /// Scale of the Gumbel noise.
+    pub noise: f32,
+    /// MaskLLM's factor.
+    pub kappa: f32,
+    /// Weight of the regulariser.
+    pub regulariser: f32,
+}
+
+impl Stage {
+    /// The defaults of the command line for `trains` on `objective`; docs/experiments.md has where they come from.
+    pub fn new(pattern: Pattern, trains: Trains, objective: Objective) -> Self {
+        let model = objective == Objective::Model;
+        let relaxed = Self {
+            pattern,
+            trains,
+            objective,
+            loss: ModelLoss::Kl,
+            steps: 200,
+            batch: 16,
+            rate: 0.05,
+            last_rate: 0.0,
+            weight_rate: 1e-3,
+            warm_up: 0,
+            betas: (0.9, 0.999),
+            epsilon: 1e-8,
+            decay: 0.0,
+            logits: 1.0,
+            temperature: (1.0, 0.1),
+            noise: 0.0,
+            kappa: (1.0, 1.0),
+            prior: 0.0,
+            regulariser: 0.0,
+            lambda: 0.0,
+            alpha: 0.99,
+            state: StateType::F32,
+            seed: 0,
+        };
+        match trains {
+            Trains::Relaxed | Trains::Joint => relaxed,
+            // Section 4 and appendix of the paper and its code; the rate for small models.
+            Trains::MaskLlm => Self {
+                loss: ModelLoss::Lm,
+                steps: 2000,
+                rate: 1e-3,
+                last_rate: 0.1,
+                betas: (0.9, 0.95),
+                epsilon: 1e-5,
+                decay: 0.1,
+                temperature: (4.0, 0.05),
+                noise: 1.0,
+                kappa: (100.0, 500.0),
+                prior: 3.0,
+                regulariser: 1e-5,
+                ..relaxed
+            },
+            // 400 samples of 4096 tokens one by one; lambda depends on the model: 0.2 to 25 there.
+            Trains::ProxSparse => Self {
+                loss: ModelLoss::Lm,
+                steps: 400,
+                rate: 1e-4,
+                warm_up: 40,
+                decay: 0.01,
+                lambda: 0.25,
+                ..relaxed
+            },
+            Trains::MaskPro => Self { rate: 50.0, last_rate: 1.0, logits: 10.0, steps: 2000, ..relaxed },
+            Trains::Weights => Self { rate: if model { 3e-4 } else { 1e-3 }, ..relaxed },
+        }
+    }
+
+    /// The numbers of step `step`, from 0.
+    pub fn at(&self, step: u32) -> At {
+        let last = self.steps.saturating_sub(1).max(1);
+        let along = (f64::from(step) / f64::from(last)).min(1.0);
+        let linear = |(from, to): (f32, f32)| f64::from(from) + (f64::from(to) - f64::from(from)) * along;
+        let (hot, cold) = (f64::from(self.temperature.0), f64::from(self.temperature.1));
+        let temperature = match self.trains {
+            Trains::MaskLlm => linear(self.temperature),
+            _ => hot * (cold / hot).powf(along),
+        };
+        // The rate reaches its end behind the last step, so that no step is without effect.
+        let done = f64::from(step) / f64::from(self.steps.max(1));
+        let low = f64::from(self.last_rate);
+        let warm = (f64::from(step + 1) / f64::from(self.warm_up.max(1))).min(1.0);
+        let fall = (low + (1.0 - low) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())) * warm;
+        At {
+            adam: Adam {
+                rate: (f64::from(self.rate) * fall) as f32,
+                beta1: self.betas.0,
+                beta2: self.betas.1,
+                eps: self.epsilon,
+                decay: self.decay,
+                step: step + 1,
+            },
+            weight_rate: (f64::from(self.weight_rate) * fall) as f32,
+            temperature: temperature as f32,
+            noise: (f64::from(self.noise) * if self.trains == Trains::MaskLlm { 1.0 } else { 1.0 - along })
+                as f32,
+            kappa: linear(self.kappa) as f32,
+            regulariser: (f64::from(self.regulariser) * (1.0 - done)) as f32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_begin_and_end_where_they_should() {
+        let pattern = Pattern::new(2, 4).expect("a pattern");
+        let stage = Stage { noise: 0.5, ..Stage::new(pattern, Trains::Relaxed, Objective::Block) };
+        let (first, last) = (stage.at(0), stage.at(199));
+        assert_eq!((first.adam.rate, first.temperature, first.noise), (0.05, 1.0, 0.5));
+        assert!(last.adam.rate > 0.0 && last.adam.rate < 1e-5);
+        assert!((last.temperature - 0.1).abs() < 1e-6 && last.noise == 0.0);
+        let maskllm = Stage::new(pattern, Trains::MaskLlm, Objective::Model);
+        let (first, last) = (maskllm.at(0), maskllm.at(1999));
+        assert_eq!((first.temperature, first.kappa, first.noise), (4.0, 100.0, 1.0));
+        assert!((last.temperature - 0.05).abs() < 1e-6 && (last.kappa - 500.0).abs() < 1e-3);
+        assert_eq!(last.noise, 1.0);
+        let prox = Stage::new(pattern, Trains::ProxSparse, Objective::Model);
+        assert!(prox.at(0).adam.rate < prox.at(39).adam.rate);
+    }
+}
