@@ -1,6 +1,6 @@
-// gate[i] = silu(gate[i]) * up[i], silu(g) = g / (1 + exp(-g)), in place.
+// silu(gate[i]) * up[i], silu(g) = g / (1 + exp(-g)), into gate, or with OUT into a third tensor.
 //
-// gate, up: count vec4 each. Dispatch: count invocations, the grid folded into two dimensions.
+// gate, up, out: count vec4 each. Dispatch: count invocations, the grid folded into two dimensions.
 
 struct Params {
     count: u32,
@@ -10,7 +10,12 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
+#ifdef OUT
+@group(0) @binding(1) var<storage, read> gate: array<vec4<f32>>;         // [features, t4]
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;    // [features, t4]
+#else
 @group(0) @binding(1) var<storage, read_write> gate: array<vec4<f32>>;   // [features, t4]
+#endif
 @group(0) @binding(2) var<storage, read> up: array<vec4<f32>>;           // [features, t4]
 
 @compute @workgroup_size(#{LANES})
@@ -20,6 +25,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
     if i < p.count {
         let g = gate[i];
         // exp overflows beyond 88; WGSL lets a driver assume that there are no infinities.
-        gate[i] = g / (1.0 + exp(min(-g, vec4<f32>(80.0)))) * up[i];
+        let y = g / (1.0 + exp(min(-g, vec4<f32>(80.0)))) * up[i];
+#ifdef OUT
+        out[i] = y;
+#else
+        gate[i] = y;
+#endif
     }
 }

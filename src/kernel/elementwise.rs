@@ -193,17 +193,48 @@ impl Kernels<'_> {
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
     pub fn swiglu(&self, c: Stream<'_, '_>, gate: Rows<'_>, up: Rows<'_>) -> Result<(), GpuError> {
+        self.activate(c, gate, up, None)
+    }
+
+    /// `out = silu(gate) * up`, all `[features, t]`; `gate` stays for the backward pass.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn swiglu_to(
+        &self,
+        c: Stream<'_, '_>,
+        gate: Rows<'_>,
+        up: Rows<'_>,
+        out: Rows<'_>,
+    ) -> Result<(), GpuError> {
+        self.activate(c, gate, up, Some(out))
+    }
+
+    fn activate(
+        &self,
+        c: Stream<'_, '_>,
+        gate: Rows<'_>,
+        up: Rows<'_>,
+        out: Option<Rows<'_>>,
+    ) -> Result<(), GpuError> {
         const NAME: &str = "swiglu";
-        if gate.count != up.count || gate.t4 != up.t4 || gate.first != 0 || up.first != 0 {
-            return Err(shape_error(NAME, format!("gate {} rows, up {} rows", gate.count, up.count)));
+        let fits = |r: Rows<'_>| r.first == 0 && r.count == gate.count && r.t4 == gate.t4;
+        if ![gate, up].into_iter().chain(out).all(fits) {
+            let to = out.map(|o| format!(", out {} rows", o.count)).unwrap_or_default();
+            return Err(shape_error(NAME, format!("gate {} rows, up {} rows{to}", gate.count, up.count)));
         }
         let lanes = self.preset().lanes;
-        let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
+        let mut defs = vec![("LANES", lanes)];
+        let mut bind = vec![gate.buffer.all(), up.buffer.all()];
+        if let Some(out) = out {
+            defs.push(("OUT", 1));
+            bind.push(out.buffer.all());
+        }
+        let pipeline = self.pipeline(NAME, defs)?;
         let count = gate.count * gate.t4;
         let params = [size(NAME, count)?, 0, 0, 0];
         let work = Work { flops: 16.0 * count as f64, bytes: 48.0 * count as f64 };
-        let grid = self.fold(count, lanes);
-        c.dispatch(&pipeline, &params, &[gate.buffer.all(), up.buffer.all()], grid, work)
+        c.dispatch(&pipeline, &params, &bind, self.fold(count, lanes), work)
     }
 
     /// Adds the logits of vocabulary rows `first..first + logits.count` to the running log-sum-exp `state` `[3, t]` (maximum, sum,

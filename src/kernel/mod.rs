@@ -3,6 +3,7 @@
 //! Activations are feature-major, `[features, tokens]` in f32, so that the lanes of every kernel run along tokens: loads
 //! are contiguous on a GPU, and on a software driver the weights' addresses are uniform over a workgroup.
 
+mod backward;
 mod descent;
 mod elementwise;
 mod factor;

@@ -51,6 +51,8 @@ pub const KERNELS: &[KernelSource] = kernels![
     "mirror",
     "peak",
     "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_backward_lanes",
     "rms_norm_lanes",
     "rope",
     "row_dot",
@@ -58,8 +60,12 @@ pub const KERNELS: &[KernelSource] = kernels![
     "score_moments",
     "sparsegpt_block",
     "spread",
+    "squared_error",
     "swiglu",
+    "swiglu_backward",
     "transpose",
+    "vocab_gradient",
+    "vocab_kl",
     "vocab_reduce",
 ];
 
@@ -100,6 +106,10 @@ impl KernelSource {
     /// patterns and of attention's head sizes a sample that has every code path.
     pub fn variants(&self) -> Vec<Variant> {
         let lanes = || of_presets(|p| p.lanes);
+        let sliced = || -> Vec<Defs> {
+            let shapes = of_presets(|p| p.reduce).into_iter();
+            shapes.map(|(lanes, slices)| super::elementwise::sliced_defs(lanes, slices)).collect()
+        };
         let defs: Vec<Defs> = match self.name {
             "matmul_rows" => of_presets(|p| p.matmul)
                 .into_iter()
@@ -156,11 +166,12 @@ impl KernelSource {
             "attention_lanes" => {
                 [8, 20, 64, 128].map(|d| vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", d)]).to_vec()
             }
-            "rms_norm_lanes" => vec![vec![("SUBGROUP", SUBGROUP)]],
-            "rms_norm" | "vocab_reduce" => of_presets(|p| p.reduce)
-                .into_iter()
-                .map(|(lanes, slices)| super::elementwise::sliced_defs(lanes, slices))
-                .collect(),
+            "rms_norm_lanes" | "rms_norm_backward_lanes" => vec![vec![("SUBGROUP", SUBGROUP)]],
+            "rms_norm" | "rms_norm_backward" | "vocab_gradient" | "vocab_kl" | "vocab_reduce" => sliced(),
+            "squared_error" => sliced().iter().flat_map(|defs| switched(defs, &["WEIGHTS"])).collect(),
+            "swiglu" => {
+                lanes().into_iter().flat_map(|lanes| switched(&vec![("LANES", lanes)], &["OUT"])).collect()
+            }
             "abs_sum_cols" => of_presets(|p| p.reduce)
                 .into_iter()
                 .flat_map(|(lanes, slices)| {

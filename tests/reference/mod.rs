@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)] // every test binary uses a part of it
 
 mod attention;
+mod backward;
 mod descent;
 mod elementwise;
 mod factor;
@@ -17,6 +18,7 @@ mod sparsegpt;
 mod vocab;
 
 pub use attention::{Heads, attention, attention_lanes};
+pub use backward::{rms_norm_backward, rms_norm_backward_lanes, squared_error, swiglu_backward};
 pub use descent::{descent, group_gain, row_error};
 pub use elementwise::{peak, rms_norm, rms_norm_lanes, rope, swiglu};
 pub use factor::{damp, factor_block};
@@ -26,7 +28,7 @@ pub use matmul::{Product, mask_apply, matmul_lanes, matmul_rows, matmul_tile};
 pub use panel::{row_dot, spread};
 pub use score::{abs_sum_cols, abs_sum_rows, best_exchange, score_mask, scores};
 pub use sparsegpt::{Pruned, sparsegpt_block};
-pub use vocab::{VocabState, vocab_reduce};
+pub use vocab::{VocabState, vocab_gradient, vocab_kl, vocab_reduce};
 
 /// Spacing of f32 at 1, twice the largest relative rounding error.
 pub const EPS: f64 = f32::EPSILON as f64;

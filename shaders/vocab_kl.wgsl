@@ -1,0 +1,68 @@
+// Kullback-Leibler divergence of the logits' distribution q from that of the dense model, d, and its gradient in place, for one
+// chunk of the vocabulary, after vocab_reduce.wgsl has left the states of both over all chunks:
+//   kl[t] += sum_r d[r] (log d[r] - log q[r]),  logits[r, t] = scale (q[r] - d[r]);  log q[r] = logit - m - log(l), d alike
+// Tokens without a target add nothing and get zeros; so do rows beyond the vocabulary.
+//
+// logits, dense [count, t4] vec4 over tokens; state, dense_state [3, t4]: m, l, -; targets [t4] vec4<u32> (all bits set = none);
+// kl [t4]. An invocation holds a vec4 of tokens and walks its share of the rows; the SLICES shares are added by a fixed tree.
+// Dispatch: [ceil(t4 / LANES), 1, 1], workgroup LANES x SLICES (a power of two; 1 on CPU adapters).
+
+struct Params {
+    rows: u32,     // rows of this chunk within the vocabulary
+    count: u32,    // rows with those that pad it
+    t4: u32,
+    scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> logits: array<vec4<f32>>;  // [count, t4]
+@group(0) @binding(2) var<storage, read> dense: array<vec4<f32>>;         // [count, t4]
+@group(0) @binding(3) var<storage, read> state: array<vec4<f32>>;         // [3, t4]
+@group(0) @binding(4) var<storage, read> dense_state: array<vec4<f32>>;   // [3, t4]
+@group(0) @binding(5) var<storage, read> targets: array<vec4<u32>>;       // [t4]
+@group(0) @binding(6) var<storage, read_write> kl: array<vec4<f32>>;      // [t4]
+
+#if SLICES > 1
+var<workgroup> sh_sum: array<vec4<f32>, #{INVOCATIONS}>;
+#endif
+
+@compute @workgroup_size(#{LANES}, #{SLICES})
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let t = wg.x * #{LANES}u + local.x;
+    let tc = min(t, p.t4 - 1u);
+    let has = targets[tc] != vec4<u32>(0xffffffffu);
+    let zero = vec4<f32>();
+    var sum = vec4<f32>();
+    if t < p.t4 {
+        let m = state[t];
+        let log_l = log(state[p.t4 + t]);
+        let dense_m = dense_state[t];
+        let dense_log_l = log(dense_state[p.t4 + t]);
+        for (var r = local.y; r < p.rows; r += #{SLICES}u) {
+            let i = r * p.t4 + t;
+            // The maximum first: a difference of two logits keeps the digits that m + log(l) would lose.
+            let log_q = (logits[i] - m) - log_l;
+            let log_d = (dense[i] - dense_m) - dense_log_l;
+            let d = exp(log_d);
+            sum += d * (log_d - log_q);
+            logits[i] = select(zero, p.scale * (exp(log_q) - d), has);
+        }
+        for (var r = p.rows + local.y; r < p.count; r += #{SLICES}u) {
+            logits[r * p.t4 + t] = zero;
+        }
+    }
+#if SLICES > 1
+    let at = local.y * #{LANES}u + local.x;
+    sh_sum[at] = sum;
+    for (var half = #{SLICES}u / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if local.y < half {
+            sh_sum[at] += sh_sum[at + half * #{LANES}u];
+        }
+    }
+    sum = sh_sum[at];
+#endif
+    if local.y == 0u && t < p.t4 {
+        kl[t] += select(zero, sum, has);
+    }
+}

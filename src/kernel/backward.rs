@@ -1,0 +1,268 @@
+//! Gradients of the norm, the activation and the losses. Those of the products are in `matmul.rs`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::elementwise::sliced_defs;
+use super::preset::SUBGROUP;
+use super::{Kernels, Layout, Rows, Stream, shape_error, size};
+use crate::gpu::{Buffer, GpuError, Work};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NormParams {
+    features: u32,
+    t4: u32,
+    eps: f32,
+    pad: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ErrorParams {
+    features: u32,
+    t4: u32,
+    window4: u32,
+    length: u32,
+    scale: f32,
+    pad: [u32; 3],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct GradientParams {
+    rows: u32,
+    count: u32,
+    t4: u32,
+    first: u32,
+    scale: f32,
+    pad: [u32; 3],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct KlParams {
+    rows: u32,
+    count: u32,
+    t4: u32,
+    scale: f32,
+}
+
+/// Rows of the logits that an invocation of `vocab_gradient` makes.
+const GRADIENT_ROWS: u32 = 16;
+
+/// Whether all are whole tensors of one shape.
+fn alike(rows: &[Rows<'_>]) -> bool {
+    rows.iter().all(|r| r.first == 0 && r.count == rows[0].count && r.t4 == rows[0].t4)
+}
+
+impl Kernels<'_> {
+    /// Adds to `d_x` the gradient of `y = x * gain * r`, `r = 1 / sqrt(mean(x^2) + eps)` per token, with respect to `x`:
+    /// `r * gain * d_y - x * r^3 / n * sum_i(gain_i * d_y_i * x_i)`; `x`, `d_y`, `d_x` `[features, t]`, `gain` `[features]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn rms_norm_backward(
+        &self,
+        c: Stream<'_, '_>,
+        x: Rows<'_>,
+        gain: &Buffer,
+        eps: f32,
+        d_y: Rows<'_>,
+        d_x: Rows<'_>,
+    ) -> Result<(), GpuError> {
+        // With subgroups the gains are loaded by eight.
+        let preset = self.preset();
+        let (name, tile, defs) = if preset.subgroups() && x.count.is_multiple_of(SUBGROUP as usize) {
+            ("rms_norm_backward_lanes", SUBGROUP, vec![("SUBGROUP", SUBGROUP)])
+        } else {
+            let (lanes, slices) = preset.reduce;
+            ("rms_norm_backward", lanes, sliced_defs(lanes, slices))
+        };
+        if !alike(&[x, d_y, d_x]) || gain.bytes() < 4 * x.count as u64 {
+            let rows = format!("x {} rows, d_y {} rows, d_x {} rows", x.count, d_y.count, d_x.count);
+            return Err(shape_error(name, rows));
+        }
+        let pipeline = self.pipeline(name, defs)?;
+        let params = NormParams { features: size(name, x.count)?, t4: size(name, x.t4)?, eps, pad: 0 };
+        let values = (x.count * x.t4 * 4) as f64;
+        let work = Work { flops: 10.0 * values, bytes: 24.0 * values };
+        let grid = [x.t4.div_ceil(tile as usize) as u32, 1, 1];
+        let bind = [x.buffer.all(), gain.all(), d_y.buffer.all(), d_x.buffer.all()];
+        c.dispatch(&pipeline, &params, &bind, grid, work)
+    }
+
+    /// The gradient of `silu(gate) * up` in place of its inputs: `gate` (before silu) becomes the gradient with respect to
+    /// itself, and so does `up`; `gate`, `up`, `d_inner` `[features, t]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn swiglu_backward(
+        &self,
+        c: Stream<'_, '_>,
+        gate: Rows<'_>,
+        up: Rows<'_>,
+        d_inner: Rows<'_>,
+    ) -> Result<(), GpuError> {
+        const NAME: &str = "swiglu_backward";
+        if !alike(&[gate, up, d_inner]) {
+            let rows =
+                format!("gate {} rows, up {} rows, d_inner {} rows", gate.count, up.count, d_inner.count);
+            return Err(shape_error(NAME, rows));
+        }
+        let lanes = self.preset().lanes;
+        let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
+        let count = gate.count * gate.t4;
+        let params = [size(NAME, count)?, 0, 0, 0];
+        let work = Work { flops: 36.0 * count as f64, bytes: 80.0 * count as f64 };
+        let bind = [gate.buffer.all(), up.buffer.all(), d_inner.buffer.all()];
+        c.dispatch(&pipeline, &params, &bind, self.fold(count, lanes), work)
+    }
+
+    /// `errors` `[t]` = `w * sum over features of (y - target)^2` per token, and `y = scale * w * (y - target)` in place, with `w` of
+    /// `token_weights` `[t]`, or 1; `y`, `target` `[features, t]`. Tokens that pad a window get zeros in both.
+    /// `y` is the gradient of `scale / 2 * sum(errors)`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    #[allow(clippy::too_many_arguments)] // two tensors, two vectors, their layout: grouping them would hide which is which
+    pub fn squared_error(
+        &self,
+        c: Stream<'_, '_>,
+        y: Rows<'_>,
+        target: Rows<'_>,
+        token_weights: Option<&Buffer>,
+        scale: f32,
+        errors: &Buffer,
+        layout: Layout,
+    ) -> Result<(), GpuError> {
+        const NAME: &str = "squared_error";
+        let vector = 16 * y.t4 as u64;
+        let fits = alike(&[y, target])
+            && y.t4 == layout.t4()
+            && errors.bytes() >= vector
+            && token_weights.is_none_or(|w| w.bytes() >= vector);
+        if !fits {
+            return Err(shape_error(NAME, format!("y {} rows, target {} rows", y.count, target.count)));
+        }
+        let (lanes, slices) = self.preset().reduce;
+        let mut defs = sliced_defs(lanes, slices);
+        let mut bind = vec![y.buffer.all(), target.buffer.all(), errors.all()];
+        if let Some(weights) = token_weights {
+            defs.push(("WEIGHTS", 1));
+            bind.push(weights.all());
+        }
+        let pipeline = self.pipeline(NAME, defs)?;
+        let params = ErrorParams {
+            features: size(NAME, y.count)?,
+            t4: size(NAME, y.t4)?,
+            window4: size(NAME, layout.window4())?,
+            length: size(NAME, layout.length)?,
+            scale,
+            pad: [0; 3],
+        };
+        let values = (y.count * y.t4 * 4) as f64;
+        let work = Work { flops: 5.0 * values, bytes: 12.0 * values };
+        c.dispatch(&pipeline, &params, &bind, [y.t4.div_ceil(lanes as usize) as u32, 1, 1], work)
+    }
+
+    /// `logits = scale * (softmax - [row is the target])` in place, for the vocabulary rows `first..first + rows`, where `state`
+    /// `[3, t]` is what [`Kernels::vocab_reduce`] has left after all rows and `targets` is `[t]` u32. Tokens without a target
+    /// (`u32::MAX`) get zeros, and so do the rows of `logits` from `rows` on, which pad the chunk.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    #[allow(clippy::too_many_arguments)] // a chunk, where it lies, and what it is compared with
+    pub fn vocab_gradient(
+        &self,
+        c: Stream<'_, '_>,
+        logits: Rows<'_>,
+        rows: usize,
+        first: usize,
+        targets: &Buffer,
+        state: Rows<'_>,
+        scale: f32,
+    ) -> Result<(), GpuError> {
+        const NAME: &str = "vocab_gradient";
+        if !fits_chunk(logits, rows, targets) || !fits_state(logits, state) {
+            return Err(shape_error(NAME, format!("{rows} of {} rows of logits", logits.count)));
+        }
+        let (lanes, slices) = self.preset().reduce;
+        let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
+        let params = GradientParams {
+            rows: size(NAME, rows)?,
+            count: size(NAME, logits.count)?,
+            t4: size(NAME, logits.t4)?,
+            first: size(NAME, first)?,
+            scale,
+            pad: [0; 3],
+        };
+        let values = (logits.count * logits.t4 * 4) as f64;
+        let work = Work { flops: 4.0 * values, bytes: 8.0 * values };
+        let down = logits.count.div_ceil((GRADIENT_ROWS * slices) as usize);
+        let grid = [logits.t4.div_ceil(lanes as usize) as u32, size(NAME, down)?, 1];
+        let bind = [logits.buffer.all(), targets.all(), state.buffer.all()];
+        c.dispatch(&pipeline, &params, &bind, grid, work)
+    }
+
+    /// Adds to `kl` `[t]` the share of one chunk of `rows` vocabulary rows in the divergence `sum p_dense * (log p_dense - log p)`,
+    /// where `p` is the softmax of `logits` with `state`, `p_dense` that of `dense` with `dense_state`; and `logits = scale * (p -
+    /// p_dense)` in place. Tokens without one of `targets` `[t]` u32 (`u32::MAX`) add nothing and get zeros; the rows of `logits` from
+    /// `rows` on, which pad the chunk, get zeros.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    #[allow(clippy::too_many_arguments)] // two chunks with their states, and what comes out
+    pub fn vocab_kl(
+        &self,
+        c: Stream<'_, '_>,
+        logits: Rows<'_>,
+        dense: Rows<'_>,
+        rows: usize,
+        state: Rows<'_>,
+        dense_state: Rows<'_>,
+        targets: &Buffer,
+        scale: f32,
+        kl: &Buffer,
+    ) -> Result<(), GpuError> {
+        const NAME: &str = "vocab_kl";
+        let fits = fits_chunk(logits, rows, targets)
+            && alike(&[logits, dense])
+            && fits_state(logits, state)
+            && fits_state(logits, dense_state)
+            && kl.bytes() >= 16 * logits.t4 as u64;
+        if !fits {
+            let message = format!("{rows} of {} rows of logits, {} of dense ones", logits.count, dense.count);
+            return Err(shape_error(NAME, message));
+        }
+        let (lanes, slices) = self.preset().reduce;
+        let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
+        let params = KlParams {
+            rows: size(NAME, rows)?,
+            count: size(NAME, logits.count)?,
+            t4: size(NAME, logits.t4)?,
+            scale,
+        };
+        let values = (logits.count * logits.t4 * 4) as f64;
+        let work = Work { flops: 10.0 * values, bytes: 12.0 * values };
+        let bind = [
+            logits.buffer.all(),
+            dense.buffer.all(),
+            state.buffer.all(),
+            dense_state.buffer.all(),
+            targets.all(),
+            kl.all(),
+        ];
+        c.dispatch(&pipeline, &params, &bind, [logits.t4.div_ceil(lanes as usize) as u32, 1, 1], work)
+    }
+}
+
+/// Whether `logits` is a chunk of `rows` rows and what pads it, with a target for every token.
+fn fits_chunk(logits: Rows<'_>, rows: usize, targets: &Buffer) -> bool {
+    let t4 = logits.t4 as u64;
+    logits.first == 0 && rows > 0 && rows <= logits.count && targets.bytes() >= 16 * t4
+}
+
+/// Whether `state` is the running log-sum-exp of the tokens of `logits`.
+fn fits_state(logits: Rows<'_>, state: Rows<'_>) -> bool {
+    state.first == 0 && state.count == 3 && state.t4 == logits.t4
+}
