@@ -18,7 +18,7 @@ enum SegmentsArg {
 /// Calibration options of `prune` and `variance`. What is not given depends on the method.
 #[derive(clap::Args)]
 pub(super) struct CalibArgs {
-    /// Calibration windows [default: 128, of maskpro 512]
+    /// Calibration windows [default: 128, of maskpro 512, of the other learning methods 256]
     #[arg(long, value_name = "N")]
     pub(super) windows: Option<usize>,
     /// Tokens of a calibration window [default: 2048 or as many as the model was made for, of maskpro 128]
@@ -49,6 +49,11 @@ impl CalibArgs {
     /// The choice for MaskPro: that of its released code.
     pub(super) fn maskpro(&self) -> CalibChoice {
         self.with(512, 128, SegmentsArg::Sequential)
+    }
+
+    /// The choice for masks learned by backpropagation.
+    pub(super) fn learned(&self, model_reach: usize) -> CalibChoice {
+        self.with(256, model_reach.min(2048), SegmentsArg::Random)
     }
 
     fn with(&self, windows: usize, window: usize, segments: SegmentsArg) -> CalibChoice {

@@ -30,7 +30,7 @@ impl Job<'_> {
     pub(super) fn learning_plan(&self, kernels: &Kernels<'_>) -> Result<Vec<PlanItem>, CliError> {
         let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
         let window = self.calib.as_ref().map_or(0, Windows::window);
-        let sizes = maskpro::sizes(config, window, self.args.learn.batch, kernels.gpu().max_binding_bytes());
+        let sizes = maskpro::sizes(config, window, self.args.learn.batch(), kernels.gpu().max_binding_bytes());
         let scratch = kernels.scratch_bytes(DecoderWeights::largest_projection(checkpoint, config)?);
         Ok(maskpro::plan(checkpoint, config, self.selection, &sizes, scratch)?)
     }
@@ -61,7 +61,7 @@ impl Job<'_> {
             self.selection,
             pattern,
             windows,
-            self.args.learn.batch,
+            self.args.learn.batch(),
             &stop,
         )?;
         let Some(start) = start else {
@@ -78,7 +78,7 @@ impl Job<'_> {
         let made = Made {
             masks,
             start: Some(start.masks),
-            tensors: Overlay::new(checkpoint),
+            tensors: &Overlay::new(checkpoint),
             outcome,
             plan,
             options,

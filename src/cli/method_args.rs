@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::CliError;
 use super::context::{DeviceArgs, Model};
+use super::prune::Method;
 use super::walk::{Walk, WalkArgs};
 use crate::calib::Windows;
 use crate::gpu::Commands;
@@ -36,39 +37,44 @@ pub(super) struct SelectArgs {
 #[derive(clap::Args)]
 pub(super) struct StartArgs {
     /// Start mask of descent and of learning methods: magnitude, wanda, ria, of learning methods also sparsegpt or descent, or a
-    /// mask file
-    #[arg(long, value_name = "METHOD|FILE", default_value = "wanda")]
-    start: String,
+    /// mask file [default: wanda, of relaxed, maskllm and proxsparse descent]
+    #[arg(long, value_name = "METHOD|FILE")]
+    start: Option<String>,
     /// Calibration windows that a learning method's start mask is made from (default: all of --windows)
     #[arg(long, value_name = "N")]
     start_windows: Option<usize>,
 }
 
-/// Options of MaskPro; the defaults are those of the released code.
+fn first<T: Copy>(given: &[T], default: T) -> T {
+    given.first().copied().unwrap_or(default)
+}
+
+/// Options of MaskPro, whose defaults are those of the released code; steps, rate, logits and batch also of the other learning methods.
 #[derive(clap::Args)]
 pub(super) struct MaskProArgs {
     /// MaskPro: advantage that multiplies the score
     #[arg(long, value_enum, default_value_t = Estimator::Tracked)]
     estimator: Estimator,
-    /// MaskPro: steps
-    #[arg(long, default_value_t = 10_000)]
-    steps: u32,
-    /// MaskPro: learning rate (constant)
-    #[arg(long, default_value_t = 50.0)]
-    rate: f32,
-    /// MaskPro: logits start at this times the start mask
-    #[arg(long, value_name = "SCALE", default_value_t = 10.0)]
-    logits: f32,
+    /// Steps of a learning method, of each block or of the model: of each objective, or one number for all [default of maskpro:
+    /// 10000]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub(super) steps: Vec<u32>,
+    /// Learning rate, likewise (constant in maskpro, else along a cosine to 0) [default of maskpro: 50]
+    #[arg(long, value_delimiter = ',')]
+    pub(super) rate: Vec<f32>,
+    /// Logits start at this times the start mask, likewise [default of maskpro: 10, of relaxed 1]
+    #[arg(long, value_name = "SCALE", value_delimiter = ',')]
+    pub(super) logits: Vec<f32>,
     /// MaskPro: start logits from the scores of a magnitude or wanda start, this times ln(score / boundary) of each group, within
     /// half of --logits; close calls are then tried more often than clear ones
     #[arg(long, value_name = "T")]
     sharpness: Option<f32>,
-    /// MaskPro: windows of a minibatch
-    #[arg(long, default_value_t = 32)]
-    pub(super) batch: usize,
-    /// MaskPro: smoothing of the residual's moving average
-    #[arg(long, default_value_t = 0.99)]
-    alpha: f64,
+    /// Windows of a minibatch [default: 16, of maskpro 32]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// MaskPro: smoothing of the residual's moving average [default: 0.99]
+    #[arg(long)]
+    pub(super) alpha: Option<f64>,
 }
 
 impl MaskProArgs {
@@ -76,28 +82,39 @@ impl MaskProArgs {
         Options {
             pattern,
             estimator: self.estimator,
-            steps: self.steps,
-            rate: self.rate,
-            scale: self.logits,
+            steps: first(&self.steps, 10_000),
+            rate: first(&self.rate, 50.0),
+            scale: first(&self.logits, 10.0),
             sharpness: self.sharpness,
-            batch: self.batch,
-            alpha: self.alpha,
+            batch: self.batch(),
+            alpha: self.alpha.unwrap_or(0.99),
             seed,
         }
     }
 
+    /// Windows of MaskPro's minibatch.
+    pub(super) fn batch(&self) -> usize {
+        self.batch.unwrap_or(32)
+    }
+
+    /// Windows of a minibatch, if given.
+    pub(super) fn batch_given(&self) -> Option<usize> {
+        self.batch
+    }
+
     pub(super) fn check(&self) -> Result<(), CliError> {
         let bad = |what: &str| Err(CliError::Usage(what.to_string()));
-        if !(self.rate.is_finite() && self.logits.is_finite() && self.logits > 0.0) {
+        let positive = |v: &f32| v.is_finite() && *v > 0.0;
+        if !(self.rate.iter().all(|v| v.is_finite()) && self.logits.iter().all(positive)) {
             return bad("--rate must be a number and --logits a positive one");
         }
-        if !(0.0..1.0).contains(&self.alpha) {
+        if !(0.0..1.0).contains(&self.alpha.unwrap_or(0.99)) {
             return bad("--alpha must be at least 0 and below 1");
         }
         if self.sharpness.is_some_and(|t| !(t.is_finite() && t > 0.0)) {
             return bad("--sharpness must be a positive number");
         }
-        if self.logits > 100.0 {
+        if self.logits.iter().any(|v| *v > 100.0) {
             return bad("--logits must be at most 100: beyond it no other mask is ever drawn");
         }
         Ok(())
@@ -105,14 +122,23 @@ impl MaskProArgs {
 }
 
 impl StartArgs {
+    /// What is started from by `method`.
+    pub(super) fn resolve(&mut self, method: Method) {
+        let default = match method {
+            Method::Relaxed | Method::Maskllm | Method::Proxsparse => "descent",
+            _ => "wanda",
+        };
+        self.start.get_or_insert_with(|| default.into());
+    }
+
     /// As given.
     pub(super) fn name(&self) -> &str {
-        &self.start
+        self.start.as_deref().unwrap_or("wanda")
     }
 
     /// The method that the start mask is made by, or none for a file.
     fn method(&self) -> Option<OneShot> {
-        Some(match self.start.as_str() {
+        Some(match self.name() {
             "magnitude" => OneShot::Magnitude,
             "wanda" => OneShot::Wanda,
             "ria" => OneShot::Ria,
@@ -124,7 +150,7 @@ impl StartArgs {
 
     /// The file, where one is given.
     pub(super) fn file(&self) -> Option<&Path> {
-        self.method().is_none().then(|| self.start.as_ref())
+        self.method().is_none().then(|| self.name().as_ref())
     }
 
     /// What descent starts from.
@@ -137,7 +163,7 @@ impl StartArgs {
             Some(OneShot::SparseGpt | OneShot::Descent) => {
                 return Err(CliError::Usage(format!(
                     "descent starts from magnitude, wanda, ria or a mask file; for {} make its mask file first",
-                    self.start
+                    self.name()
                 )));
             }
         })
@@ -159,7 +185,7 @@ impl StartArgs {
         };
         let options = walk.options(pattern, method, StartMask::Wanda)?;
         if options.repair != Repair::None {
-            let message = "learning methods keep the weights: --repair belongs to the one-shot methods";
+            let message = "a start mask keeps the weights: learning methods take --repair block or model";
             return Err(CliError::Usage(message.into()));
         }
         Ok(Some(options))
@@ -180,7 +206,7 @@ impl StartArgs {
         stop: &Arc<AtomicBool>,
     ) -> Result<Option<Start>, CliError> {
         let Some(options) = self.walk_options(walk, pattern)? else {
-            let masks = start_file(model, selection, pattern, self.start.as_ref())?;
+            let masks = start_file(model, selection, pattern, self.name().as_ref())?;
             return Ok(Some(Start { masks, from: StartFrom::Mask }));
         };
         let windows = windows.clone().first(self.windows(windows.count()));

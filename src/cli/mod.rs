@@ -13,6 +13,8 @@ mod method_args;
 mod output;
 mod plan;
 mod prune;
+mod stages;
+mod train_args;
 mod variance;
 mod walk;
 
@@ -44,7 +46,7 @@ enum Command {
     /// Measure the perplexity of a model, dense or under a mask
     Eval(eval::Args),
     /// Choose or learn a mask and write it, with the masked model
-    Prune(prune::Args),
+    Prune(Box<prune::Args>),
     /// Measure mean and variance of MaskPro's gradient estimators
     Variance(variance::Args),
 }
@@ -65,7 +67,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Devices(args) => devices::run(&cli.device, &args),
         Command::Eval(args) => eval::run(&cli.device, &args),
-        Command::Prune(args) => prune::run(&cli.device, &args),
+        Command::Prune(args) => prune::run(&cli.device, *args),
         Command::Variance(args) => variance::run(&cli.device, &args),
     };
     match result {

@@ -9,7 +9,8 @@ use super::calib_args::{CalibArgs, CalibChoice};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs, start_file};
 use super::output::{Progress, bytes, profile, table};
-use super::plan::{dry_run_of_shape, show_plan};
+use super::plan::{dry_run_of_shape, largest, show_plan};
+use super::train_args::{Recipe, TrainArgs};
 use super::walk::{Walk, WalkArgs, WalkWindows, conditions};
 use super::{CliError, Outcome};
 use crate::calib::Windows;
@@ -20,6 +21,7 @@ use crate::kernel::Kernels;
 use crate::mask::{MaskFile, MaskSet, Provenance};
 use crate::model::{Config, Overlay};
 use crate::nn::{Embedding, PlanItem, total};
+use crate::prune::learn::Stage;
 use crate::prune::plan::{Carried, WalkPlan};
 use crate::prune::{
     BlockStore, EvalRow, OneShot, OneShotOptions, ProjectionReport, RunFolder, Selection, StartMask, select,
@@ -38,8 +40,14 @@ pub(super) enum Method {
     Sparsegpt,
     /// Improve a start mask by exact group descent on each projection's output error
     Descent,
-    /// Learn by policy gradient on the model's loss (MaskPro)
+    /// Learn by policy gradient, forward only (MaskPro)
     Maskpro,
+    /// Learn by backpropagation through a relaxed top N of one logit per weight
+    Relaxed,
+    /// Learn by backpropagation through a Gumbel softmax over the patterns of each group (MaskLLM)
+    Maskllm,
+    /// Train the weights under the 2:4 regulariser and take the largest of each group (ProxSparse); 2:4 only
+    Proxsparse,
 }
 
 impl Method {
@@ -51,7 +59,7 @@ impl Method {
             Self::Ria => OneShot::Ria,
             Self::Sparsegpt => OneShot::SparseGpt,
             Self::Descent => OneShot::Descent,
-            Self::Maskpro => return None,
+            Self::Maskpro | Self::Relaxed | Self::Maskllm | Self::Proxsparse => return None,
         })
     }
 
@@ -81,7 +89,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(super) calib: Option<PathBuf>,
     /// What chooses the mask
-    #[arg(long, value_enum, default_value_t = Method::Maskpro)]
+    #[arg(long, value_enum, default_value_t = Method::Relaxed)]
     pub(super) method: Method,
     #[command(flatten)]
     pub(super) select: SelectArgs,
@@ -93,6 +101,8 @@ pub(super) struct Args {
     pub(super) walk: WalkArgs,
     #[command(flatten)]
     pub(super) learn: MaskProArgs,
+    #[command(flatten)]
+    pub(super) train: TrainArgs,
     /// Folder of the run; must be new or empty
     #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "resume"])]
     out: Option<PathBuf>,
@@ -124,6 +134,9 @@ impl Args {
     pub(super) fn choice(&self, config: &Config) -> CalibChoice {
         match self.method {
             Method::Maskpro => self.windows.maskpro(),
+            Method::Relaxed | Method::Maskllm | Method::Proxsparse => {
+                self.windows.learned(config.max_position_embeddings)
+            }
             _ => self.windows.one_shot(config.max_position_embeddings),
         }
     }
@@ -143,6 +156,13 @@ impl Args {
         }
     }
 
+    /// The stages behind the walk.
+    fn stages(&self) -> Result<Vec<Stage>, CliError> {
+        let repairs = self.walk.trained_repairs();
+        let (pattern, seed) = (self.select.pattern, self.windows.seed);
+        self.train.stages(self.method, &self.learn, &repairs, pattern, seed)
+    }
+
     pub(super) fn select(&self, config: &Config, device: &DeviceArgs) -> Result<Selection, CliError> {
         let selection = select(config, self.select.pattern, &self.select.only, self.select.skip_indivisible)?;
         for name in &selection.skipped {
@@ -152,12 +172,21 @@ impl Args {
     }
 }
 
-pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliError> {
+    match args.train.recipe {
+        Some(Recipe::Fast) => args.method = Method::Descent,
+        Some(Recipe::Best) => args.method = Method::Relaxed,
+        None => {}
+    }
+    args.start.resolve(args.method);
+    let args = &args;
     args.learn.check()?;
     let options = args.walk_options()?;
-    if args.resume.is_some() && args.method == Method::Maskpro {
-        let message =
-            "--resume goes on with the one-shot methods; a mask learned so far continues with --start FILE";
+    let stages = args.stages()?;
+    let policy = args.method == Method::Maskpro && stages.is_empty();
+    if args.resume.is_some() && policy {
+        let message = "--resume does not go on with maskpro on the model's loss; a mask learned so far continues with \
+             --start FILE";
         return Err(CliError::Usage(message.into()));
     }
     if args.dry_run && !Model::has_weights(&args.model) {
@@ -166,7 +195,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let model = Model::open_checked(&args.model)?;
     let selection = args.select(&model.config, device)?;
     let choice = args.choice(&model.config);
-    let needed = args.method == Method::Maskpro || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
+    let needed = policy || !stages.is_empty() || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
     let calib = match &args.calib {
         Some(text) => Some(choice.read(&model, text)?),
         None if needed => {
@@ -182,7 +211,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         }
         None => None,
     };
-    let job = Job { device, args, model: &model, selection: &selection, choice, calib, eval };
+    let job = Job { device, args, model: &model, selection: &selection, choice, calib, eval, stages };
     if args.dry_run {
         return job.dry_run(options);
     }
@@ -193,10 +222,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     if !args.no_model {
         export::hf::check_destination(&model.checkpoint, out)?;
     }
-    match (args.method.one_shot(), options) {
-        (Some(_), Some(options)) => job.one_shot(out, &options),
-        _ => job.learn(RunFolder::create(out)?),
-    }
+    if policy { job.learn(RunFolder::create(out)?) } else { job.layered(out, options.as_ref()) }
 }
 
 /// One `prune`, with everything that needs no device opened and checked.
@@ -208,6 +234,7 @@ pub(super) struct Job<'a> {
     choice: CalibChoice,
     pub(super) calib: Option<Windows>,
     eval: Option<(Windows, usize)>,
+    stages: Vec<Stage>,
 }
 
 /// What a method has brought, for the files of the run.
@@ -215,7 +242,7 @@ pub(super) struct Made<'a> {
     pub(super) masks: MaskSet,
     pub(super) start: Option<MaskSet>,
     /// The model's weights, with those that were re-fitted.
-    pub(super) tensors: Overlay<'a>,
+    pub(super) tensors: &'a Overlay<'a>,
     pub(super) outcome: Outcome,
     pub(super) plan: Vec<PlanItem>,
     pub(super) options: Value,
@@ -234,9 +261,9 @@ impl Job<'_> {
         options: &OneShotOptions,
     ) -> Result<(WalkPlan, Option<Carried>), CliError> {
         let carried = match (&self.calib, self.args.method) {
-            (Some(windows), Method::Maskpro) => {
+            (Some(windows), _) if self.args.method.one_shot().is_none() => {
                 let windows = windows.clone().first(self.args.start.windows(windows.count()));
-                let batch = self.args.learn.batch;
+                let batch = self.args.learn.batch();
                 self.args.start.carried(&self.args.walk, kernels, self.model, options, &windows, batch)
             }
             (Some(windows), _) => {
@@ -246,6 +273,10 @@ impl Job<'_> {
             (None, _) => None,
         };
         Ok((self.walk(options, None).plan(kernels, carried)?, carried))
+    }
+
+    fn policy(&self) -> bool {
+        self.args.method == Method::Maskpro && self.stages.is_empty()
     }
 
     fn dry_run(&self, options: Option<OneShotOptions>) -> Result<Outcome, CliError> {
@@ -258,9 +289,10 @@ impl Job<'_> {
             }
             None => (None, None),
         };
-        let learning = match self.args.method {
-            Method::Maskpro => Some(self.learning_plan(&kernels)?),
-            _ => None,
+        let learning = match self.policy() {
+            true => Some(self.learning_plan(&kernels)?),
+            false if self.stages.is_empty() => None,
+            false => Some(self.stages_plan(&kernels, &self.stages)?),
         };
         show_plan(self.device, self.args, &kernels, self.selection, walk.as_ref(), learning.as_deref())?;
         match &walk {
@@ -269,59 +301,106 @@ impl Job<'_> {
         }
     }
 
-    /// Prunes layer by layer.
-    fn one_shot(&self, out: &Path, options: &OneShotOptions) -> Result<Outcome, CliError> {
+    /// Prunes layer by layer, or makes a start mask in that way, and runs the stages behind it.
+    fn layered(&self, out: &Path, options: Option<&OneShotOptions>) -> Result<Outcome, CliError> {
         let started = Instant::now();
         let gpu = self.device.open()?;
         let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
         let pattern = self.args.select.pattern;
-        let starts = match (options.method, self.args.start.file()) {
-            (OneShot::Descent, Some(path)) => Some(start_file(self.model, self.selection, pattern, path)?),
+        let given = match (options.map(|o| o.method), self.args.start.file()) {
+            (Some(OneShot::Descent) | None, Some(path)) => {
+                Some(start_file(self.model, self.selection, pattern, path)?)
+            }
             _ => None,
         };
-        let (plan, carried) = self.walk_plan(&kernels, options)?;
-        self.args.walk.check(&plan, carried)?;
-        self.device.note(|| format!("plan: {} of GPU memory, one block at a time", bytes(total(&plan.gpu))));
-        let walk = self.walk(options, starts.as_ref());
-        let windows: WalkWindows<'_> = self.calib.as_ref().zip(carried);
-        let start_path = self.args.start.file().filter(|_| starts.is_some());
+        let planned = options.map(|options| self.walk_plan(&kernels, options)).transpose()?;
+        if let Some((plan, carried)) = &planned {
+            self.args.walk.check(plan, *carried)?;
+        }
+        let (walk_plan, carried) = planned.unzip();
+        let learning = self.stages_plan(&kernels, &self.stages)?;
+        self.args.walk.check_total(total(&learning))?;
+        let plan = largest(walk_plan.as_ref(), Some(&learning)).to_vec();
+        let at_once = if self.stages.is_empty() { ", one block at a time" } else { "" };
+        self.device.note(|| format!("plan: {} of GPU memory{at_once}", bytes(total(&plan))));
+        let windows: WalkWindows<'_> = self.calib.as_ref().zip(carried.flatten());
+        let start_path = self.args.start.file().filter(|_| given.is_some());
         let choice = self.calib.as_ref().map(|_| self.choice);
-        let conditions = conditions(&walk, &kernels, choice, windows, start_path)?;
-        let provenance = self.provenance();
-        let (mut folder, mut store) = match &self.args.resume {
-            Some(run) => {
-                let store = BlockStore::open(run, &conditions, pattern, provenance.clone())?;
-                self.device.note(|| format!("{} blocks are finished", store.len()));
-                (RunFolder::reopen(run)?, store)
-            }
-            None => {
-                let folder = RunFolder::create(out)?;
-                let store = BlockStore::create(folder.path(), conditions, pattern, provenance.clone())?;
-                (folder, store)
-            }
+        let (model, selection) = (self.model, self.selection);
+        let conditions = conditions(model, selection, options, &kernels, choice, windows, start_path);
+        let mut folder = match &self.args.resume {
+            Some(run) => RunFolder::reopen(run)?,
+            None => RunFolder::create(out)?,
         };
         let stop = stop_flag()?;
         let mut commands = Commands::new(&gpu)?;
-        let walked = walk.run(&kernels, &mut commands, windows, Some((&mut store, &mut folder)), &stop)?;
-        if walked.stopped {
-            let done = format!("interrupted: {} of {} blocks are finished", store.len(), self.blocks());
-            let path = folder.path().display();
-            self.device.note(|| format!("{done}; the same command with --resume {path} goes on"));
-            return Ok(Outcome::Interrupted);
+        let mut tensors = Overlay::new(&self.model.checkpoint);
+        let (mut masks, mut reports, mut store) = (given.clone(), Vec::new(), None);
+        if let Some(options) = options {
+            let provenance = self.provenance();
+            let mut kept = match &self.args.resume {
+                Some(run) => BlockStore::open(run, &conditions, pattern, provenance)?,
+                None => BlockStore::create(folder.path(), conditions.clone(), pattern, provenance)?,
+            };
+            if self.args.resume.is_some() {
+                self.device.note(|| format!("{} blocks are finished", kept.len()));
+            }
+            let walk = self.walk(options, given.as_ref());
+            let keep = Some((&mut kept, &mut folder));
+            let walked = walk.run(&kernels, &mut commands, windows, keep, &stop)?;
+            if walked.stopped {
+                let done = format!("{} of {} blocks are finished", kept.len(), self.blocks());
+                return Ok(self.interrupted(&folder, &done));
+            }
+            kept.add_to(&mut tensors)?;
+            (masks, reports) = (Some(MaskSet { pattern, masks: walked.masks }), walked.reports);
+            store = Some(kept);
         }
+        let Some(masks) = masks else {
+            return Err(CliError::Usage("a start mask is needed: --start".into()));
+        };
+        let start = if self.stages.is_empty() { given } else { Some(masks.clone()) };
+        let staged = self.run_stages(
+            &mut folder,
+            &kernels,
+            &mut commands,
+            &self.stages,
+            masks,
+            tensors,
+            &conditions,
+            &stop,
+        )?;
+        if staged.stopped {
+            return Ok(self.interrupted(&folder, "the state of training is kept"));
+        }
+        let walk = json!(options);
+        let options = if self.stages.is_empty() {
+            walk
+        } else {
+            json!({ "walk": walk, "stages": self.stages })
+        };
         let made = Made {
-            masks: MaskSet { pattern, masks: walked.masks },
-            start: starts,
-            tensors: store.overlay(&self.model.checkpoint)?,
+            masks: staged.masks.clone(),
+            start,
+            tensors: &staged.tensors,
             outcome: Outcome::Done,
-            plan: plan.gpu,
-            options: json!(options),
-            reports: walked.reports,
+            plan,
+            options,
+            reports,
         };
         let keep_weights = made.tensors.replaces_any() && self.args.no_model;
         let outcome = self.finish(folder, &kernels, &mut commands, made, started)?;
-        store.finish(keep_weights)?;
+        staged.finish(keep_weights)?;
+        if let Some(store) = store {
+            store.finish(keep_weights)?;
+        }
         Ok(outcome)
+    }
+
+    fn interrupted(&self, folder: &RunFolder, done: &str) -> Outcome {
+        let path = folder.path().display();
+        self.device.note(|| format!("interrupted: {done}; the same command with --resume {path} goes on"));
+        Outcome::Interrupted
     }
 
     fn blocks(&self) -> usize {
@@ -348,7 +427,7 @@ impl Job<'_> {
         let provenance = self.provenance();
         MaskFile::new(made.masks.clone(), provenance.clone(), checkpoint)?.write(&folder.mask())?;
         if !self.args.no_model {
-            export::hf::write(&made.tensors, config, &made.masks, &provenance, &folder.model())?;
+            export::hf::write(made.tensors, config, &made.masks, &provenance, &folder.model())?;
         }
         let rows = self.measure(kernels, commands, &made)?;
         let changed = made.start.as_ref().map(|s| groups_changed(s, &made.masks));
@@ -404,7 +483,7 @@ impl Job<'_> {
         let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
         let embedding = Embedding::new(checkpoint, config)?;
         let dense = Streamed { kernels, config, tensors: checkpoint, embedding: &embedding };
-        let result = Streamed { tensors: &made.tensors, ..dense };
+        let result = Streamed { tensors: made.tensors, ..dense };
         let mut models = vec![("dense", dense, None)];
         models.extend(made.start.as_ref().map(|start| ("start", dense, Some(start))));
         models.push(("result", result, Some(&made.masks)));

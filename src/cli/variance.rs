@@ -66,7 +66,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         &selection,
         args.select.pattern,
         &windows,
-        args.learn.batch,
+        args.learn.batch(),
         &stop_flag()?,
     )?;
     let Some(start) = start else {

@@ -10,12 +10,14 @@ use super::CliError;
 use super::calib_args::CalibChoice;
 use super::context::{DeviceArgs, Model};
 use super::output::{Progress, bytes};
+use super::train_args::TrainedRepair;
 use crate::calib::Windows;
 use crate::gpu::{Commands, Gpu};
 use crate::kernel::Kernels;
 use crate::mask::{MaskSet, Pattern};
 use crate::model::{Config, Dtype, ModelError, Overlay, sha256_hex};
-use crate::nn::{Activations, Embedding, Keep, Place, PlanItem, total};
+use crate::nn::{Activations, Embedding, Keep, Place, PlanItem, Sizes, total};
+use crate::prune::learn::Objective;
 use crate::prune::plan::{self, Carried, WalkPlan};
 use crate::prune::{
     BlockResult, BlockStore, InputNorms, Inputs, OneShot, OneShotOptions, ProjectionReport, PruneError,
@@ -36,15 +38,30 @@ enum ActivationsArg {
     Host,
 }
 
+/// What happens to the kept weights once the mask is fixed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum RepairArg {
+    /// They stay bit-identical to the source
+    None,
+    /// Those that sparsegpt's error propagation ends with (sparsegpt only)
+    Update,
+    /// Least squares on each projection's output, row by row
+    Lstsq,
+    /// Trained so that each block's output, fed by the repaired blocks before it, meets the dense block's
+    Block,
+    /// Trained so that the model's next-token distribution meets the dense model's
+    Model,
+}
+
 /// Options of the one-shot methods, and of start masks made by them.
 #[derive(clap::Args)]
 pub(super) struct WalkArgs {
     /// What the inputs of a projection have seen when its statistics are taken
     #[arg(long, value_enum, default_value_t = Inputs::Pruned)]
     inputs: Inputs,
-    /// What happens to the kept weights once the mask is fixed
-    #[arg(long, value_enum, default_value_t = Repair::None)]
-    repair: Repair,
+    /// What happens to the kept weights once the mask is fixed; several, with commas, follow each other
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "none")]
+    repair: Vec<RepairArg>,
     /// Damping of the least squares of --repair lstsq, as a share of the mean of the Gram matrix's diagonal
     #[arg(long, value_name = "SHARE", default_value_t = 3e-2)]
     repair_damp: f64,
@@ -74,7 +91,8 @@ impl WalkArgs {
         start: StartMask,
     ) -> Result<OneShotOptions, CliError> {
         let bad = |what: &str| Err(CliError::Usage(what.to_string()));
-        if self.repair == Repair::Update && method != OneShot::SparseGpt {
+        let repair = self.one_shot_repair();
+        if repair == Repair::Update && method != OneShot::SparseGpt {
             return bad("--repair update belongs to --method sparsegpt; the others take --repair lstsq");
         }
         let share = |v: f64| v.is_finite() && v >= 0.0;
@@ -89,7 +107,7 @@ impl WalkArgs {
         }
         Ok(OneShotOptions {
             start,
-            repair: self.repair,
+            repair,
             inputs: self.inputs,
             damp: self.damp,
             repair_damp: self.repair_damp,
@@ -99,7 +117,27 @@ impl WalkArgs {
         })
     }
 
-    fn budget(&self) -> Option<u64> {
+    /// The repair that belongs to the walk.
+    pub(super) fn one_shot_repair(&self) -> Repair {
+        let of = |arg: &RepairArg| match arg {
+            RepairArg::Update => Some(Repair::Update),
+            RepairArg::Lstsq => Some(Repair::Lstsq),
+            _ => None,
+        };
+        self.repair.iter().find_map(of).unwrap_or(Repair::None)
+    }
+
+    /// The repairs that train, in their order.
+    pub(super) fn trained_repairs(&self) -> Vec<TrainedRepair> {
+        let of = |arg: &RepairArg| match arg {
+            RepairArg::Block => Some(TrainedRepair(Objective::Block)),
+            RepairArg::Model => Some(TrainedRepair(Objective::Model)),
+            _ => None,
+        };
+        self.repair.iter().filter_map(of).collect()
+    }
+
+    pub(super) fn budget(&self) -> Option<u64> {
         self.gpu_memory.map(|g| (g * f64::from(1 << 30)) as u64)
     }
 
@@ -125,6 +163,19 @@ impl WalkArgs {
             carried.fit(gpu, config, budget / 2);
         }
         carried
+    }
+
+    /// Refuses a stage that needs more than may be used.
+    pub(super) fn check_total(&self, needed: u64) -> Result<(), CliError> {
+        match self.budget() {
+            Some(budget) if needed > budget => Err(CliError::Usage(format!(
+                "the plan takes {} of device memory, --gpu-memory allows {}: use a smaller --batch, a shorter --window, \
+                 --activations host, --blocks streamed, or the block objective",
+                bytes(needed),
+                bytes(budget)
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a plan that is larger than what may be used, with what to change.
@@ -321,15 +372,16 @@ fn line(report: &ProjectionReport) -> String {
     out
 }
 
-/// All that the masks of a walk depend on, as the manifest of a run keeps it.
+/// All that masks depend on, as the manifest of a run keeps it; `options` of the walk, where there is one.
 pub(super) fn conditions(
-    walk: &Walk<'_>,
+    model: &Model,
+    selection: &Selection,
+    options: Option<&OneShotOptions>,
     kernels: &Kernels<'_>,
     choice: Option<CalibChoice>,
     windows: WalkWindows<'_>,
     start_file: Option<&Path>,
-) -> Result<Map<String, Value>, CliError> {
-    let model = walk.model;
+) -> Map<String, Value> {
     let config = std::fs::read(model.folder.join("config.json")).unwrap_or_default();
     let shards: Vec<Value> =
         model.checkpoint.files().iter().map(|s| json!([s.file_name(), s.len()])).collect();
@@ -340,21 +392,15 @@ pub(super) fn conditions(
     put("version", env!("CARGO_PKG_VERSION").into());
     put("config.json", sha256_hex(&config).into());
     put("weight files", shards.into());
-    put("pattern", json!(walk.options.pattern));
-    if let Value::Object(options) = json!(walk.options) {
+    if let Value::Object(options) = json!(options) {
         for (key, value) in options {
             put(&key, value);
         }
     }
-    let names: Vec<&str> = walk.selection.pruned.iter().map(|(_, p)| p.name.as_str()).collect();
+    let names: Vec<&str> = selection.pruned.iter().map(|(_, p)| p.name.as_str()).collect();
     put("projections", sha256_hex(names.join("\n").as_bytes()).into());
-    if let (Some(choice), Some((windows, carried))) = (choice, windows) {
-        put("windows", windows.count().into());
-        put("window", windows.window().into());
+    if let Some(choice) = choice {
         put("segments", choice.name().into());
-        put("calibration tokens", sha256_hex(bytemuck::cast_slice(windows.tokens())).into());
-        let sizes = carried.sizes(kernels.gpu(), &model.config);
-        put("windows in a batch", sizes.layout.windows.into());
     }
     if let Some(path) = start_file {
         let bytes = std::fs::read(path).unwrap_or_default();
@@ -362,7 +408,19 @@ pub(super) fn conditions(
     }
     put("adapter", kernels.gpu().describe().into());
     put("preset", kernels.preset().name.into());
-    Ok(out)
+    if let Some((windows, carried)) = windows {
+        put_windows(&mut out, windows, &carried.sizes(kernels.gpu(), &model.config));
+    }
+    out
+}
+
+/// The windows among what masks depend on.
+pub(super) fn put_windows(conditions: &mut Map<String, Value>, windows: &Windows, sizes: &Sizes) {
+    let tokens = sha256_hex(bytemuck::cast_slice(windows.tokens()));
+    conditions.insert("windows".into(), windows.count().into());
+    conditions.insert("window".into(), windows.window().into());
+    conditions.insert("calibration tokens".into(), tokens.into());
+    conditions.insert("windows in a batch".into(), sizes.layout.windows.into());
 }
 
 /// Rows of a plan for a table.

@@ -46,6 +46,14 @@ impl<'a> Overlay<'a> {
         Ok(())
     }
 
+    /// Lets the files that `other` maps replace tensors here too.
+    ///
+    /// # Errors
+    /// As [`Overlay::add`].
+    pub fn extend(&mut self, other: &Overlay<'_>) -> Result<(), ModelError> {
+        other.shards.iter().try_for_each(|shard| self.add(shard.path()))
+    }
+
     /// Whether a tensor is replaced.
     pub fn replaces(&self, name: &str) -> bool {
         self.places.contains_key(name)

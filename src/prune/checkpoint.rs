@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::PruneError;
+use super::{Learned, PruneError};
 use super::oneshot::ProjectionReport;
 use super::schedule::BlockResult;
 use crate::fsio;
@@ -29,6 +29,9 @@ struct Entry {
     /// Whether kept weights changed, so that there is a file of them.
     repaired: bool,
     projections: Vec<ProjectionReport>,
+    /// What training made of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    learned: Option<Learned>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -143,6 +146,11 @@ impl BlockStore {
         self.manifest.blocks.iter().flat_map(|b| &b.projections)
     }
 
+    /// What training made of the finished blocks.
+    pub fn learned(&self) -> impl Iterator<Item = &Learned> {
+        self.manifest.blocks.iter().filter_map(|b| b.learned.as_ref())
+    }
+
     /// Keeps a finished block, which must be the next one.
     ///
     /// # Errors
@@ -168,6 +176,7 @@ impl BlockStore {
             block: result.block,
             repaired: !result.weights.is_empty(),
             projections: result.reports.clone(),
+            learned: result.learned.clone(),
         });
         self.write_manifest()
     }
@@ -195,10 +204,19 @@ impl BlockStore {
     /// A damaged file.
     pub fn overlay<'a>(&self, checkpoint: &'a Checkpoint) -> Result<Overlay<'a>, PruneError> {
         let mut overlay = Overlay::new(checkpoint);
+        self.add_to(&mut overlay)?;
+        Ok(overlay)
+    }
+
+    /// Lets the weights that finished blocks changed replace those of `overlay`.
+    ///
+    /// # Errors
+    /// A damaged file.
+    pub fn add_to(&self, overlay: &mut Overlay<'_>) -> Result<(), PruneError> {
         for entry in self.manifest.blocks.iter().filter(|b| b.repaired) {
             overlay.add(&self.weights_path(entry.block))?;
         }
-        Ok(overlay)
+        Ok(())
     }
 
     /// Removes the files of the blocks, unless they hold weights that are nowhere else, and the manifest.

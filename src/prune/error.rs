@@ -34,6 +34,30 @@ pub enum PruneError {
     /// Files of the run folder.
     #[error(transparent)]
     Files(#[from] FsError),
+    /// A loss that is not finite during training.
+    #[error("training {place}: the loss is {loss} at step {step}; use a lower --rate")]
+    Diverged {
+        /// What was trained.
+        place: String,
+        /// The step.
+        step: u32,
+        /// The loss.
+        loss: f64,
+    },
+    /// A minibatch that does not go through the model in equal parts.
+    #[error("--batch {batch} is not a multiple of the {together} windows that go through a block together")]
+    Batch {
+        /// Windows of a minibatch.
+        batch: usize,
+        /// Windows that fit.
+        together: usize,
+    },
+    /// A snapshot of other tensors.
+    #[error("the kept state of training lacks {tensor} or has it in another size; begin the run anew with --out")]
+    Snapshot {
+        /// The buffer that it lacks.
+        tensor: String,
+    },
     /// A projection whose rows do not divide into groups.
     #[error(
         "{projection} has {cols} input features, which do not divide into groups of {m}; choose another pattern, or leave \

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod error;
+pub mod learn;
 pub mod maskpro;
 mod oneshot;
 pub mod plan;
@@ -14,6 +15,7 @@ pub mod variance;
 
 pub use checkpoint::BlockStore;
 pub use error::PruneError;
+pub use learn::Learned;
 pub use oneshot::{Input, Inputs, OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
 pub use run::{EvalRow, RunFolder};
 pub use schedule::{BlockResult, Schedule, Watch};

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::oneshot::{Input, Inputs, OneShotOptions, ProjectionReport};
 use super::solver::Solver;
-use super::{PruneError, Selection};
+use super::{Learned, PruneError, Selection};
 use crate::gpu::Commands;
 use crate::kernel::{Kernels, MaskBuffer, Square};
 use crate::mask::{BitMask, MaskSet};
@@ -29,6 +29,8 @@ pub struct BlockResult {
     pub reports: Vec<ProjectionReport>,
     /// Squared norms of the features of each [`Input`], where they were needed.
     pub squared_norms: [Option<Vec<f32>>; 4],
+    /// What training made of it; of the whole model in block 0.
+    pub learned: Option<Learned>,
 }
 
 /// Who watches a walk.

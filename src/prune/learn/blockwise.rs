@@ -10,13 +10,14 @@ use std::time::Instant;
 use super::options::{Stage, Trains};
 use super::sink::GradientSpace;
 use super::state::BlockState;
-use super::{LearnWatch, Snapshot, StepReport, minibatch_order};
+use super::steps::Minibatch;
+use super::{LearnWatch, Snapshot, StepReport, copy_rows, minibatch_order};
 use crate::gpu::{Buffer, Commands};
-use crate::kernel::{Activation, Kernels, Layout, Masking, Rows, f32_bytes};
+use crate::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, Rows, f32_bytes};
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Checkpoint, Config, Overlay, ProjectionKind};
-use crate::nn::{Activations, BlockWeights, NnError, Sizes, TrainPass, TrainSpace};
-use crate::prune::{BlockLearned, BlockResult, PruneError, Selection};
+use crate::nn::{Access, Activations, BlockWeights, Sizes, TrainLinear, TrainPass, TrainSpace};
+use crate::prune::{BlockResult, Learned, PruneError, Selection};
 
 /// A walk over the blocks that trains each.
 pub struct Blockwise<'a, 'g> {
@@ -93,7 +94,7 @@ impl<'g> Blockwise<'_, 'g> {
             copy: Activation::new(gpu, "activations:output", hidden, t4)?,
             errors: gpu.alloc("activations:errors", f32_bytes(1, 4 * t4))?,
         };
-        let parts = self.parts(&sizes)?;
+        let parts = self.stage.parts(&sizes)?;
         let sums = parts > 1 || sizes.pieces().count() > 1;
         let gradients = GradientSpace::new(gpu, self.config, sums)?;
         for index in 0..self.config.num_layers {
@@ -129,21 +130,12 @@ impl<'g> Blockwise<'_, 'g> {
         Ok(())
     }
 
-    /// Batches that a minibatch consists of.
-    fn parts(&self, sizes: &Sizes) -> Result<usize, PruneError> {
-        let together = sizes.layout.windows;
-        if !self.stage.batch.is_multiple_of(together) {
-            return Err(PruneError::Batch { batch: self.stage.batch, together });
-        }
-        Ok(self.stage.batch / together)
-    }
-
     pub(super) fn pass<'a>(
         &'a self,
         space: &'a Space,
         block: &'a BlockWeights,
         layout: Layout,
-        linears: [crate::nn::TrainLinear<'a>; ProjectionKind::ALL.len()],
+        linears: [TrainLinear<'a>; ProjectionKind::ALL.len()],
     ) -> TrainPass<'a, 'g> {
         TrainPass { kernels: self.kernels, config: self.config, ws: &space.train, layout, block, linears }
     }
@@ -157,7 +149,7 @@ impl<'g> Blockwise<'_, 'g> {
         dense: &mut Activations<'g>,
     ) -> Result<f64, PruneError> {
         let mut energy = 0.0;
-        let access = crate::nn::Access { load_x: true, save_x: true, ..Default::default() };
+        let access = Access { load_x: true, save_x: true, ..Default::default() };
         dense.each(c, access, |c, batch| {
             let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
             let pass =
@@ -196,7 +188,7 @@ impl<'g> Blockwise<'_, 'g> {
         streams: &mut Streams<'g>,
     ) -> Result<(), PruneError> {
         let buffers = self.mask_buffers(block.index, masks)?;
-        let access = crate::nn::Access { load_x: true, save_x: true, ..Default::default() };
+        let access = Access { load_x: true, save_x: true, ..Default::default() };
         streams.pruned.each(c, access, |c, batch| {
             let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
             let linears =
@@ -211,11 +203,11 @@ impl<'g> Blockwise<'_, 'g> {
         &self,
         index: usize,
         masks: &BTreeMap<String, BitMask>,
-    ) -> Result<Vec<Option<crate::kernel::MaskBuffer>>, PruneError> {
+    ) -> Result<Vec<Option<MaskBuffer>>, PruneError> {
         let names = ProjectionKind::ALL.map(|kind| self.config.projection(index, kind).name);
         let upload = |name: &String| {
             let mask = masks.get(name).or_else(|| self.start.get(name));
-            mask.map(|m| crate::kernel::MaskBuffer::upload(self.kernels.gpu(), "masks:block", m)).transpose()
+            mask.map(|m| MaskBuffer::upload(self.kernels.gpu(), "masks:block", m)).transpose()
         };
         Ok(names.iter().map(upload).collect::<Result<_, _>>()?)
     }
@@ -284,24 +276,25 @@ impl<'g> Blockwise<'_, 'g> {
                 }
             }
             let at = Instant::now();
-            let minibatch = minibatch_order(stage.seed, index, step, minibatches);
+            let number = minibatch_order(stage.seed, index, step, minibatches);
+            let minibatch = Minibatch { number, parts };
             let loss = match stage.trains {
                 Trains::MaskPro => {
-                    let start = match baseline[minibatch] {
+                    let start = match baseline[number] {
                         Some(loss) => loss,
                         None => {
                             let buffers = self.mask_buffers(index, &own)?;
                             let linears = block
                                 .weights
                                 .train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
-                            *baseline[minibatch].insert(
-                                self.loss(c, space, block, streams, linears, minibatch, parts)?,
+                            *baseline[number].insert(
+                                self.loss(c, space, block, streams, linears, minibatch)?,
                             )
                         }
                     };
-                    self.draw(c, space, block, streams, &state, step, (minibatch, parts), start, &mut tracker)?
+                    self.draw(c, space, block, streams, &state, step, minibatch, start, &mut tracker)?
                 }
-                _ => self.descend(c, space, gradients, block, streams, &state, step, minibatch, parts)?,
+                _ => self.descend(c, space, gradients, block, streams, &state, step, minibatch)?,
             };
             if !loss.is_finite() {
                 return Err(PruneError::Diverged { place: format!("block {index}"), step, loss });
@@ -309,7 +302,7 @@ impl<'g> Blockwise<'_, 'g> {
             let seconds = at.elapsed().as_secs_f64();
             watch.step(&StepReport { block: Some(index), step, steps: stage.steps, loss, seconds })?;
         }
-        self.finish(c, space, block, streams, &state, own, before, started)
+        self.finish(c, space, block, streams, state, own, before, started)
     }
 
     /// Mask and weights that training has come to, unless those of the start are better.
@@ -320,7 +313,7 @@ impl<'g> Blockwise<'_, 'g> {
         space: &Space,
         block: &Block<'_>,
         streams: &Streams<'g>,
-        state: &BlockState,
+        state: BlockState,
         start: BTreeMap<String, BitMask>,
         before: f64,
         started: Instant,
@@ -330,6 +323,8 @@ impl<'g> Blockwise<'_, 'g> {
         masks.extend(state.masks(c, stage)?);
         let set = MaskSet { pattern: stage.pattern, masks: masks.clone() };
         let weights = state.weights(c, stage, self.dense, &set)?;
+        // Room for the trained weights as they are stored.
+        drop(state);
         let trained = if weights.is_empty() {
             None
         } else {
@@ -343,8 +338,8 @@ impl<'g> Blockwise<'_, 'g> {
             .filter_map(|(name, mask)| Some(mask.groups_changed(start.get(name)?, stage.pattern)))
             .sum();
         let kept = after.is_finite() && after <= before;
-        let learned = BlockLearned {
-            block: index,
+        let learned = Learned {
+            block: Some(index),
             start: before,
             error: after,
             kept,
@@ -360,8 +355,4 @@ impl<'g> Blockwise<'_, 'g> {
             Ok((result, None))
         }
     }
-}
-
-fn copy_rows(c: &mut Commands<'_>, from: Rows<'_>, to: Rows<'_>) -> Result<(), PruneError> {
-    Ok(c.copy(from.buffer, 0, to.buffer, 0, f32_bytes(from.count, 4 * from.t4))?)
 }

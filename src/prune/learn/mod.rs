@@ -20,8 +20,10 @@ use std::collections::BTreeMap;
 use std::num::NonZero;
 
 use crate::calib::{PythonRandom, Windows};
-use crate::model::{ModelError, TensorView};
-use crate::nn::{TensorSource, Tensors};
+use crate::gpu::Commands;
+use crate::kernel::{Activation, Kernels, Masking, Rows, f32_bytes};
+use crate::model::{Checkpoint, Config, ModelError, TensorView};
+use crate::nn::{Access, Activations, BlockWeights, TensorSource, Tensors, TrainPass, TrainSpace};
 use crate::prune::{BlockResult, PruneError};
 
 /// One step, for whoever watches.
@@ -37,6 +39,24 @@ pub struct StepReport {
     /// The minibatch's loss before the step: squared error as a share of the block's update, or nats per token.
     pub loss: f64,
     /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// How a block, or the model, came out of a stage. Errors are the mean over all calibration windows under strict masks, in the units
+/// of [`StepReport::loss`].
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Learned {
+    /// The block; none for the whole model.
+    pub block: Option<usize>,
+    /// Error with the masks and weights that it started from.
+    pub start: f64,
+    /// Error with those that it came to.
+    pub error: f64,
+    /// Whether the latter are taken: not where they are worse.
+    pub kept: bool,
+    /// Groups whose mask changed.
+    pub groups_changed: u64,
+    /// Seconds.
     pub seconds: f64,
 }
 
@@ -66,6 +86,39 @@ pub trait LearnWatch {
     /// # Errors
     /// What keeping it reports; ends the stage.
     fn block(&mut self, result: &BlockResult) -> Result<(), PruneError>;
+}
+
+/// Replaces the residual stream of all windows by what the dense model's last block puts out.
+///
+/// # Errors
+/// What the device reports.
+pub fn dense_outputs<'g>(
+    kernels: &Kernels<'g>,
+    c: &mut Commands<'g>,
+    config: &Config,
+    dense: &Checkpoint,
+    stream: &mut Activations<'g>,
+) -> Result<(), PruneError> {
+    let (gpu, sizes) = (kernels.gpu(), stream.sizes().clone());
+    let ws = TrainSpace::new(gpu, config, &sizes)?;
+    let y = Activation::new(gpu, "activations:output", config.hidden_size, sizes.layout.t4())?;
+    for index in 0..config.num_layers {
+        let block = BlockWeights::upload(gpu, dense, config, index)?;
+        let linears = block.train_linears(|_| Masking::Dense);
+        let access = Access { load_x: true, save_x: true, ..Default::default() };
+        stream.each(c, access, |c, batch| {
+            let layout = batch.layout;
+            let pass = TrainPass { kernels, config, ws: &ws, layout, block: &block, linears };
+            let y = y.rows(0, config.hidden_size, layout.t4())?;
+            pass.forward(c, batch.x, y)?;
+            copy_rows(c, y, batch.x)
+        })?;
+    }
+    Ok(())
+}
+
+fn copy_rows(c: &mut Commands<'_>, from: Rows<'_>, to: Rows<'_>) -> Result<(), PruneError> {
+    Ok(c.copy(from.buffer, 0, to.buffer, 0, f32_bytes(from.count, 4 * from.t4))?)
 }
 
 /// A checkpoint with some tensors replaced in memory.

@@ -188,6 +188,13 @@ impl Stage {
         }
     }
 
+    /// The defaults of a stage that learns a mask; `later` behind another stage that has learned one.
+    pub fn learning(pattern: Pattern, trains: Trains, objective: Objective, later: bool) -> Self {
+        let stage = Self::new(pattern, trains, objective);
+        let _ = later;
+        stage
+    }
+
     /// The numbers of step `step`, from 0.
     pub fn at(&self, step: u32) -> At {
         let last = self.steps.saturating_sub(1).max(1);

@@ -54,7 +54,8 @@ impl Snapshot {
             path: path.into(),
             problem: "the state of training in it is damaged".into(),
         };
-        let number = |key: &str| -> Option<u64> { shard.metadata(key)?.parse().ok() };
+        let value = |key: &str| shard.metadata().iter().find(|(k, _)| k == key).map(|(_, v)| v);
+        let number = |key: &str| -> Option<u64> { value(key)?.parse().ok() };
         let (block, step, tracker) = match (number("block"), number("step"), number("tracker")) {
             (Some(block), Some(step), Some(tracker)) => (block, step, tracker),
             _ => return Err(damaged()),

@@ -1,0 +1,351 @@
+//! The stages of a run that learn by backpropagation: what runs, what is kept of it, what is shown.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use super::CliError;
+use super::output::Progress;
+use super::prune::Job;
+use super::walk::put_windows;
+use crate::calib::Windows;
+use crate::gpu::Commands;
+use crate::kernel::Kernels;
+use crate::mask::MaskSet;
+use crate::model::{Checkpoint, Dtype, ModelError, Overlay};
+use crate::nn::{Activations, Embedding, Keep, Place, PlanItem, Sizes, total};
+use crate::prune::learn::plan::Planned;
+use crate::prune::learn::{
+    Blockwise, EndToEnd, LearnWatch, ModelLoss, Objective, Residency, Snapshot, Stage, StepReport, Streams,
+    dense_outputs, shuffled,
+};
+use crate::prune::plan::Carried;
+use crate::prune::{BlockResult, BlockStore, Learned, PruneError, RunFolder};
+
+/// The state of training in the middle, in the folder of a stage.
+const STATE: &str = "training.safetensors";
+
+/// What the stages have come to.
+pub(super) struct Staged<'a> {
+    pub(super) masks: MaskSet,
+    pub(super) tensors: Overlay<'a>,
+    pub(super) stopped: bool,
+    stores: Vec<BlockStore>,
+}
+
+impl Staged<'_> {
+    /// Removes what was kept for `--resume`, unless it holds weights that are nowhere else.
+    pub(super) fn finish(self, keep_weights: bool) -> Result<(), CliError> {
+        for store in self.stores {
+            store.finish(keep_weights)?;
+        }
+        Ok(())
+    }
+}
+
+/// How windows go through a stage.
+pub(super) struct Flow {
+    pub(super) windows: Windows,
+    pub(super) sizes: Sizes,
+    pub(super) place: Place,
+    pub(super) residency: Residency,
+}
+
+impl Job<'_> {
+    /// Windows, batches and places of a stage.
+    pub(super) fn flow(&self, kernels: &Kernels<'_>, stage: &Stage) -> Result<Flow, CliError> {
+        let Some(windows) = &self.calib else {
+            let message = format!("--method {} needs --calib TEXT", self.args.method.name());
+            return Err(CliError::Usage(message));
+        };
+        let windows = shuffled(windows, stage.seed, stage.batch)?;
+        let (gpu, config, length) = (kernels.gpu(), &self.model.config, windows.window());
+        let mut carried = self.args.walk.carried(gpu, config, windows.count(), length, None);
+        // As many windows at once as divide a minibatch.
+        let most = carried.sizes(gpu, config).layout.windows.min(stage.batch);
+        let together = (1..=most).rev().find(|n| stage.batch.is_multiple_of(*n)).unwrap_or(1);
+        carried = Carried { together, ..carried };
+        let sizes = carried.sizes(gpu, config);
+        let mut flow =
+            Flow { windows, sizes, place: carried.place, residency: Residency::Resident };
+        flow.residency = match (self.args.train.blocks, self.args.walk.budget()) {
+            (Some(given), _) => given,
+            (None, Some(budget)) if total(&self.stage_plan(kernels, stage, &flow)?) > budget => {
+                Residency::Streamed
+            }
+            (None, _) => Residency::Resident,
+        };
+        Ok(flow)
+    }
+
+    /// Device memory of a stage.
+    pub(super) fn stage_plan(
+        &self,
+        kernels: &Kernels<'_>,
+        stage: &Stage,
+        flow: &Flow,
+    ) -> Result<Vec<PlanItem>, CliError> {
+        let checkpoint = &self.model.checkpoint;
+        let dtype = |name: &str| -> Result<Dtype, ModelError> { Ok(checkpoint.tensor(name)?.dtype) };
+        let planned = Planned {
+            kernels,
+            config: &self.model.config,
+            dtype: &dtype,
+            selection: self.selection,
+            sizes: &flow.sizes,
+            windows: flow.windows.count(),
+            place: flow.place,
+            residency: flow.residency,
+        };
+        Ok(planned.memory(stage)?)
+    }
+
+    /// The plan of the stage that takes most.
+    pub(super) fn stages_plan(&self, kernels: &Kernels<'_>, stages: &[Stage]) -> Result<Vec<PlanItem>, CliError> {
+        let mut most = Vec::new();
+        for stage in stages {
+            let plan = self.stage_plan(kernels, stage, &self.flow(kernels, stage)?)?;
+            if total(&plan) > total(&most) {
+                most = plan;
+            }
+        }
+        Ok(most)
+    }
+
+    /// Runs the stages behind each other; each goes on from where an interrupted run left it.
+    #[allow(clippy::too_many_arguments)] // the state of a run
+    pub(super) fn run_stages<'a, 'g>(
+        &'a self,
+        folder: &mut RunFolder,
+        kernels: &Kernels<'g>,
+        c: &mut Commands<'g>,
+        stages: &[Stage],
+        start: MaskSet,
+        tensors: Overlay<'a>,
+        conditions: &Map<String, Value>,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Staged<'a>, CliError> {
+        let mut staged = Staged { masks: start, tensors, stopped: false, stores: Vec::new() };
+        for (number, stage) in stages.iter().enumerate() {
+            let what = format!("{} on the {} objective", name(stage), objective(stage));
+            self.device.note(|| format!("stage {}: {what}", number + 1));
+            let flow = self.flow(kernels, stage)?;
+            let path = folder.path().join(format!("stage{}", number + 1));
+            let mut conditions = conditions.clone();
+            conditions.insert("stage".into(), json!(stage));
+            conditions.insert("blocks".into(), json!(flow.residency));
+            put_windows(&mut conditions, &flow.windows, &flow.sizes);
+            let (pattern, provenance) = (stage.pattern, self.provenance());
+            let store = if path.join("manifest.json").exists() {
+                BlockStore::open(&path, &conditions, pattern, provenance)?
+            } else {
+                std::fs::create_dir_all(&path)
+                    .map_err(|source| PruneError::RunFolder { path: path.clone(), source })?;
+                BlockStore::create(&path, conditions, pattern, provenance)?
+            };
+            for learned in store.learned() {
+                folder.metric(&metric(number, json!(learned)))?;
+            }
+            let layers = self.model.config.num_layers;
+            let total = match stage.objective {
+                Objective::Model => u64::from(stage.steps),
+                _ => layers as u64,
+            };
+            let mut keeper = Keeper {
+                checkpoint: &self.model.checkpoint,
+                number,
+                state: path.join(STATE),
+                bar: Progress::new(&what, total, self.device.quiet),
+                steps: None,
+                store,
+                folder: &mut *folder,
+                stop: stop.clone(),
+                kept: Instant::now(),
+                every: Duration::from_secs(self.args.train.keep_every),
+                layers,
+                by_block: stage.objective != Objective::Model,
+            };
+            if keeper.store.len() < layers {
+                match self.stage(kernels, c, stage, flow, &staged, &mut keeper) {
+                    Err(CliError::Prune(PruneError::Stopped)) => staged.stopped = true,
+                    other => other?,
+                }
+            }
+            let Keeper { bar, steps, store, .. } = keeper;
+            steps.into_iter().for_each(Progress::end);
+            bar.end();
+            if staged.stopped {
+                return Ok(staged);
+            }
+            for masks in store.masks(&self.model.checkpoint)? {
+                staged.masks.masks.extend(masks);
+            }
+            store.add_to(&mut staged.tensors)?;
+            staged.stores.push(store);
+        }
+        Ok(staged)
+    }
+
+    fn stage<'g>(
+        &self,
+        kernels: &Kernels<'g>,
+        c: &mut Commands<'g>,
+        stage: &Stage,
+        flow: Flow,
+        staged: &Staged<'_>,
+        keeper: &mut Keeper<'_>,
+    ) -> Result<(), CliError> {
+        let (gpu, config, checkpoint) = (kernels.gpu(), &self.model.config, &self.model.checkpoint);
+        let embedding = Embedding::new(checkpoint, config)?;
+        let stream = || {
+            let tokens = flow.windows.tokens();
+            let sizes = flow.sizes.clone();
+            Activations::embed(gpu, config, &embedding, tokens, sizes, flow.place, Keep::Residual)
+        };
+        if stage.objective == Objective::Model {
+            let dense = match stage.loss {
+                ModelLoss::Kl => {
+                    let mut stream = stream()?;
+                    dense_outputs(kernels, c, config, checkpoint, &mut stream)?;
+                    Some(stream)
+                }
+                ModelLoss::Lm => None,
+            };
+            let learner = EndToEnd {
+                kernels,
+                config,
+                dense: checkpoint,
+                tensors: &staged.tensors,
+                embedding: &embedding,
+                selection: self.selection,
+                stage,
+                start: &staged.masks,
+                residency: flow.residency,
+            };
+            return Ok(learner.run(c, &flow.windows, flow.sizes.clone(), dense.as_ref(), keeper)?);
+        }
+        let streams = Streams { pruned: stream()?, dense: stream()? };
+        let finished = keeper.store.masks(checkpoint)?;
+        let mut tensors = Overlay::new(checkpoint);
+        tensors.extend(&staged.tensors)?;
+        keeper.store.add_to(&mut tensors)?;
+        let learner = Blockwise {
+            kernels,
+            config,
+            dense: checkpoint,
+            tensors: &tensors,
+            selection: self.selection,
+            stage,
+            start: &staged.masks,
+        };
+        Ok(learner.run(c, streams, &finished, keeper)?)
+    }
+}
+
+/// "relaxed".
+fn name(stage: &Stage) -> String {
+    json!(stage.trains).as_str().unwrap_or_default().to_string()
+}
+
+fn objective(stage: &Stage) -> String {
+    json!(stage.objective).as_str().unwrap_or_default().to_string()
+}
+
+fn metric(number: usize, mut line: Value) -> Value {
+    line["stage"] = json!(number + 1);
+    line
+}
+
+/// Shows the progress of a stage and keeps what it brings.
+struct Keeper<'a> {
+    checkpoint: &'a Checkpoint,
+    number: usize,
+    state: PathBuf,
+    bar: Progress,
+    /// Steps of a block.
+    steps: Option<Progress>,
+    store: BlockStore,
+    folder: &'a mut RunFolder,
+    stop: Arc<AtomicBool>,
+    kept: Instant,
+    every: Duration,
+    /// Blocks of the model, and whether they are trained one by one.
+    layers: usize,
+    by_block: bool,
+}
+
+impl Keeper<'_> {
+    fn learned(&mut self, learned: &Learned) -> Result<(), PruneError> {
+        self.folder.metric(&metric(self.number, json!(learned)))?;
+        let place = learned.block.map_or("model".into(), |b| format!("block {b}"));
+        let taken = if learned.kept { "" } else { "; the start is kept" };
+        let Learned { start, error, groups_changed, .. } = learned;
+        self.bar.line(|| {
+            format!("{place}: error {start:.5} -> {error:.5}, {groups_changed} groups changed{taken}")
+        });
+        Ok(())
+    }
+}
+
+impl LearnWatch for Keeper<'_> {
+    fn stop(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn due(&self) -> bool {
+        !self.every.is_zero() && self.kept.elapsed() >= self.every
+    }
+
+    fn keep(&mut self, snapshot: &Snapshot) -> Result<(), PruneError> {
+        self.kept = Instant::now();
+        snapshot.write(&self.state)
+    }
+
+    fn resume(&mut self, block: usize) -> Result<Option<Snapshot>, PruneError> {
+        Ok(Snapshot::read(&self.state)?.filter(|s| s.block == block))
+    }
+
+    fn step(&mut self, report: &StepReport) -> Result<(), PruneError> {
+        self.folder.metric(&metric(self.number, json!(report)))?;
+        let done = u64::from(report.step + 1);
+        let loss = || format!("loss {:.5}", report.loss);
+        match report.block {
+            Some(block) => {
+                let bar = &self.bar;
+                let steps = self
+                    .steps
+                    .get_or_insert_with(|| bar.inner(format!("block {block}"), u64::from(report.steps)));
+                steps.at(done, loss);
+            }
+            None => self.bar.at(done, loss),
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, result: &BlockResult) -> Result<(), PruneError> {
+        if let Some(steps) = self.steps.take() {
+            steps.end();
+        }
+        let done = result.block as u64 + 1;
+        if result.block < self.store.len() {
+            // A model's blocks come together: an interruption between them had kept this one.
+            return Ok(());
+        }
+        self.store.add(self.checkpoint, result)?;
+        if let Some(learned) = &result.learned {
+            self.learned(learned)?;
+            if learned.block.is_some() {
+                self.bar.at(done, || format!("{done} blocks done"));
+            }
+        }
+        let last = self.store.len() == self.layers;
+        if self.state.exists() && (self.by_block || last) {
+            std::fs::remove_file(&self.state)
+                .map_err(|source| PruneError::RunFolder { path: self.state.clone(), source })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,239 @@
+//! Options of the methods that learn by backpropagation, and of the repairs that train.
+
+use std::str::FromStr;
+
+use super::CliError;
+use super::method_args::MaskProArgs;
+use super::prune::Method;
+use crate::kernel::StateType;
+use crate::mask::Pattern;
+use crate::prune::learn::{ModelLoss, Objective, Residency, Stage, Trains};
+
+/// A whole run in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(super) enum Recipe {
+    /// Exact group descent: seconds to minutes
+    Fast,
+    /// Descent, then masks learned block by block, then on the whole model: what comes out best on held-out text
+    Best,
+}
+
+/// "1:0.1": a number at the first and at the last step.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) struct Span(f32, f32);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |part: &str| part.trim().parse::<f32>().ok().filter(|v| v.is_finite() && *v > 0.0);
+        let (first, last) = text.split_once(':').unwrap_or((text, text));
+        match (number(first), number(last)) {
+            (Some(first), Some(last)) => Ok(Self(first, last)),
+            _ => Err("two positive numbers FIRST:LAST are needed, or one".into()),
+        }
+    }
+}
+
+/// A repair that trains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct TrainedRepair(pub(super) Objective);
+
+#[derive(clap::Args)]
+pub(super) struct TrainArgs {
+    /// What a learned mask minimises; several, with commas, follow each other
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "OBJECTIVE")]
+    objective: Vec<Objective>,
+    /// Loss of the model objective [default: kl, of maskllm and proxsparse lm]
+    #[arg(long, value_enum)]
+    loss: Option<ModelLoss>,
+    /// A whole run in one word: sets --method, --start and --objective
+    #[arg(long, value_enum)]
+    pub(super) recipe: Option<Recipe>,
+    /// relaxed: train mask and weights together; the kept weights change
+    #[arg(long)]
+    joint: bool,
+    /// Temperature of the soft masks at the first and the last step of each objective
+    #[arg(long, value_name = "FIRST:LAST", value_delimiter = ',')]
+    temperature: Vec<Span>,
+    /// relaxed: scale of the Gumbel noise on the logits, which falls to 0 over the steps
+    #[arg(long, value_name = "SCALE", value_delimiter = ',')]
+    noise: Vec<f32>,
+    /// relaxed: logits and moments of the optimiser in 32 or in 16 bits
+    #[arg(long, value_enum, default_value_t = StateType::F32)]
+    state: StateType,
+    /// maskllm: factor of the logits at the first and the last step
+    #[arg(long, value_name = "FIRST:LAST")]
+    kappa: Option<Span>,
+    /// maskllm: strength of the start mask's prior
+    #[arg(long, value_name = "ALPHA")]
+    prior: Option<f32>,
+    /// maskllm: weight of the squared norm of the kept weights, which the loss is lowered by
+    #[arg(long, value_name = "WEIGHT")]
+    regulariser: Option<f32>,
+    /// proxsparse: lambda of the proximal operator; it depends on the model
+    #[arg(long, value_name = "LAMBDA")]
+    lambda: Option<f32>,
+    /// --joint: learning rate of the weights
+    #[arg(long, value_name = "RATE")]
+    weight_rate: Option<f32>,
+    /// Steps of --repair block and model
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    repair_steps: Vec<u32>,
+    /// Learning rate of --repair block and model
+    #[arg(long, value_name = "RATE", value_delimiter = ',')]
+    repair_rate: Vec<f32>,
+    /// Model objective: blocks all on the device, or one at a time [default: resident where --gpu-memory allows]
+    #[arg(long, value_enum)]
+    pub(super) blocks: Option<Residency>,
+    /// Keep the state of training every so many seconds, for --resume
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub(super) keep_every: u64,
+}
+
+/// Entry `i` of what was given for `count` stages: one for each, or one for all.
+fn entry<T: Copy>(given: &[T], i: usize, count: usize, name: &str) -> Result<Option<T>, CliError> {
+    match given.len() {
+        0 => Ok(None),
+        1 => Ok(Some(given[0])),
+        n if n == count => Ok(Some(given[i])),
+        n => Err(CliError::Usage(format!("{name} has {n} values for {count} stages; give one, or one for each"))),
+    }
+}
+
+impl TrainArgs {
+    /// What `method` trains, if it learns by backpropagation or block by block.
+    fn trains(&self, method: Method) -> Option<Trains> {
+        Some(match method {
+            Method::Relaxed if self.joint => Trains::Joint,
+            Method::Relaxed => Trains::Relaxed,
+            Method::Maskllm => Trains::MaskLlm,
+            Method::Proxsparse => Trains::ProxSparse,
+            Method::Maskpro if self.objective.contains(&Objective::Block) => Trains::MaskPro,
+            _ => return None,
+        })
+    }
+
+    /// The stages behind the start mask, or behind the one-shot mask.
+    ///
+    /// # Errors
+    /// Options that contradict each other.
+    pub(super) fn stages(
+        &self,
+        method: Method,
+        learn: &MaskProArgs,
+        repairs: &[TrainedRepair],
+        pattern: Pattern,
+        seed: u64,
+    ) -> Result<Vec<Stage>, CliError> {
+        let bad = |what: String| Err(CliError::Usage(what));
+        let trains = self.trains(method);
+        if self.joint && method != Method::Relaxed {
+            return bad(format!("--joint belongs to --method relaxed, not to {}", method.name()));
+        }
+        if trains.is_none() && !self.objective.is_empty() && method != Method::Maskpro {
+            return bad(format!("--method {} has no --objective: it does not learn", method.name()));
+        }
+        let objectives = match (self.objective.as_slice(), self.recipe) {
+            ([], Some(Recipe::Best)) => vec![Objective::Block, Objective::Model],
+            ([], _) if matches!(method, Method::Maskllm | Method::Proxsparse) => vec![Objective::Model],
+            ([], _) => vec![Objective::Block],
+            (given, _) => given.to_vec(),
+        };
+        let mut out = Vec::new();
+        for (i, &objective) in objectives.iter().enumerate() {
+            let (Some(trains), n) = (trains, objectives.len()) else {
+                break;
+            };
+            let later = i > 0;
+            out.push(self.stage(learn, Stage::learning(pattern, trains, objective, later), i, n)?);
+        }
+        for (i, repair) in repairs.iter().enumerate() {
+            let mut stage = Stage::new(pattern, Trains::Weights, repair.0);
+            let n = repairs.len();
+            set(&mut stage.steps, entry(&self.repair_steps, i, n, "--repair-steps")?);
+            set(&mut stage.rate, entry(&self.repair_rate, i, n, "--repair-rate")?);
+            set(&mut stage.batch, learn.batch_given());
+            out.push(stage);
+        }
+        for stage in &mut out {
+            stage.seed = seed;
+            check(stage)?;
+        }
+        Ok(out)
+    }
+
+    fn stage(&self, learn: &MaskProArgs, mut stage: Stage, i: usize, n: usize) -> Result<Stage, CliError> {
+        set(&mut stage.steps, entry(&learn.steps, i, n, "--steps")?);
+        set(&mut stage.rate, entry(&learn.rate, i, n, "--rate")?);
+        set(&mut stage.logits, entry(&learn.logits, i, n, "--logits")?);
+        set(&mut stage.noise, entry(&self.noise, i, n, "--noise")?);
+        set(&mut stage.batch, learn.batch_given());
+        set(&mut stage.alpha, learn.alpha);
+        set(&mut stage.loss, self.loss);
+        set(&mut stage.prior, self.prior);
+        set(&mut stage.regulariser, self.regulariser);
+        set(&mut stage.lambda, self.lambda);
+        set(&mut stage.weight_rate, self.weight_rate);
+        let span = entry(&self.temperature, i, n, "--temperature")?;
+        set(&mut stage.temperature, span.map(|s| (s.0, s.1)));
+        set(&mut stage.kappa, self.kappa.map(|s| (s.0, s.1)));
+        stage.state = self.state;
+        Ok(stage)
+    }
+}
+
+fn set<T>(place: &mut T, given: Option<T>) {
+    if let Some(value) = given {
+        *place = value;
+    }
+}
+
+fn check(stage: &Stage) -> Result<(), CliError> {
+    let bad = |what: String| Err(CliError::Usage(what));
+    let pattern = stage.pattern;
+    let positive = |v: f32| v.is_finite() && v > 0.0;
+    if stage.steps == 0 || stage.batch == 0 {
+        return bad("--steps and --batch must be at least 1".into());
+    }
+    if !(positive(stage.rate) && positive(stage.logits) && positive(stage.weight_rate)) {
+        return bad("--rate, --logits and --weight-rate must be positive numbers".into());
+    }
+    let numbers = [stage.noise, stage.prior, stage.regulariser, stage.lambda];
+    if numbers.iter().any(|v| !(v.is_finite() && *v >= 0.0)) {
+        return bad("--noise, --prior, --regulariser and --lambda must be numbers of at least 0".into());
+    }
+    match stage.trains {
+        Trains::ProxSparse if (pattern.n(), pattern.m()) != (2, 4) => {
+            bad(format!("proxsparse has an operator for 2:4 only, not for {pattern}; use --method relaxed"))
+        }
+        Trains::MaskLlm if crate::kernel::pattern_count(pattern) > 128 => bad(format!(
+            "maskllm has a logit for each of the {} patterns of {pattern}, and 128 is the most; use --method relaxed",
+            crate::kernel::pattern_count(pattern)
+        )),
+        Trains::MaskPro if stage.objective != Objective::Block => {
+            bad("of several objectives maskpro takes --objective block, or model alone".into())
+        }
+        _ if stage.state == StateType::F16 && !matches!(stage.trains, Trains::Relaxed) => {
+            bad("--state f16 is for --method relaxed".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_and_lists() {
+        assert_eq!("1:0.1".parse(), Ok(Span(1.0, 0.1)));
+        assert_eq!("0.5".parse(), Ok(Span(0.5, 0.5)));
+        for bad in ["", "1:", "a", "1:-1", "0", "nan", "1:2:3"] {
+            assert!(bad.parse::<Span>().is_err(), "{bad}");
+        }
+        assert_eq!(entry(&[1, 2], 1, 2, "--x").expect("one for each"), Some(2));
+        assert_eq!(entry(&[1], 1, 2, "--x").expect("one for all"), Some(1));
+        assert!(entry(&[1, 2], 0, 3, "--x").is_err());
+    }
+}

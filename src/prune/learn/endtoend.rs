@@ -1,0 +1,488 @@
+//! The model objective: all blocks trained on the loss of the whole model.
+//!
+//! A step goes through the blocks forwards, keeping each block's input, then backwards, running each block again before its
+//! backward pass. Blocks are all resident, or stream through the device one at a time: then weights come from the model's files
+//! and logits, trained weights and moments from host memory.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::options::{At, ModelLoss, Stage, Trains};
+use super::sink::{GradientSpace, Stepper};
+use super::state::BlockState;
+use super::{Fitted, LearnWatch, Snapshot, StepReport, minibatch_order};
+use crate::calib::Windows;
+use crate::gpu::Commands;
+use crate::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, Rows, f32_bytes};
+use crate::mask::{BitMask, MaskSet};
+use crate::model::{Checkpoint, Config, Overlay, ProjectionKind};
+use crate::nn::{
+    Activations, Batch, BlockWeights, Embedding, HeadLoss, HeadPass, HeadSpace, HeadWeights, Sizes,
+    Tensors, TrainLinear, TrainPass, TrainSpace,
+};
+use crate::prune::{BlockResult, Learned, PruneError, Selection};
+
+/// Where blocks are while others are at work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Residency {
+    /// All on the device
+    Resident,
+    /// One at a time on the device
+    Streamed,
+}
+
+/// Training on the loss of the whole model.
+pub struct EndToEnd<'a, 'g> {
+    /// The kernels it runs on.
+    pub kernels: &'a Kernels<'g>,
+    /// The model's configuration.
+    pub config: &'a Config,
+    /// The dense model.
+    pub dense: &'a Checkpoint,
+    /// Its weights, with those that earlier stages changed.
+    pub tensors: &'a Overlay<'a>,
+    /// Its embedding.
+    pub embedding: &'a Embedding<'a>,
+    /// What is pruned.
+    pub selection: &'a Selection,
+    /// What is trained, and how.
+    pub stage: &'a Stage,
+    /// The masks that it starts from.
+    pub start: &'a MaskSet,
+    /// Where blocks wait.
+    pub residency: Residency,
+}
+
+/// The blocks, wherever they are.
+struct Blocks<'b> {
+    resident: Vec<Option<(BlockWeights, BlockState)>>,
+    waiting: Vec<BTreeMap<String, Vec<u8>>>,
+    tensors: Tensors<'b>,
+}
+
+/// Buffers of a step.
+struct Space {
+    train: TrainSpace,
+    head: HeadSpace,
+    head_weights: HeadWeights,
+    /// Inputs of each block, and what the last one puts out, for every part of a minibatch.
+    inputs: Vec<Vec<Activation>>,
+    /// Gradient of the residual stream, for every part.
+    d: Vec<Activation>,
+    /// The output of a block that is run again.
+    again: Activation,
+    gradients: GradientSpace,
+    sizes: Sizes,
+}
+
+impl EndToEnd<'_, '_> {
+    /// Bytes of the buffers of a step of `parts` parts.
+    pub fn space_bytes(config: &Config, sizes: &Sizes, parts: usize, kl: bool) -> u64 {
+        let stream = f32_bytes(config.hidden_size, 4 * sizes.layout.t4());
+        let kept = (config.num_layers + 2) * parts + 1;
+        TrainSpace::bytes(config, sizes) + HeadSpace::training_bytes(config, sizes, kl) + kept as u64 * stream
+    }
+}
+
+impl<'g> EndToEnd<'_, 'g> {
+    /// Trains. `dense` holds what the dense model's last block puts out for all windows, where the loss is [`ModelLoss::Kl`].
+    ///
+    /// # Errors
+    /// What the device or the watcher report; [`PruneError::Stopped`] when the watcher asks to stop;
+    /// [`PruneError::Diverged`] for a loss that is not finite.
+    pub fn run(
+        &self,
+        c: &mut Commands<'g>,
+        windows: &Windows,
+        sizes: Sizes,
+        dense: Option<&Activations<'g>>,
+        watch: &mut dyn LearnWatch,
+    ) -> Result<(), PruneError> {
+        let started = Instant::now();
+        let stage = self.stage;
+        let parts = stage.parts(&sizes)?;
+        let minibatches = windows.count() / stage.batch;
+        let space = self.space(sizes, parts)?;
+        let before = self.loss(c, &space, windows, dense, self.tensors, self.start)?;
+        let mut blocks = self.blocks(c, watch)?;
+        let mut first = 0;
+        if let Some(resumed) = watch.resume(0)? {
+            first = resumed.step;
+            self.restore(c, &mut blocks, &resumed)?;
+        }
+        for step in first..stage.steps {
+            if watch.stop() || watch.due() {
+                let tensors = self.snapshot(c, &mut blocks)?;
+                watch.keep(&Snapshot { block: 0, step, tracker: 0.0, tensors })?;
+                if watch.stop() {
+                    return Err(PruneError::Stopped);
+                }
+            }
+            let at = Instant::now();
+            let minibatch = minibatch_order(stage.seed, 0, step, minibatches);
+            let loss = self.step(c, &space, &mut blocks, windows, dense, stage.at(step), minibatch)?;
+            if !loss.is_finite() {
+                return Err(PruneError::Diverged { place: "the model".into(), step, loss });
+            }
+            let seconds = at.elapsed().as_secs_f64();
+            watch.step(&StepReport { block: None, step, steps: stage.steps, loss, seconds })?;
+        }
+        self.finish(c, &space, blocks, windows, dense, before, started, watch)
+    }
+
+    fn space(&self, sizes: Sizes, parts: usize) -> Result<Space, PruneError> {
+        let (gpu, config) = (self.kernels.gpu(), self.config);
+        let t4 = sizes.layout.t4();
+        let stream = |name: &str| Activation::new(gpu, name, config.hidden_size, t4);
+        let streams = |name: &str| (0..parts).map(|_| stream(name)).collect::<Result<Vec<_>, _>>();
+        let kl = self.stage.loss == ModelLoss::Kl;
+        let sums = parts > 1 || sizes.pieces().count() > 1;
+        Ok(Space {
+            train: TrainSpace::new(gpu, config, &sizes)?,
+            head: HeadSpace::training(gpu, config, &sizes, kl)?,
+            head_weights: HeadWeights::upload(gpu, self.dense, config)?,
+            inputs: (0..=config.num_layers)
+                .map(|_| streams("activations:inputs of blocks"))
+                .collect::<Result<_, _>>()?,
+            d: streams("activations:gradient of the residual")?,
+            again: stream("activations:output")?,
+            gradients: GradientSpace::new(gpu, config, sums)?,
+            sizes,
+        })
+    }
+
+    /// Weights and state of all blocks at the first step.
+    fn blocks<'b>(
+        &'b self,
+        c: &mut Commands<'g>,
+        watch: &mut dyn LearnWatch,
+    ) -> Result<Blocks<'b>, PruneError> {
+        let mut out = Blocks { resident: Vec::new(), waiting: Vec::new(), tensors: self.tensors };
+        for index in 0..self.config.num_layers {
+            if watch.stop() {
+                return Err(PruneError::Stopped);
+            }
+            let weights = BlockWeights::upload(self.kernels.gpu(), self.tensors, self.config, index)?;
+            let state = self.state(index)?;
+            out.waiting.push(BTreeMap::new());
+            out.resident.push(None);
+            self.give(c, &mut out, index, weights, state)?;
+        }
+        Ok(out)
+    }
+
+    fn state(&self, index: usize) -> Result<BlockState, PruneError> {
+        let gpu = self.kernels.gpu();
+        BlockState::new(gpu, self.stage, self.config, index, self.tensors, self.selection, self.start)
+    }
+
+    fn take(
+        &self,
+        c: &mut Commands<'g>,
+        blocks: &mut Blocks<'_>,
+        index: usize,
+    ) -> Result<(BlockWeights, BlockState), PruneError> {
+        if let Some(found) = blocks.resident[index].take() {
+            return Ok(found);
+        }
+        let weights = BlockWeights::upload(self.kernels.gpu(), blocks.tensors, self.config, index)?;
+        let state = self.state(index)?;
+        state.restore(c, &blocks.waiting[index])?;
+        Ok((weights, state))
+    }
+
+    fn give(
+        &self,
+        c: &mut Commands<'g>,
+        blocks: &mut Blocks<'_>,
+        index: usize,
+        weights: BlockWeights,
+        state: BlockState,
+    ) -> Result<(), PruneError> {
+        match self.residency {
+            Residency::Resident => blocks.resident[index] = Some((weights, state)),
+            Residency::Streamed => blocks.waiting[index] = state.snapshot(c)?,
+        }
+        Ok(())
+    }
+
+    fn snapshot(
+        &self,
+        c: &mut Commands<'g>,
+        blocks: &mut Blocks<'_>,
+    ) -> Result<BTreeMap<String, Vec<u8>>, PruneError> {
+        let mut out = BTreeMap::new();
+        for (block, waiting) in blocks.resident.iter().zip(&blocks.waiting) {
+            match block {
+                Some((_, state)) => out.extend(state.snapshot(c)?),
+                None => out.extend(waiting.clone()),
+            }
+        }
+        Ok(out)
+    }
+
+    fn restore(
+        &self,
+        c: &mut Commands<'g>,
+        blocks: &mut Blocks<'_>,
+        snapshot: &Snapshot,
+    ) -> Result<(), PruneError> {
+        for (block, waiting) in blocks.resident.iter().zip(&mut blocks.waiting) {
+            if let Some((_, state)) = block {
+                state.restore(c, &snapshot.tensors)?;
+                continue;
+            }
+            for (name, data) in waiting {
+                match snapshot.tensors.get(name) {
+                    Some(kept) if kept.len() == data.len() => data.clone_from(kept),
+                    _ => return Err(PruneError::Snapshot { tensor: name.clone() }),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pass<'a>(
+        &'a self,
+        space: &'a Space,
+        block: &'a BlockWeights,
+        layout: Layout,
+        linears: [TrainLinear<'a>; ProjectionKind::ALL.len()],
+    ) -> TrainPass<'a, 'g> {
+        TrainPass { kernels: self.kernels, config: self.config, ws: &space.train, layout, block, linears }
+    }
+
+    /// The parts of a minibatch.
+    fn parts(&self, space: &Space, windows: &Windows, minibatch: usize) -> Vec<Batch> {
+        let layout = space.sizes.layout;
+        let tokens = layout.windows * layout.length;
+        let all = self.stage.batch * layout.length;
+        let ids = &windows.tokens()[minibatch * all..(minibatch + 1) * all];
+        ids.chunks_exact(tokens).map(|ids| Batch { ids: ids.to_vec(), layout }).collect()
+    }
+
+    fn rows<'a>(&self, of: &'a Activation, layout: Layout) -> Result<Rows<'a>, PruneError> {
+        Ok(of.rows(0, self.config.hidden_size, layout.t4())?)
+    }
+
+    fn embed(&self, c: &mut Commands<'g>, space: &Space, batches: &[Batch]) -> Result<(), PruneError> {
+        for (part, batch) in batches.iter().enumerate() {
+            let x = self.embedding.gather(&batch.ids, batch.layout)?;
+            c.write(space.inputs[0][part].buffer(), 0, &x)?;
+        }
+        Ok(())
+    }
+
+    /// Loss of a part, its gradient by the residual stream in `space.d`.
+    fn head(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        batch: &Batch,
+        part: (usize, usize),
+        dense: Option<&Activations<'g>>,
+        scale: f32,
+    ) -> Result<f64, PruneError> {
+        let (number, in_all) = part;
+        let x = self.rows(&space.inputs[self.config.num_layers][number], batch.layout)?;
+        let d = self.rows(&space.d[number], batch.layout)?;
+        let head = HeadPass {
+            kernels: self.kernels,
+            config: self.config,
+            weights: &space.head_weights,
+            ws: &space.head,
+        };
+        let again = self.rows(&space.again, batch.layout)?;
+        let loss = match dense {
+            Some(dense) => HeadLoss::Kl { dense: dense.batch(c, in_all)?.x },
+            None => HeadLoss::CrossEntropy,
+        };
+        let losses = head.gradient(c, batch, x, again, d, loss, scale)?;
+        Ok(losses.mean())
+    }
+
+    #[allow(clippy::too_many_arguments)] // the state of a run
+    fn step(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        blocks: &mut Blocks<'_>,
+        windows: &Windows,
+        dense: Option<&Activations<'g>>,
+        at: At,
+        minibatch: usize,
+    ) -> Result<f64, PruneError> {
+        let (layers, stage) = (self.config.num_layers, self.stage);
+        let batches = self.parts(space, windows, minibatch);
+        self.embed(c, space, &batches)?;
+        for index in 0..layers {
+            let (weights, state) = self.take(c, blocks, index)?;
+            let linears = state.linears(stage, &at, &weights);
+            for (part, batch) in batches.iter().enumerate() {
+                let x = self.rows(&space.inputs[index][part], batch.layout)?;
+                let y = self.rows(&space.inputs[index + 1][part], batch.layout)?;
+                self.pass(space, &weights, batch.layout, linears).forward(c, x, y)?;
+            }
+            // Nothing changed: what waits in host memory is still right.
+            if self.residency == Residency::Resident {
+                self.give(c, blocks, index, weights, state)?;
+            }
+        }
+        let mut loss = 0.0;
+        let predicted = batches.iter().map(|b| b.layout.windows * (b.layout.length - 1)).sum::<usize>();
+        for (part, batch) in batches.iter().enumerate() {
+            let number = minibatch * batches.len() + part;
+            let scale = 1.0 / predicted as f32;
+            loss += self.head(c, space, batch, (part, number), dense, scale)? / batches.len() as f64;
+        }
+        for index in (0..layers).rev() {
+            let (weights, state) = self.take(c, blocks, index)?;
+            let linears = state.linears(stage, &at, &weights);
+            let mut stepper = Stepper {
+                kernels: self.kernels,
+                stage,
+                at,
+                weights: &weights,
+                state: &state,
+                space: &space.gradients,
+                first: true,
+            };
+            for (part, batch) in batches.iter().enumerate() {
+                let pass = self.pass(space, &weights, batch.layout, linears);
+                let x = self.rows(&space.inputs[index][part], batch.layout)?;
+                // The last block's only part is still there.
+                if index + 1 < layers || batches.len() > 1 {
+                    pass.forward(c, x, self.rows(&space.again, batch.layout)?)?;
+                }
+                let d = self.rows(&space.d[part], batch.layout)?;
+                pass.backward(c, x, d, index > 0, &mut stepper)?;
+                stepper.first = false;
+            }
+            stepper.finish(c)?;
+            self.give(c, blocks, index, weights, state)?;
+        }
+        c.submit()?;
+        Ok(loss)
+    }
+
+    /// Mean loss over all windows with the weights of `tensors` under `masks`.
+    fn loss(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        windows: &Windows,
+        dense: Option<&Activations<'g>>,
+        tensors: Tensors<'_>,
+        masks: &MaskSet,
+    ) -> Result<f64, PruneError> {
+        let gpu = self.kernels.gpu();
+        let minibatches = windows.count() / self.stage.batch;
+        let load = |index: usize| -> Result<_, PruneError> {
+            let weights = BlockWeights::upload(gpu, tensors, self.config, index)?;
+            let buffers = ProjectionKind::ALL
+                .map(|kind| self.config.projection(index, kind).name)
+                .iter()
+                .map(|name| masks.get(name).map(|m| MaskBuffer::upload(gpu, "masks:block", m)).transpose())
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok((weights, buffers))
+        };
+        let resident = self.residency == Residency::Resident;
+        let all = (0..self.config.num_layers).filter(|_| resident).map(load).collect::<Result<Vec<_>, _>>()?;
+        let mut sum = 0.0;
+        for minibatch in 0..minibatches {
+            let batches = self.parts(space, windows, minibatch);
+            self.embed(c, space, &batches)?;
+            for index in 0..self.config.num_layers {
+                let loaded = if resident { None } else { Some(load(index)?) };
+                let Some((weights, buffers)) = loaded.as_ref().or(all.get(index)) else {
+                    continue;
+                };
+                let linears =
+                    weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
+                for (part, batch) in batches.iter().enumerate() {
+                    let x = self.rows(&space.inputs[index][part], batch.layout)?;
+                    let y = self.rows(&space.inputs[index + 1][part], batch.layout)?;
+                    self.pass(space, weights, batch.layout, linears).forward(c, x, y)?;
+                }
+            }
+            for (part, batch) in batches.iter().enumerate() {
+                let number = minibatch * batches.len() + part;
+                sum += self.head(c, space, batch, (part, number), dense, 0.0)? / batches.len() as f64;
+            }
+        }
+        Ok(sum / minibatches as f64)
+    }
+
+    /// Masks and weights that training has come to, unless those of the start are better.
+    #[allow(clippy::too_many_arguments)] // the state of a run
+    fn finish(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        mut blocks: Blocks<'_>,
+        windows: &Windows,
+        dense: Option<&Activations<'g>>,
+        before: f64,
+        started: Instant,
+        watch: &mut dyn LearnWatch,
+    ) -> Result<(), PruneError> {
+        let stage = self.stage;
+        let mut set = self.start.clone();
+        let mut fitted = BTreeMap::new();
+        for index in 0..self.config.num_layers {
+            let (_, state) = self.take(c, &mut blocks, index)?;
+            set.masks.extend(state.masks(c, stage)?);
+            fitted.extend(state.weights(c, stage, self.dense, &set)?);
+        }
+        let tensors = Fitted { base: self.tensors, weights: &fitted };
+        let after = self.loss(c, space, windows, dense, &tensors, &set)?;
+        let kept = after.is_finite() && after <= before;
+        let changed = |masks: &BTreeMap<String, BitMask>| -> u64 {
+            let pairs = masks.iter().filter_map(|(name, mask)| Some((mask, self.start.get(name)?)));
+            pairs.map(|(mask, start)| mask.groups_changed(start, stage.pattern)).sum()
+        };
+        let learned = Learned {
+            block: None,
+            start: before,
+            error: after,
+            kept,
+            groups_changed: changed(&set.masks),
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        for index in 0..self.config.num_layers {
+            let mut result = BlockResult { block: index, ..Default::default() };
+            result.learned = (index == 0).then(|| learned.clone());
+            for name in ProjectionKind::ALL.map(|kind| self.config.projection(index, kind).name) {
+                let masks = if kept { &set } else { self.start };
+                if let Some(mask) = masks.get(&name) {
+                    result.masks.insert(name.clone(), mask.clone());
+                }
+                if let Some(weights) = fitted.get(&name).filter(|_| kept) {
+                    result.weights.insert(name, weights.clone());
+                }
+            }
+            watch.block(&result)?;
+        }
+        Ok(())
+    }
+}
+
+impl Stage {
+    /// Parts in which a minibatch goes through a block.
+    ///
+    /// # Errors
+    /// [`PruneError::Batch`] where the windows of a batch do not divide it.
+    pub fn parts(&self, sizes: &Sizes) -> Result<usize, PruneError> {
+        let together = sizes.layout.windows;
+        if !self.batch.is_multiple_of(together) {
+            return Err(PruneError::Batch { batch: self.batch, together });
+        }
+        Ok(self.batch / together)
+    }
+
+    /// Whether kept weights may differ from the source's afterwards.
+    pub fn changes_weights(&self) -> bool {
+        matches!(self.trains, Trains::Weights | Trains::Joint)
+    }
+}

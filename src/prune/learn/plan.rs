@@ -1,0 +1,86 @@
+//! What a stage takes on the device, item by item.
+
+use std::collections::BTreeMap;
+
+use super::{Blockwise, EndToEnd, GradientSpace, ModelLoss, Objective, Residency, Stage, state::BlockState};
+use crate::gpu::{PARAMS_BYTES, READ_PIECE};
+use crate::kernel::{Kernels, Weight, f32_bytes};
+use crate::model::{Config, Dtype, ModelError};
+use crate::nn::{Activations, BlockWeights, HeadWeights, Keep, Place, PlanItem, Sizes};
+use crate::prune::{PruneError, Selection};
+
+/// What a plan depends on beside the stage.
+pub struct Planned<'a, 'g> {
+    /// The kernels it runs on.
+    pub kernels: &'a Kernels<'g>,
+    /// The model's configuration.
+    pub config: &'a Config,
+    /// Stored types by tensor name.
+    pub dtype: &'a dyn Fn(&str) -> Result<Dtype, ModelError>,
+    /// What is pruned.
+    pub selection: &'a Selection,
+    /// Sizes of a batch.
+    pub sizes: &'a Sizes,
+    /// Windows in all.
+    pub windows: usize,
+    /// Where residual streams of all windows are kept.
+    pub place: Place,
+    /// Where blocks wait while others train on the model's loss.
+    pub residency: Residency,
+}
+
+impl Planned<'_, '_> {
+    /// Device memory of a stage at its peak.
+    ///
+    /// # Errors
+    /// Those of `dtype`, or a minibatch that does not divide.
+    pub fn memory(&self, stage: &Stage) -> Result<Vec<PlanItem>, PruneError> {
+        let (gpu, config, sizes) = (self.kernels.gpu(), self.config, self.sizes);
+        let parts = stage.parts(sizes)?;
+        let sums = parts > 1 || sizes.pieces().count() > 1;
+        let mut items: BTreeMap<&'static str, u64> = BTreeMap::new();
+        let mut put = |item, bytes| *items.entry(item).or_default() += bytes;
+        let resident = stage.objective == Objective::Model && self.residency == Residency::Resident;
+        // State and weights: of all blocks, or of the one that takes most.
+        let mut most: (u64, Vec<(&'static str, u64)>) = (0, Vec::new());
+        for index in 0..config.num_layers {
+            let mut of_block = BlockState::bytes(stage, config, index, self.selection);
+            *of_block.entry("weights").or_default() += BlockWeights::bytes(config, index, self.dtype)?;
+            let all: u64 = of_block.values().sum();
+            if resident {
+                of_block.into_iter().for_each(|(item, bytes)| put(item, bytes));
+            } else if all > most.0 {
+                most = (all, of_block.into_iter().collect());
+            }
+        }
+        most.1.into_iter().for_each(|(item, bytes)| put(item, bytes));
+        let stream = |count: u64| count * Activations::bytes(sizes, self.windows, self.place, Keep::Residual).0;
+        let copies = Activations::staging_bytes(sizes, self.windows, self.place, Keep::Residual);
+        let kl = stage.loss == ModelLoss::Kl;
+        match stage.objective {
+            Objective::Model => {
+                put("activations", EndToEnd::space_bytes(config, sizes, parts, kl));
+                put("activations", if kl { stream(1) } else { 0 });
+                put("weights", HeadWeights::device_bytes(config, self.dtype)?);
+            }
+            Objective::Block | Objective::Layer => {
+                put("activations", Blockwise::space_bytes(config, sizes) + stream(2));
+            }
+        }
+        put("gradients", GradientSpace::bytes(gpu, config, sums));
+        let mut scratch = 0;
+        let mut read = f32_bytes(1, 4 * sizes.layout.t4());
+        for p in self.selection.projections() {
+            let dtype = (self.dtype)(&p.name)?;
+            let masked = self.kernels.scratch_bytes(Weight::device_bytes(p.rows, p.cols, dtype));
+            scratch = scratch.max(masked).max(self.kernels.panel_bytes(p.rows, p.cols));
+            read = read.max(f32_bytes(p.rows, p.cols));
+        }
+        if stage.objective == Objective::Model {
+            scratch = scratch.max(self.kernels.panel_bytes(config.vocab_size, config.hidden_size));
+        }
+        put("scratch", scratch);
+        put("staging", PARAMS_BYTES + read.min(READ_PIECE) + copies);
+        Ok(items.into_iter().map(|(item, bytes)| PlanItem::new(item, bytes)).collect())
+    }
+}
