@@ -5,7 +5,7 @@ use std::str::FromStr;
 use super::CliError;
 use super::method_args::MaskProArgs;
 use super::prune::Method;
-use crate::kernel::StateType;
+use crate::kernel::{SoftPatterns, StateType};
 use crate::mask::Pattern;
 use crate::prune::learn::{ModelLoss, Objective, Residency, Stage, Trains};
 
@@ -50,12 +50,12 @@ pub(super) struct TrainArgs {
     /// A whole run in one word: sets --method, --start and --objective
     #[arg(long, value_enum)]
     pub(super) recipe: Option<Recipe>,
-    /// relaxed: train mask and weights together; the kept weights change
-    #[arg(long)]
-    joint: bool,
     /// Temperature of the soft masks at the first and the last step of each objective
     #[arg(long, value_name = "FIRST:LAST", value_delimiter = ',')]
     temperature: Vec<Span>,
+    /// relaxed: take a drawn weight out of later draws at every temperature
+    #[arg(long, value_name = "BOOL")]
+    sharp: Option<bool>,
     /// relaxed: scale of the Gumbel noise on the logits, which falls to 0 over the steps
     #[arg(long, value_name = "SCALE", value_delimiter = ',')]
     noise: Vec<f32>,
@@ -74,9 +74,6 @@ pub(super) struct TrainArgs {
     /// proxsparse: lambda of the proximal operator; it depends on the model
     #[arg(long, value_name = "LAMBDA")]
     lambda: Option<f32>,
-    /// --joint: learning rate of the weights
-    #[arg(long, value_name = "RATE")]
-    weight_rate: Option<f32>,
     /// Steps of --repair block and model
     #[arg(long, value_name = "N", value_delimiter = ',')]
     repair_steps: Vec<u32>,
@@ -105,7 +102,6 @@ impl TrainArgs {
     /// What `method` trains, if it learns by backpropagation or block by block.
     fn trains(&self, method: Method) -> Option<Trains> {
         Some(match method {
-            Method::Relaxed if self.joint => Trains::Joint,
             Method::Relaxed => Trains::Relaxed,
             Method::Maskllm => Trains::MaskLlm,
             Method::Proxsparse => Trains::ProxSparse,
@@ -128,9 +124,6 @@ impl TrainArgs {
     ) -> Result<Vec<Stage>, CliError> {
         let bad = |what: String| Err(CliError::Usage(what));
         let trains = self.trains(method);
-        if self.joint && method != Method::Relaxed {
-            return bad(format!("--joint belongs to --method relaxed, not to {}", method.name()));
-        }
         if trains.is_none() && !self.objective.is_empty() && method != Method::Maskpro {
             return bad(format!("--method {} has no --objective: it does not learn", method.name()));
         }
@@ -174,7 +167,7 @@ impl TrainArgs {
         set(&mut stage.prior, self.prior);
         set(&mut stage.regulariser, self.regulariser);
         set(&mut stage.lambda, self.lambda);
-        set(&mut stage.weight_rate, self.weight_rate);
+        set(&mut stage.sharp, self.sharp);
         let span = entry(&self.temperature, i, n, "--temperature")?;
         set(&mut stage.temperature, span.map(|s| (s.0, s.1)));
         set(&mut stage.kappa, self.kappa.map(|s| (s.0, s.1)));
@@ -196,8 +189,8 @@ fn check(stage: &Stage) -> Result<(), CliError> {
     if stage.steps == 0 || stage.batch == 0 {
         return bad("--steps and --batch must be at least 1".into());
     }
-    if !(positive(stage.rate) && positive(stage.logits) && positive(stage.weight_rate)) {
-        return bad("--rate, --logits and --weight-rate must be positive numbers".into());
+    if !(positive(stage.rate) && positive(stage.logits)) {
+        return bad("--rate and --logits must be positive numbers".into());
     }
     let numbers = [stage.noise, stage.prior, stage.regulariser, stage.lambda];
     if numbers.iter().any(|v| !(v.is_finite() && *v >= 0.0)) {
@@ -207,9 +200,9 @@ fn check(stage: &Stage) -> Result<(), CliError> {
         Trains::ProxSparse if (pattern.n(), pattern.m()) != (2, 4) => {
             bad(format!("proxsparse has an operator for 2:4 only, not for {pattern}; use --method relaxed"))
         }
-        Trains::MaskLlm if crate::kernel::pattern_count(pattern) > 128 => bad(format!(
+        Trains::MaskLlm if pattern.combinations() > SoftPatterns::MOST => bad(format!(
             "maskllm has a logit for each of the {} patterns of {pattern}, and 128 is the most; use --method relaxed",
-            crate::kernel::pattern_count(pattern)
+            pattern.combinations()
         )),
         Trains::MaskPro if stage.objective != Objective::Block => {
             bad("of several objectives maskpro takes --objective block, or model alone".into())

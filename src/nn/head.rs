@@ -4,7 +4,7 @@ use super::weights::{vector, vector_bytes};
 use super::{Batch, NnError, Sizes, Tensors, TokenLoss};
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{Activation, Kernels, Layout, Product, Rows, Weight, f32_bytes};
-use crate::model::{Checkpoint, Config};
+use crate::model::{Checkpoint, Config, Dtype, ModelError};
 
 /// Weights of the last norm and of the output matrix.
 pub struct HeadWeights {
@@ -31,7 +31,18 @@ impl HeadWeights {
     /// # Errors
     /// A tensor that the checkpoint lacks.
     pub fn bytes(checkpoint: &Checkpoint, config: &Config) -> Result<u64, NnError> {
-        let dtype = checkpoint.tensor(config.output_name())?.dtype;
+        Self::bytes_as(config, &|name| Ok(checkpoint.tensor(name)?.dtype))
+    }
+
+    /// The same with the types that `dtype` gives.
+    ///
+    /// # Errors
+    /// Those of `dtype`.
+    pub fn bytes_as(
+        config: &Config,
+        dtype: &dyn Fn(&str) -> Result<Dtype, ModelError>,
+    ) -> Result<u64, NnError> {
+        let dtype = dtype(config.output_name())?;
         let output = Weight::device_bytes(config.vocab_size, config.hidden_size, dtype);
         Ok(vector_bytes(config.hidden_size) + output.next_multiple_of(16))
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::options::{At, ModelLoss, Stage, Trains};
+use super::options::{At, ModelLoss, Stage};
 use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
 use super::{Fitted, LearnWatch, Snapshot, StepReport, minibatch_order};
@@ -479,10 +479,5 @@ impl Stage {
             return Err(PruneError::Batch { batch: self.batch, together });
         }
         Ok(self.batch / together)
-    }
-
-    /// Whether kept weights may differ from the source's afterwards.
-    pub fn changes_weights(&self) -> bool {
-        matches!(self.trains, Trains::Weights | Trains::Joint)
     }
 }

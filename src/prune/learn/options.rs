@@ -19,8 +19,6 @@ pub enum Trains {
     MaskPro,
     /// The kept weights under a fixed mask.
     Weights,
-    /// One logit per weight and the weights at once.
-    Joint,
 }
 
 impl Trains {
@@ -31,7 +29,7 @@ impl Trains {
 
     /// Whether the stage ends with other weights.
     pub fn weights(self) -> bool {
-        matches!(self, Self::Weights | Self::Joint)
+        self == Self::Weights
     }
 }
 
@@ -72,13 +70,11 @@ pub struct Stage {
     pub steps: u32,
     /// Windows of a minibatch.
     pub batch: usize,
-    /// Learning rate of the logits (of the weights where only they are trained) at the first step; it falls to `last_rate` times
+    /// Learning rate of the logits, or of the weights, at the first step; it falls to `last_rate` times
     /// that along a cosine.
     pub rate: f32,
     /// Share of the rate at the end.
     pub last_rate: f32,
-    /// Learning rate of the weights of [`Trains::Joint`].
-    pub weight_rate: f32,
     /// Steps over which the rate rises from 0.
     pub warm_up: u32,
     /// Decay of the two moments.
@@ -91,6 +87,9 @@ pub struct Stage {
     pub logits: f32,
     /// Temperature at the first and at the last step, geometric between (linear for [`Trains::MaskLlm`]).
     pub temperature: (f32, f32),
+    /// Whether a weight that a soft top N has drawn is taken out of later draws at every temperature (`log(1 - mu) / temperature`
+    /// is added, as Xie and Ermon 2019 and RoI do) or only as far as `log(1 - mu)` does it.
+    pub sharp: bool,
     /// Scale of the Gumbel noise on the logits at the first step; it falls linearly to 0.
     pub noise: f32,
     /// MaskLLM: factor of the logits, at the first and at the last step, linear between.
@@ -112,12 +111,12 @@ pub struct Stage {
 /// The numbers of one step.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct At {
-    /// The optimiser of the logits, or of the weights where only they are trained.
+    /// The optimiser of the logits, or of the weights.
     pub adam: Adam,
-    /// Learning rate of the weights of [`Trains::Joint`].
-    pub weight_rate: f32,
     /// Temperature of the soft masks.
     pub temperature: f32,
+    /// What `log(1 - mu)` is multiplied with between the draws of a soft top N.
+    pub removal: f32,
     /// Scale of the Gumbel noise.
     pub noise: f32,
     /// MaskLLM's factor.
@@ -139,13 +138,13 @@ impl Stage {
             batch: 16,
             rate: 0.05,
             last_rate: 0.0,
-            weight_rate: 1e-3,
             warm_up: 0,
             betas: (0.9, 0.999),
             epsilon: 1e-8,
             decay: 0.0,
             logits: 1.0,
             temperature: (1.0, 0.1),
+            sharp: false,
             noise: 0.0,
             kappa: (1.0, 1.0),
             prior: 0.0,
@@ -156,7 +155,7 @@ impl Stage {
             seed: 0,
         };
         match trains {
-            Trains::Relaxed | Trains::Joint => relaxed,
+            Trains::Relaxed => relaxed,
             // Section 4 and appendix of the paper and its code; the rate for small models.
             Trains::MaskLlm => Self {
                 loss: ModelLoss::Lm,
@@ -219,8 +218,8 @@ impl Stage {
                 decay: self.decay,
                 step: step + 1,
             },
-            weight_rate: (f64::from(self.weight_rate) * fall) as f32,
             temperature: temperature as f32,
+            removal: if self.sharp { (1.0 / temperature) as f32 } else { 1.0 },
             noise: (f64::from(self.noise) * if self.trains == Trains::MaskLlm { 1.0 } else { 1.0 - along })
                 as f32,
             kappa: linear(self.kappa) as f32,

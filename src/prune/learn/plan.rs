@@ -61,7 +61,7 @@ impl Planned<'_, '_> {
             Objective::Model => {
                 put("activations", EndToEnd::space_bytes(config, sizes, parts, kl));
                 put("activations", if kl { stream(1) } else { 0 });
-                put("weights", HeadWeights::device_bytes(config, self.dtype)?);
+                put("weights", HeadWeights::bytes_as(config, self.dtype)?);
             }
             Objective::Block | Objective::Layer => {
                 put("activations", Blockwise::space_bytes(config, sizes) + stream(2));

@@ -6,12 +6,13 @@ use std::ops::Range;
 use super::options::{At, Stage, Trains};
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{
-    Adam, Kernels, MaskBuffer, Masking, Moments, Noise, Rows, SampleAt, SoftPatterns, SoftTopN, StateType,
-    Weight, f32_bytes, pattern_count, pattern_logits, pattern_mask, start_logits, state_bytes,
+    AdamState, Kernels, MaskBuffer, Masking, Noise, Rows, SampleAt, SoftPatterns, SoftTopN, StateType, Weight,
+    f32_bytes,
 };
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Config, Dtype, Projection, ProjectionKind, TensorView, encode};
 use crate::nn::{BlockWeights, NnError, Tensors, TrainLinear};
+use crate::prune::maskpro::initial_logits;
 use crate::prune::{PruneError, Selection};
 
 /// Number of projections of a block.
@@ -23,10 +24,10 @@ struct Trained {
     /// Number among the model's projections: its noise is its own.
     number: u32,
     logits: Option<Buffer>,
-    moments: Option<Moments>,
+    moments: Option<AdamState>,
     /// The weights under training, in f32.
     weight: Option<Weight>,
-    weight_moments: Option<Moments>,
+    weight_moments: Option<AdamState>,
     /// The fixed mask, or the one drawn last.
     mask: Option<MaskBuffer>,
 }
@@ -38,24 +39,28 @@ pub struct BlockState {
     fixed: [Option<MaskBuffer>; KINDS],
 }
 
+/// Patterns of a group.
+fn combinations(stage: &Stage) -> usize {
+    stage.pattern.combinations() as usize
+}
+
 /// Bytes of one projection's part of a [`BlockState`]: logits, weights and moments, masks.
 fn projection_bytes(stage: &Stage, rows: usize, cols: usize) -> [(&'static str, u64); 4] {
     let align = |bytes: u64| bytes.next_multiple_of(16);
     let weights = align(f32_bytes(rows, cols));
     let logits = match stage.trains {
-        Trains::Relaxed | Trains::Joint => align(state_bytes(stage.state, rows * cols)),
-        Trains::MaskLlm => align(f32_bytes(rows * cols / stage.pattern.m(), pattern_count(stage.pattern))),
+        Trains::Relaxed => align((rows * cols * stage.state.size()) as u64),
+        Trains::MaskLlm => align(f32_bytes(rows * cols / stage.pattern.m(), combinations(stage))),
         Trains::MaskPro => weights,
         Trains::ProxSparse | Trains::Weights => 0,
     };
     let moments = match stage.trains {
         Trains::MaskPro => 0,
-        Trains::Joint => 2 * logits + 2 * weights,
         Trains::ProxSparse | Trains::Weights => 2 * weights,
         Trains::Relaxed | Trains::MaskLlm => 2 * logits,
     };
     let trained = match stage.trains {
-        Trains::Weights | Trains::ProxSparse | Trains::Joint => weights,
+        Trains::Weights | Trains::ProxSparse => weights,
         _ => 0,
     };
     let masks = match stage.trains {
@@ -211,25 +216,11 @@ impl BlockState {
         };
         let weight = &weights.linears[kind as usize].weight;
         match (t.masking(stage, at), &t.moments) {
-            (Masking::TopN(soft), Some(moments)) => match (&t.weight, &t.weight_moments) {
-                (Some(own), Some(own_moments)) => {
-                    // The mask's step reads the weights of this step, so it goes first; the weights' gradient is that of the
-                    // effective weights times the soft mask, which the kernel takes from the logits before they move.
-                    let adam = Adam { rate: at.weight_rate, decay: 0.0, ..at.adam };
-                    kernels.adam_joint(
-                        c,
-                        own,
-                        soft,
-                        gradient,
-                        rows,
-                        (moments, at.adam),
-                        (own_moments, adam),
-                    )?;
-                }
-                _ => kernels.adam_mask(c, weight, soft, gradient, rows, moments, at.adam)?,
-            },
+            (Masking::TopN(soft), Some(moments)) => {
+                kernels.adam_mask(c, weight, soft, gradient, rows, moments, at.adam)?;
+            }
             (Masking::Patterns(soft), Some(moments)) => {
-                kernels.adam_patterns(c, weight, soft, gradient, rows, moments, at.adam, at.regulariser)?;
+                kernels.adam_patterns(c, weight, soft, at.regulariser, gradient, rows, moments, at.adam)?;
             }
             _ => {
                 if let (Some(own), Some(moments)) = (&t.weight, &t.weight_moments) {
@@ -297,7 +288,7 @@ impl BlockState {
             };
             let mask = match (stage.trains, &t.logits, &t.weight) {
                 (Trains::MaskLlm, Some(logits), _) => {
-                    let count = rows * (cols / stage.pattern.m()) * pattern_count(stage.pattern);
+                    let count = rows * (cols / stage.pattern.m()) * combinations(stage);
                     let values: Vec<f32> = c.read(logits, 0, count)?;
                     pattern_mask(&values, rows, cols, stage.pattern)?
                 }
@@ -361,12 +352,12 @@ impl Trained {
         let (rows, cols) = (projection.rows, projection.cols);
         let label = |item: &str| format!("{item}:{name}");
         let logits = match stage.trains {
-            Trains::Relaxed | Trains::Joint => {
-                let values = start_logits(mask, stage.logits);
+            Trains::Relaxed => {
+                let values = initial_logits(mask, stage.logits);
                 Some(gpu.alloc_init(&label("logits"), &stage.state.encode(&values))?)
             }
             Trains::MaskPro => {
-                Some(gpu.alloc_init(&label("logits"), &start_logits(mask, stage.logits))?)
+                Some(gpu.alloc_init(&label("logits"), &initial_logits(mask, stage.logits))?)
             }
             Trains::MaskLlm => {
                 let seed = stage.seed.wrapping_add(u64::from(number) << 32);
@@ -376,13 +367,17 @@ impl Trained {
             Trains::ProxSparse | Trains::Weights => None,
         };
         let moments = match (&logits, stage.trains) {
-            (Some(logits), Trains::Relaxed | Trains::Joint | Trains::MaskLlm) => {
-                Some(Moments::new(gpu, &label("moments"), logits.bytes())?)
+            (Some(_), Trains::Relaxed) => {
+                Some(AdamState::new(gpu, &label("moments"), rows * cols, stage.state)?)
+            }
+            (Some(_), Trains::MaskLlm) => {
+                let values = rows * (cols / stage.pattern.m()) * combinations(stage);
+                Some(AdamState::new(gpu, &label("moments"), values, StateType::F32)?)
             }
             _ => None,
         };
         let weight = match stage.trains {
-            Trains::Weights | Trains::ProxSparse | Trains::Joint => {
+            Trains::Weights | Trains::ProxSparse => {
                 let mut values = tensors.tensor(&name)?.to_f32();
                 if stage.trains == Trains::Weights {
                     for (i, value) in values.iter_mut().enumerate() {
@@ -399,7 +394,7 @@ impl Trained {
             _ => None,
         };
         let weight_moments = match &weight {
-            Some(_) => Some(Moments::new(gpu, &label("moments"), f32_bytes(rows, cols))?),
+            Some(_) => Some(AdamState::new(gpu, &label("moments"), rows * cols, StateType::F32)?),
             None => None,
         };
         let mask = match stage.trains {
@@ -417,8 +412,9 @@ impl Trained {
         });
         let (pattern, temperature) = (stage.pattern, at.temperature);
         match (stage.trains, &self.logits, &self.mask) {
-            (Trains::Relaxed | Trains::Joint, Some(logits), _) => {
-                Masking::TopN(SoftTopN { pattern, logits, state: stage.state, temperature, noise })
+            (Trains::Relaxed, Some(logits), _) => {
+                let (state, removal) = (stage.state, at.removal);
+                Masking::TopN(SoftTopN { pattern, logits, state, temperature, removal, noise })
             }
             (Trains::MaskLlm, Some(logits), _) => {
                 Masking::Patterns(SoftPatterns { pattern, logits, temperature, scale: at.kappa, noise })
