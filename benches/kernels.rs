@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    AbsSums, Activation, Descent, Heads, InverseFactor, Kernels, Layout, Lstsq, LstsqOptions, LstsqScratch,
-    MaskBuffer, Moments, Preset, Product, SampleAt, Score, Square, Weight, choose_preset,
+    AbsSums, Activation, Adam, AdamState, Descent, Heads, InverseFactor, Kernels, Layout, Lstsq,
+    LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Preset, Product, SampleAt, Score,
+    SoftPatterns, SoftTopN, Square, StateType, Weight, choose_preset,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{Dtype, TensorView};
@@ -279,6 +280,76 @@ impl<'g> Bench<'g> {
         })
     }
 
+    /// A step of learning the masks of one projection by backpropagation, without the products.
+    fn soft_kernels(&mut self, kernels: &Kernels<'g>, rows: usize, cols: usize) -> Result<(), GpuError> {
+        let gpu = self.gpu;
+        let name = kernels.preset().name;
+        let w = weight(gpu, rows, cols, Dtype::F32)?;
+        let bits = mask(gpu, rows, cols)?;
+        let (out, turned) = (filled(gpu, rows, cols / 4)?, filled(gpu, cols, rows / 4)?);
+        let gradient = filled(gpu, rows, cols / 4)?;
+        let adam = Adam { rate: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, decay: 0.1, step: 10 };
+        let at = SampleAt { seed: 1, step: 1, projection: 0 };
+        let logits: Vec<f32> = (0..rows * cols * 10).map(|i| ((i * 31) % 17) as f32 * 0.1).collect();
+        let logits = gpu.alloc_init("bench:logits", &logits)?;
+        let tall = |k: &Kernels<'g>, c: &mut Commands<'g>, masking: Masking<'_>, turn: bool| {
+            let to = if turn { turned.rows(0, cols, rows / 4)? } else { out.rows(0, rows, cols / 4)? };
+            k.effective(c, &w, masking, 0..rows, to, turn)
+        };
+        let shape = format!("{rows} x {cols} f32");
+        for turn in [false, true] {
+            let label = if turn { "effective transposed" } else { "effective" };
+            self.run(&format!("{label} bits"), shape.clone(), name, |c| {
+                tall(kernels, c, Masking::Bits(&bits), turn)
+            })?;
+        }
+        for (n, m) in [(2, 4), (4, 8), (8, 16)] {
+            let Ok(pattern) = Pattern::new(n, m) else {
+                continue;
+            };
+            for noise in [None, Some(Noise { at, scale: 1.0 })] {
+                let noisy = if noise.is_some() { " noise" } else { "" };
+                let shape = format!("{pattern} of {shape}{noisy}");
+                for state in [StateType::F32, StateType::F16] {
+                    let top =
+                        SoftTopN { pattern, logits: &logits, state, temperature: 0.5, removal: 2.0, noise };
+                    for turn in [false, true] {
+                        let label = if turn { "effective transposed" } else { "effective" };
+                        self.run(&format!("{label} top-N {state:?}"), shape.clone(), name, |c| {
+                            tall(kernels, c, Masking::TopN(top), turn)
+                        })?;
+                    }
+                    let moments = AdamState::new(gpu, "bench:moments", rows * cols, state)?;
+                    self.run(&format!("adam_mask {state:?}"), shape.clone(), name, |c| {
+                        let g = gradient.rows(0, rows, cols / 4)?;
+                        kernels.adam_mask(c, &w, top, g, 0..rows, &moments, adam)
+                    })?;
+                }
+                if pattern.combinations() > SoftPatterns::MOST {
+                    continue;
+                }
+                let soft = SoftPatterns { pattern, logits: &logits, temperature: 0.5, scale: 1.0, noise };
+                for turn in [false, true] {
+                    let label = if turn { "effective transposed" } else { "effective" };
+                    self.run(&format!("{label} patterns"), shape.clone(), name, |c| {
+                        tall(kernels, c, Masking::Patterns(soft), turn)
+                    })?;
+                }
+                let values = rows * (cols / m) * pattern.combinations() as usize;
+                let moments = AdamState::new(gpu, "bench:moments", values, StateType::F32)?;
+                self.run("adam_patterns", shape.clone(), name, |c| {
+                    let g = gradient.rows(0, rows, cols / 4)?;
+                    kernels.adam_patterns(c, &w, soft, 1e-5, g, 0..rows, &moments, adam)
+                })?;
+            }
+        }
+        let moments = AdamState::new(gpu, "bench:moments", rows * cols, StateType::F32)?;
+        self.run("adam_weight", shape, name, |c| {
+            let g = gradient.rows(0, rows, cols / 4)?;
+            kernels.adam_weight(c, &w, Some(&bits), g, 0..rows, &moments, adam)
+        })
+    }
+
     fn json(&self) -> serde_json::Value {
         let rows: Vec<_> = self
             .rows
@@ -366,6 +437,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         bench.gram_kernels(&kernels, n)?;
     }
     bench.score_kernels(&kernels)?;
+    let (rows, cols) = if bench.peak > 500.0 { (4096, 4096) } else { (512, 192) };
+    bench.soft_kernels(&kernels, rows, cols)?;
     if let Some(file) = option(&args, "--json") {
         std::fs::write(&file, format!("{:#}\n", bench.json()))?;
         println!("written: {file}");

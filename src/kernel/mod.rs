@@ -4,7 +4,9 @@
 //! are contiguous on a GPU, and on a software driver the weights' addresses are uniform over a workgroup.
 
 mod backward;
+mod adam;
 mod descent;
+mod effective;
 mod elementwise;
 mod factor;
 mod gradient;
@@ -15,11 +17,14 @@ mod matmul;
 mod panel;
 mod preset;
 mod score;
+mod soft;
 mod sparsegpt;
 mod table;
 mod tensor;
 
+pub use adam::{Adam, Soft};
 pub use descent::Descent;
+pub use effective::Masking;
 pub use elementwise::{Heads, Layout};
 pub use factor::{Factored, InverseFactor};
 pub use gradient::TransposedProduct;
@@ -30,6 +35,7 @@ pub use matmul::Product;
 pub use panel::Part;
 pub use preset::{Preset, choose_preset, product_rate};
 pub use score::{AbsSums, Score};
+pub use soft::{AdamState, Noise, SoftPatterns, SoftTopN, StateType};
 pub use table::{KERNELS, KernelSource, Variant};
 pub use tensor::{Activation, MaskBuffer, Rows, Weight, f32_bytes};
 

@@ -1,5 +1,6 @@
 //! The table of all kernels: their sources and the variants that tests, benches and the portability check walk.
 
+use super::StateType;
 use super::preset::{Matmul, Preset, SUBGROUP};
 use crate::gpu::{Defs, GpuError};
 
@@ -33,11 +34,15 @@ macro_rules! kernels {
 pub const KERNELS: &[KernelSource] = kernels![
     "abs_sum_cols",
     "abs_sum_rows",
+    "adam_mask",
+    "adam_patterns",
+    "adam_weight",
     "attention",
     "attention_lanes",
     "damp",
     "descent",
     "diagonal",
+    "effective",
     "factor_block",
     "lstsq_residual",
     "lstsq_step",
@@ -72,6 +77,23 @@ pub const KERNELS: &[KernelSource] = kernels![
 /// Patterns (N, M) that have every code path of the kernels that are built for one.
 const PATTERNS: [(u32, u32); 9] =
     [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (8, 16), (12, 16), (15, 16)];
+
+/// The same for soft top-N masks, and for soft patterns (with their number of combinations).
+const SOFT: [(u32, u32); 6] = [(1, 2), (1, 4), (2, 4), (3, 4), (4, 8), (8, 16)];
+const COUNTED: [(u32, u32, u32); 4] = [(1, 2, 2), (2, 4, 6), (4, 8, 70), (2, 16, 120)];
+
+/// Defs of all kinds of masking of the kernel `effective`.
+fn maskings() -> Vec<Defs> {
+    let defs = super::effective::defs_of;
+    let mut out = vec![defs(0, 1, 4, 4, StateType::F32, false), defs(1, 1, 4, 4, StateType::F32, false)];
+    for noise in [false, true] {
+        for (n, m) in SOFT {
+            out.extend([StateType::F32, StateType::F16].map(|state| defs(2, n, m, 2, state, noise)));
+        }
+        out.extend(COUNTED.map(|(n, m, count)| defs(3, n, m, count, StateType::F32, noise)));
+    }
+    out
+}
 
 pub(super) fn source(name: &'static str) -> Result<&'static str, GpuError> {
     KERNELS.iter().find(|k| k.name == name).map(|k| k.source).ok_or_else(|| GpuError::Shader {
@@ -138,6 +160,45 @@ impl KernelSource {
                 .into_iter()
                 .flat_map(|lanes| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", lanes)]))
                 .collect(),
+            "effective" => lanes()
+                .into_iter()
+                .flat_map(|lanes| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", lanes)]))
+                .flat_map(|defs| switched(&defs, &["TRANSPOSED"]))
+                .flat_map(|defs| maskings().into_iter().map(move |more| [defs.clone(), more].concat()))
+                .collect(),
+            "adam_mask" => lanes()
+                .into_iter()
+                .flat_map(|lanes| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", lanes)]))
+                .flat_map(|defs| {
+                    let all = SOFT.into_iter().flat_map(|p| [false, true].map(|noise| (p, noise)));
+                    all.flat_map(move |(p, noise)| {
+                        [
+                            (StateType::F32, false),
+                            (StateType::F32, true),
+                            (StateType::F16, false),
+                            (StateType::F16, true),
+                        ]
+                        .map(|(state, only)| {
+                            [defs.clone(), super::adam::mask_defs(p, state, noise, only)].concat()
+                        })
+                    })
+                })
+                .collect(),
+            "adam_patterns" => lanes()
+                .into_iter()
+                .flat_map(|lanes| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", lanes)]))
+                .flat_map(|defs| {
+                    let all = COUNTED.into_iter().flat_map(|p| [false, true].map(|noise| (p, noise)));
+                    all.flat_map(move |((n, m, count), noise)| {
+                        [false, true].map(|only| {
+                            [defs.clone(), super::adam::patterns_defs((n, m), count, noise, only)].concat()
+                        })
+                    })
+                })
+                .collect(),
+            "adam_weight" => {
+                lanes().into_iter().flat_map(|lanes| switched(&vec![("LANES", lanes)], &["MASK"])).collect()
+            }
             "spread" => lanes()
                 .into_iter()
                 .flat_map(|lanes| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", lanes)]))

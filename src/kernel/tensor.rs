@@ -150,6 +150,8 @@ impl Weight {
                 remedy: "one row must fit: use another adapter".into(),
             });
         }
+        // A chunk starts at a multiple of 4 rows, so that blocks of 4 x 4 do not straddle two.
+        let per_chunk = if (4..rows).contains(&per_chunk) { per_chunk / 4 * 4 } else { per_chunk };
         let chunk = |first: usize| {
             let rows = per_chunk.min(rows - first);
             Ok(Chunk { buffer: gpu.alloc(label, (rows * stride) as u64)?, first, rows })

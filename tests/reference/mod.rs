@@ -14,6 +14,7 @@ mod lstsq;
 mod matmul;
 mod panel;
 mod score;
+mod soft;
 mod sparsegpt;
 mod vocab;
 
@@ -27,6 +28,10 @@ pub use lstsq::{LstsqState, LstsqTwin, damped_error, least_squares, lstsq_residu
 pub use matmul::{Product, mask_apply, matmul_lanes, matmul_rows, matmul_tile};
 pub use panel::{row_dot, spread};
 pub use score::{abs_sum_cols, abs_sum_rows, best_exchange, score_mask, scores};
+pub use soft::{
+    AdamCase, SoftCase, adam_mask, adam_patterns, adam_weight, effective, pattern_noise, soft_patterns,
+    soft_patterns_gradient, soft_top, soft_top_gradient, weight_noise,
+};
 pub use sparsegpt::{Pruned, sparsegpt_block};
 pub use vocab::{VocabState, vocab_gradient, vocab_kl, vocab_reduce};
 
