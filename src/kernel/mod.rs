@@ -3,6 +3,7 @@
 //! Activations are feature-major, `[features, tokens]` in f32, so that the lanes of every kernel run along tokens: loads
 //! are contiguous on a GPU, and on a software driver the weights' addresses are uniform over a workgroup.
 
+mod attention_backward;
 mod descent;
 mod elementwise;
 mod factor;
@@ -17,6 +18,7 @@ mod sparsegpt;
 mod table;
 mod tensor;
 
+pub use attention_backward::AttentionGradient;
 pub use descent::Descent;
 pub use elementwise::{Heads, Layout};
 pub use factor::{Factored, InverseFactor};

@@ -34,6 +34,10 @@ pub const KERNELS: &[KernelSource] = kernels![
     "abs_sum_cols",
     "abs_sum_rows",
     "attention",
+    "attention_backward_kv",
+    "attention_backward_lanes",
+    "attention_backward_q",
+    "attention_delta",
     "attention_lanes",
     "damp",
     "descent",
@@ -152,9 +156,22 @@ impl KernelSource {
                 .flat_map(|(lanes, keys)| {
                     [8, 20, 64, 128].map(|d| vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", d)])
                 })
+                .flat_map(|defs| switched(&defs, &["LSE"]))
                 .collect(),
-            "attention_lanes" => {
+            "attention_lanes" => [8, 20, 64, 128]
+                .map(|d| vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", d)])
+                .iter()
+                .flat_map(|defs| switched(defs, &["LSE"]))
+                .collect(),
+            "attention_backward_q" | "attention_backward_kv" => of_presets(|p| p.attention.0)
+                .into_iter()
+                .flat_map(|lanes| [8, 20, 64, 128].map(|d| vec![("LANES", lanes), ("HEAD_DIM", d)]))
+                .collect(),
+            "attention_backward_lanes" => {
                 [8, 20, 64, 128].map(|d| vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", d)]).to_vec()
+            }
+            "rope" => {
+                lanes().into_iter().flat_map(|n| switched(&vec![("LANES", n)], &["BACKWARD"])).collect()
             }
             "rms_norm_lanes" => vec![vec![("SUBGROUP", SUBGROUP)]],
             "rms_norm" | "vocab_reduce" => of_presets(|p| p.reduce)

@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports)] // every test binary uses a part of it
 
 mod attention;
+mod attention_backward;
 mod descent;
 mod elementwise;
 mod factor;
@@ -17,8 +18,12 @@ mod sparsegpt;
 mod vocab;
 
 pub use attention::{Heads, attention, attention_lanes};
+pub use attention_backward::{
+    AttentionCase, attention_backward_kv, attention_backward_lanes, attention_backward_q, attention_delta,
+    log_sum_exp,
+};
 pub use descent::{descent, group_gain, row_error};
-pub use elementwise::{peak, rms_norm, rms_norm_lanes, rope, swiglu};
+pub use elementwise::{peak, rms_norm, rms_norm_lanes, rope, rope_backward, swiglu};
 pub use factor::{damp, factor_block};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use lstsq::{LstsqState, LstsqTwin, damped_error, least_squares, lstsq_residual, lstsq_step};
