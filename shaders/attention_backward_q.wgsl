@@ -1,6 +1,7 @@
 // Gradient of the queries in causal attention with grouped query heads (attention.wgsl), from the saved log-sum-exp
 // (Dao et al. 2022, https://arxiv.org/abs/2205.14135, algorithm 4):
-//   p[i, j] = exp(scale * q_i . k_j - lse_i),  ds[i, j] = p[i, j] (d_o_i . v_j - delta_i),  d_q_i = scale * sum_{j <= i} ds[i, j] k_j
+//   p[i, j] = exp(scale * q_i . k_j - lse_i),  ds[i, j] = p[i, j] (d_o_i . v_j - delta_i)
+//   d_q_i = scale * sum_{j <= i} ds[i, j] k_j
 //
 // As in attention.wgsl an invocation holds a vec4 of queries of one head and walks the keys of their window, here in steps of
 // 16; d_q is its own accumulator in memory. No probability is above 1, whatever the rounding of scores of 1e30.

@@ -18,7 +18,7 @@ pub(super) enum Matmul {
     Tile,
 }
 
-/// The subgroup size that `matmul_lanes`, `attention_lanes` and `rms_norm_lanes` are written for: 256 bits of f32.
+/// The subgroup size that the kernels `*_lanes` are written for: 256 bits of f32.
 pub(super) const SUBGROUP: u32 = 8;
 
 /// Tile shapes of all kernels. Changing it changes summation orders, so a run records its name.
