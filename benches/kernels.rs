@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    AbsSums, Activation, Adam, AdamState, Descent, Heads, InverseFactor, Kernels, Layout, Lstsq,
+    AbsSums, Activation, Adam, AdamState, AttentionGradient, Descent, Heads, InverseFactor, Kernels, Layout, Lstsq,
     LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Preset, Product, SampleAt, Score,
     SoftPatterns, SoftTopN, Square, StateType, Weight, choose_preset,
 };
@@ -151,17 +151,49 @@ impl<'g> Bench<'g> {
         self.run("rope", format!("12 heads of 64 x {}", 4 * t4), name, |c| {
             kernels.rope(c, x.rows(0, h, t4)?, 64, &table, layout)
         })?;
-        let (k, v) = (filled(gpu, 256, t4)?, filled(gpu, 256, t4)?);
-        let heads = Heads { heads: 12, kv_heads: 4, head_dim: 64 };
-        self.run("attention", "12/4 heads of 64, 8 x 256".into(), name, |c| {
-            let (k, v) = (k.rows(0, 256, t4)?, v.rows(0, 256, t4)?);
-            kernels.attention(c, x.rows(0, h, t4)?, k, v, y.rows(0, h, t4)?, heads, layout)
-        })?;
+        self.attention(kernels, Heads { heads: 12, kv_heads: 4, head_dim: 64 }, layout)?;
+        // stories3M, in a batch of 16.
+        let small = Layout { windows: 16, length: 256 };
+        self.attention(kernels, Heads { heads: 6, kv_heads: 2, head_dim: 32 }, small)?;
         self.run("swiglu", shape.clone(), name, |c| kernels.swiglu(c, y.rows(0, h, t4)?, x.rows(0, h, t4)?))?;
         let targets = gpu.alloc("bench:targets", 16 * t4 as u64)?;
         let state = Activation::new(gpu, "bench:state", 3, t4)?;
         self.run("vocab_reduce", shape, name, |c| {
             kernels.vocab_reduce(c, x.rows(0, h, t4)?, 0, &targets, state.rows(0, 3, t4)?)
+        })
+    }
+
+    /// Forward and backward pass.
+    fn attention(&mut self, kernels: &Kernels<'g>, heads: Heads, layout: Layout) -> Result<(), GpuError> {
+        let (gpu, name, t4) = (self.gpu, kernels.preset().name, layout.t4());
+        let (many, few) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+        let queries = || Ok::<_, GpuError>((filled(gpu, many, t4)?, filled(gpu, many, t4)?));
+        let keys = || Ok::<_, GpuError>((filled(gpu, few, t4)?, filled(gpu, few, t4)?));
+        let ((q, o), (d_o, d_q), (k, v), (d_k, d_v)) = (queries()?, queries()?, keys()?, keys()?);
+        let (lse, delta) = (filled(gpu, heads.heads, t4)?, filled(gpu, heads.heads, t4)?);
+        let shape = format!(
+            "{}/{} heads of {}, {} x {}",
+            heads.heads, heads.kv_heads, heads.head_dim, layout.windows, layout.length
+        );
+        self.run("attention", shape.clone(), name, |c| {
+            let (q, k, v, o) =
+                (q.rows(0, many, t4)?, k.rows(0, few, t4)?, v.rows(0, few, t4)?, o.rows(0, many, t4)?);
+            kernels.attention(c, q, k, v, o, Some(lse.rows(0, heads.heads, t4)?), heads, layout)
+        })?;
+        self.run("attention_backward", shape, name, |c| {
+            let gradient = AttentionGradient {
+                q: q.rows(0, many, t4)?,
+                k: k.rows(0, few, t4)?,
+                v: v.rows(0, few, t4)?,
+                o: o.rows(0, many, t4)?,
+                lse: lse.rows(0, heads.heads, t4)?,
+                d_o: d_o.rows(0, many, t4)?,
+                delta: delta.rows(0, heads.heads, t4)?,
+                d_q: d_q.rows(0, many, t4)?,
+                d_k: d_k.rows(0, few, t4)?,
+                d_v: d_v.rows(0, few, t4)?,
+            };
+            kernels.attention_backward(c, &gradient, heads, layout)
         })
     }
 

@@ -5,7 +5,10 @@
 // with a running maximum and sum. The addresses of keys and values are the same for the whole workgroup. The output
 // is its own accumulator in memory: an invocation alone touches its HEAD_DIM x 4 values.
 //
-// q, o [heads * HEAD_DIM, t4], k, v [kv_heads * HEAD_DIM, t4], vec4 over tokens; a window is window4 * 4 tokens.
+// With the def LSE also the log-sum-exp of the scaled scores of each query, which the backward pass recomputes the softmax from:
+//   lse[h, i] = ln sum_{j <= i} exp(scale * q[h, :, i] . k[h / group, :, j])
+//
+// q, o [heads * HEAD_DIM, t4], k, v [kv_heads * HEAD_DIM, t4], lse [heads, t4], vec4 over tokens; a window is window4 * 4 tokens.
 // Dispatch: [ceil(window4 / LANES) * windows, heads, 1]. KEYS in {16, 32}.
 
 struct Params {
@@ -24,6 +27,9 @@ struct Params {
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;            // [kv_heads * HEAD_DIM, t4]
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;            // [kv_heads * HEAD_DIM, t4]
 @group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;      // [heads * HEAD_DIM, t4]
+#ifdef LSE
+@group(0) @binding(5) var<storage, read_write> lse: array<vec4<f32>>;    // [heads, t4]
+#endif
 
 const D = #{HEAD_DIM}u;
 const NEG = -3.0e38;   // not -inf: WGSL lets a driver assume that there are no infinities
@@ -173,5 +179,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         for (var d = 0u; d < D; d += 1u) {
             o[(head + d) * p.t4 + qt] *= scale;
         }
+#ifdef LSE
+        lse[wg.y * p.t4 + qt] = m + log(l);
+#endif
     }
 }

@@ -8,7 +8,9 @@
 // in memory, is loaded and stored once in 64 keys. Loops test at their end: behind a test at the start such a driver runs the
 // body once more, with all lanes off.
 //
-// q, o [heads * HEAD_DIM, t4], k, v [kv_heads * HEAD_DIM, t4], vec4 over tokens; a window is window4 * 4 tokens.
+// With the def LSE also lse, as there.
+//
+// q, o [heads * HEAD_DIM, t4], k, v [kv_heads * HEAD_DIM, t4], lse [heads, t4], vec4 over tokens; a window is window4 * 4 tokens.
 // Dispatch: [ceil(window4 / 16) * windows, heads, 1]. SUBGROUP = 8, HEAD_DIM a multiple of four.
 
 struct Params {
@@ -39,6 +41,9 @@ struct Scores {
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;            // [kv_heads * HEAD_DIM, t4]
 @group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;            // [kv_heads * HEAD_DIM, t4]
 @group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;      // [heads * HEAD_DIM, t4]
+#ifdef LSE
+@group(0) @binding(5) var<storage, read_write> lse: array<vec4<f32>>;    // [heads, t4]
+#endif
 
 const D = #{HEAD_DIM}u;
 const NEG = -3.0e38;   // not -inf: WGSL lets a driver assume that there are no infinities
@@ -218,4 +223,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
         key += 64u;
         if done { break; }
     }
+#ifdef LSE
+    let at = wg.y * p.t4 + first;
+    if live_a { lse[at + query_a / 4u] = top_a + log(total_a); }
+    if live_b { lse[at + query_b / 4u] = top_b + log(total_b); }
+#endif
 }

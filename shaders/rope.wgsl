@@ -1,6 +1,7 @@
 // Rotary position embedding in place, half-split as in Hugging Face: for i < d/2 of each head
 //   a = x[i], b = x[i + d/2];  x[i] = a cos - b sin;  x[i + d/2] = b cos + a sin
 // with cos, sin of position * inv_freq[i], made on the host in f64. The position is the token's index in its window.
+// The def BACKWARD rotates by the negative angle: the transpose of a rotation, and so its backward pass, is its inverse.
 //
 // x [heads * 2 * half, t4] vec4 over tokens; table [2, half, window4]: cos, then sin.
 // Dispatch: heads * half * t4 invocations, the grid folded into two dimensions.
@@ -25,7 +26,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
         let pair = i / p.t4;
         let f = pair % p.half;
         let c = table[f * p.window4 + t % p.window4];
+#ifdef BACKWARD
+        let s = -table[(p.half + f) * p.window4 + t % p.window4];
+#else
         let s = table[(p.half + f) * p.window4 + t % p.window4];
+#endif
         let low = ((pair / p.half) * 2u * p.half + f) * p.t4 + t;
         let high = low + p.half * p.t4;
         let a = x[low];

@@ -107,7 +107,7 @@ fn attend(kernels: &Kernels<'static>, h: Heads, layout: Layout, scale: f32, seed
     let oa = on(queries, &untouched(q.len()));
     let mut c = commands();
     let rows = (all(&qa, queries, t4), all(&ka, keys, t4), all(&va, keys, t4), all(&oa, queries, t4));
-    kernels.attention(&mut c, rows.0, rows.1, rows.2, rows.3, h, layout).expect("attention");
+    kernels.attention(&mut c, rows.0, rows.1, rows.2, rows.3, None, h, layout).expect("attention");
     let got = read(&mut c, oa.buffer(), q.len());
     let heads = reference::Heads { heads: h.heads, kv_heads: h.kv_heads, head_dim: h.head_dim };
     (got, reference::attention(&q, &k, &v, heads, window, tokens))
@@ -306,9 +306,18 @@ fn wrong_shapes_are_refused() {
         kernels.rope(&mut c, wide, 8, &small, layout),
         kernels.rope(&mut c, wide, 8, x.buffer(), Layout { windows: 1, length: 20 }),
         kernels.rope(&mut c, wide, 0, x.buffer(), layout),
-        kernels.attention(&mut c, wide, wide, wide, wide, heads(2, 0), layout),
-        kernels.attention(&mut c, wide, odd, odd, wide, heads(2, 1), layout),
-        kernels.attention(&mut c, wide, wide, wide, wide, heads(2, 2), Layout { windows: 2, length: 16 }),
+        kernels.attention(&mut c, wide, wide, wide, wide, None, heads(2, 0), layout),
+        kernels.attention(&mut c, wide, odd, odd, wide, None, heads(2, 1), layout),
+        kernels.attention(
+            &mut c,
+            wide,
+            wide,
+            wide,
+            wide,
+            None,
+            heads(2, 2),
+            Layout { windows: 2, length: 16 },
+        ),
         kernels.swiglu(&mut c, wide, odd),
         kernels.swiglu(&mut c, none, none),
         kernels.vocab_reduce(&mut c, wide, 0, &small, all(&x, 3, 4)),

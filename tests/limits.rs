@@ -275,7 +275,7 @@ fn empty_batches_do_nothing() {
     let layout = Layout { windows: 0, length: 4 };
     let heads = Heads { heads: 2, kv_heads: 2, head_dim: 8 };
     let mut c = common::commands();
-    kernels.attention(&mut c, none, none, none, none, heads, layout).expect("nothing");
+    kernels.attention(&mut c, none, none, none, none, None, heads, layout).expect("nothing");
     kernels.swiglu(&mut c, none, none).expect("nothing");
     c.finish().expect("nothing");
     same_bits("unchanged", &read(&mut c, x.buffer(), 64), &[1.0; 64]);

@@ -20,7 +20,7 @@ use naga::{AddressSpace, Module, ShaderStage};
 
 /// Kernels that may use subgroups, under presets that are offered only where there are some.
 const SUBGROUP_KERNELS: &[&str] =
-    &["attention_lanes", "matmul_lanes", "rms_norm_backward_lanes", "rms_norm_lanes"];
+    &["attention_backward_lanes", "attention_lanes", "matmul_lanes", "rms_norm_backward_lanes", "rms_norm_lanes"];
 
 /// WebGPU's default limits (https://www.w3.org/TR/webgpu/#limits).
 const MAX_STORAGE_BUFFERS: usize = 8;

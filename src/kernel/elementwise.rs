@@ -54,13 +54,32 @@ struct NormParams {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct AttentionParams {
+pub(super) struct AttentionParams {
     t4: u32,
     window4: u32,
     group: u32,
     tiles: u32,
     scale: f32,
     pad: [u32; 3],
+}
+
+impl AttentionParams {
+    /// For a kernel that cuts each window into `tiles`.
+    pub(super) fn new(
+        kernel: &'static str,
+        heads: Heads,
+        layout: Layout,
+        tiles: usize,
+    ) -> Result<Self, GpuError> {
+        Ok(Self {
+            t4: size(kernel, layout.t4())?,
+            window4: size(kernel, layout.window4())?,
+            group: size(kernel, heads.heads / heads.kv_heads)?,
+            tiles: size(kernel, tiles)?,
+            scale: 1.0 / (heads.head_dim as f32).sqrt(),
+            pad: [0; 3],
+        })
+    }
 }
 
 impl Kernels<'_> {
@@ -108,6 +127,33 @@ impl Kernels<'_> {
         table: &Buffer,
         layout: Layout,
     ) -> Result<(), GpuError> {
+        self.rotate(c, x, head_dim, table, layout, false)
+    }
+
+    /// Backward pass of [`Kernels::rope`], in place: gradients `x` rotated by the negative angles.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn rope_backward(
+        &self,
+        c: Stream<'_, '_>,
+        x: Rows<'_>,
+        head_dim: usize,
+        table: &Buffer,
+        layout: Layout,
+    ) -> Result<(), GpuError> {
+        self.rotate(c, x, head_dim, table, layout, true)
+    }
+
+    fn rotate(
+        &self,
+        c: Stream<'_, '_>,
+        x: Rows<'_>,
+        head_dim: usize,
+        table: &Buffer,
+        layout: Layout,
+        backward: bool,
+    ) -> Result<(), GpuError> {
         const NAME: &str = "rope";
         let half = head_dim / 2;
         let fits = x.first == 0
@@ -119,7 +165,11 @@ impl Kernels<'_> {
             return Err(shape_error(NAME, format!("{} rows of heads of {head_dim}", x.count)));
         }
         let lanes = self.preset().lanes;
-        let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
+        let mut defs = vec![("LANES", lanes)];
+        if backward {
+            defs.push(("BACKWARD", 1));
+        }
+        let pipeline = self.pipeline(NAME, defs)?;
         let pairs = x.count / 2;
         let params =
             [size(NAME, pairs)?, size(NAME, half)?, size(NAME, x.t4)?, size(NAME, layout.window4())?];
@@ -129,6 +179,7 @@ impl Kernels<'_> {
     }
 
     /// Causal attention within each window: `q`, `o` `[heads * head_dim, t]`, `k`, `v` `[kv_heads * head_dim, t]`.
+    /// `lse` `[heads, t]`, if any, gets the natural logarithm of the sum of the exponentials of each query's scaled scores.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
@@ -140,12 +191,13 @@ impl Kernels<'_> {
         k: Rows<'_>,
         v: Rows<'_>,
         o: Rows<'_>,
+        lse: Option<Rows<'_>>,
         heads: Heads,
         layout: Layout,
     ) -> Result<(), GpuError> {
         // With subgroups the scores are made of four features at a time.
         let (preset, dim) = (self.preset(), size("attention", heads.head_dim)?);
-        let (name, tile, defs) = if preset.subgroups() && dim.is_multiple_of(4) {
+        let (name, tile, mut defs) = if preset.subgroups() && dim.is_multiple_of(4) {
             ("attention_lanes", 2 * SUBGROUP, vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", dim)])
         } else {
             let (lanes, keys) = preset.attention;
@@ -159,32 +211,30 @@ impl Kernels<'_> {
             && o.count == q.count
             && k.count == kv_heads * head_dim
             && v.count == k.count
-            && [q, k, v, o].iter().all(|r| r.first == 0 && r.t4 == t4);
+            && lse.is_none_or(|l| l.count == h)
+            && [q, k, v, o].iter().chain(lse.as_ref()).all(|r| r.first == 0 && r.t4 == t4);
         if !fits {
             return Err(shape_error(
                 name,
                 format!("q {} k {} v {} o {} rows for {heads:?}", q.count, k.count, v.count, o.count),
             ));
         }
+        if lse.is_some() {
+            defs.push(("LSE", 1));
+        }
         let pipeline = self.pipeline(name, defs)?;
         let tiles = window4.div_ceil(tile as usize);
         // The grid's width holds windows x tiles: long batches are cut into runs of windows by the caller's binding limits
         // long before 65 535.
         let grid = [size(name, tiles * layout.windows)?, size(name, h)?, 1];
-        let params = AttentionParams {
-            t4: size(name, t4)?,
-            window4: size(name, window4)?,
-            group: size(name, h / kv_heads)?,
-            tiles: size(name, tiles)?,
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            pad: [0; 3],
-        };
+        let params = AttentionParams::new(name, heads, layout, tiles)?;
         let tokens = 4.0 * t4 as f64;
         let work = Work {
             flops: 2.0 * tokens * layout.length as f64 * (h * head_dim) as f64,
             bytes: 4.0 * tokens * (2 * q.count + 2 * k.count) as f64,
         };
-        let bind = [q.buffer.all(), k.buffer.all(), v.buffer.all(), o.buffer.all()];
+        let mut bind = vec![q.buffer.all(), k.buffer.all(), v.buffer.all(), o.buffer.all()];
+        bind.extend(lse.map(|l| l.buffer.all()));
         c.dispatch(&pipeline, &params, &bind, grid, work)
     }
 

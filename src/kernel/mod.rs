@@ -5,6 +5,7 @@
 
 mod backward;
 mod adam;
+mod attention_backward;
 mod descent;
 mod effective;
 mod elementwise;
@@ -23,6 +24,7 @@ mod table;
 mod tensor;
 
 pub use adam::{Adam, Soft};
+pub use attention_backward::AttentionGradient;
 pub use descent::Descent;
 pub use effective::Masking;
 pub use elementwise::{Heads, Layout};

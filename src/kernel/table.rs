@@ -38,6 +38,10 @@ pub const KERNELS: &[KernelSource] = kernels![
     "adam_patterns",
     "adam_weight",
     "attention",
+    "attention_backward_kv",
+    "attention_backward_lanes",
+    "attention_backward_q",
+    "attention_delta",
     "attention_lanes",
     "damp",
     "descent",
@@ -223,8 +227,18 @@ impl KernelSource {
                 .flat_map(|(lanes, keys)| {
                     [8, 20, 64, 128].map(|d| vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", d)])
                 })
+                .flat_map(|defs| switched(&defs, &["LSE"]))
                 .collect(),
-            "attention_lanes" => {
+            "attention_lanes" => [8, 20, 64, 128]
+                .map(|d| vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", d)])
+                .iter()
+                .flat_map(|defs| switched(defs, &["LSE"]))
+                .collect(),
+            "attention_backward_q" | "attention_backward_kv" => of_presets(|p| p.attention.0)
+                .into_iter()
+                .flat_map(|lanes| [8, 20, 64, 128].map(|d| vec![("LANES", lanes), ("HEAD_DIM", d)]))
+                .collect(),
+            "attention_backward_lanes" => {
                 [8, 20, 64, 128].map(|d| vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", d)]).to_vec()
             }
             "rms_norm_lanes" | "rms_norm_backward_lanes" => vec![vec![("SUBGROUP", SUBGROUP)]],
@@ -232,6 +246,9 @@ impl KernelSource {
             "squared_error" => sliced().iter().flat_map(|defs| switched(defs, &["WEIGHTS"])).collect(),
             "swiglu" => {
                 lanes().into_iter().flat_map(|lanes| switched(&vec![("LANES", lanes)], &["OUT"])).collect()
+            }
+            "rope" => {
+                lanes().into_iter().flat_map(|n| switched(&vec![("LANES", n)], &["BACKWARD"])).collect()
             }
             "abs_sum_cols" => of_presets(|p| p.reduce)
                 .into_iter()

@@ -124,7 +124,7 @@ impl<'a, 'g> BlockPass<'a, 'g> {
         kernels.matmul(c, &self.product(V, normed, v))?;
         kernels.rope(c, q, heads.head_dim, &ws.table, self.layout)?;
         kernels.rope(c, k, heads.head_dim, &ws.table, self.layout)?;
-        Ok(kernels.attention(c, q, k, v, attended, heads, self.layout)?)
+        Ok(kernels.attention(c, q, k, v, attended, None, heads, self.layout)?)
     }
 
     /// Adds the output projection to the residual stream.

@@ -46,6 +46,13 @@ pub fn rope(x: &[f32], table: &[f32], head_dim: usize, window: usize, tokens: us
     out
 }
 
+/// The same with the negative angles.
+pub fn rope_backward(x: &[f32], table: &[f32], head_dim: usize, window: usize, tokens: usize) -> Twin {
+    let (cos, sin) = table.split_at(head_dim / 2 * window);
+    let negative: Vec<f32> = cos.iter().copied().chain(sin.iter().map(|s| -s)).collect();
+    rope(x, &negative, head_dim, window, tokens)
+}
+
 /// `silu(gate) * up`. Unit: `EPS * (1 + |gate|) * |y|` (the error of the exponential grows with its argument), and at least
 /// `1e-30 * |up|`, since the kernel stops the exponential at e^80.
 pub fn swiglu(gate: &[f32], up: &[f32]) -> Twin {

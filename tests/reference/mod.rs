@@ -6,6 +6,7 @@
 
 mod attention;
 mod backward;
+mod attention_backward;
 mod descent;
 mod elementwise;
 mod factor;
@@ -20,8 +21,12 @@ mod vocab;
 
 pub use attention::{Heads, attention, attention_lanes};
 pub use backward::{rms_norm_backward, rms_norm_backward_lanes, squared_error, swiglu_backward};
+pub use attention_backward::{
+    AttentionCase, attention_backward_kv, attention_backward_lanes, attention_backward_q, attention_delta,
+    log_sum_exp,
+};
 pub use descent::{descent, group_gain, row_error};
-pub use elementwise::{peak, rms_norm, rms_norm_lanes, rope, swiglu};
+pub use elementwise::{peak, rms_norm, rms_norm_lanes, rope, rope_backward, swiglu};
 pub use factor::{damp, factor_block};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use lstsq::{LstsqState, LstsqTwin, damped_error, least_squares, lstsq_residual, lstsq_step};
