@@ -8,7 +8,8 @@ use crate::gpu::{Binding, Buffer, Gpu, GpuError, OFFSET_ALIGNMENT};
 use crate::mask::Pattern;
 
 /// How the logits of a top-N mask and their moments are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum StateType {
     /// 32 bits.
     F32,

@@ -56,6 +56,11 @@ impl Activation {
         Ok(Rows { buffer: &self.buffer, first, count, t4, stride: t4, at: 0 })
     }
 
+    /// Rows, and vec4s of tokens, that it was allocated for.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.t4)
+    }
+
     /// The buffer behind it.
     pub fn buffer(&self) -> &Buffer {
         &self.buffer
@@ -80,8 +85,15 @@ pub struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    /// `count` of these rows, from row `first` of them on.
+    #[must_use]
+    pub fn part(self, first: usize, count: usize) -> Self {
+        Self { first: self.first + first, count, ..self }
+    }
+
     /// The columns from vec4 `first` on, `t4` vec4s of them.
-    pub(crate) fn columns(self, first: usize, t4: usize) -> Self {
+    #[must_use]
+    pub fn columns(self, first: usize, t4: usize) -> Self {
         Self { at: self.at + first, t4, ..self }
     }
 }
@@ -179,6 +191,28 @@ impl Weight {
             }
         }
         Ok(())
+    }
+
+    /// Its row chunks.
+    pub fn buffers(&self) -> impl Iterator<Item = &Buffer> {
+        self.chunks.iter().map(|chunk| &chunk.buffer)
+    }
+
+    /// Reads an f32 weight `[rows, cols]`.
+    ///
+    /// # Errors
+    /// Another type, or what the device reports.
+    pub fn read(&self, c: &mut Commands<'_>) -> Result<Vec<f32>, GpuError> {
+        if self.dtype != Dtype::F32 {
+            return Err(shape_error("weight", format!("{} read as {}", self.dtype, Dtype::F32)));
+        }
+        let stride = self.cols.next_multiple_of(4);
+        let mut out = Vec::with_capacity(self.rows * self.cols);
+        for chunk in &self.chunks {
+            let values: Vec<f32> = c.read(&chunk.buffer, 0, chunk.rows * stride)?;
+            values.chunks_exact(stride).for_each(|row| out.extend(&row[..self.cols]));
+        }
+        Ok(out)
     }
 
     /// Overwrites the weight, after what is recorded in `c`, with another of the same shape and type.

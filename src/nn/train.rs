@@ -88,7 +88,9 @@ impl TrainSpace {
         let (hidden, queries) = (config.hidden_size, config.num_heads * config.head_dim);
         let keys = config.num_kv_heads * config.head_dim;
         let pieces: Vec<(usize, usize)> = sizes.pieces().collect();
-        let in_pieces = |name: &str| pieces.iter().map(|&(_, rows)| new(name, rows)).collect();
+        let in_pieces = |name: &str| {
+            pieces.iter().map(|&(_, rows)| new(name, rows)).collect::<Result<Vec<_>, GpuError>>()
+        };
         let widest = hidden.max(queries).max(sizes.ffn_rows);
         Ok(Self {
             mid: new("residual after attention", hidden)?,
@@ -98,8 +100,8 @@ impl TrainSpace {
             v: new("v", keys)?,
             attended: new("attended", queries)?,
             heads: [new("heads", config.num_heads)?, new("heads", config.num_heads)?],
-            gate: in_pieces("gate").collect::<Result<_, GpuError>>()?,
-            up: in_pieces("up").collect::<Result<_, GpuError>>()?,
+            gate: in_pieces("gate")?,
+            up: in_pieces("up")?,
             inner: new("inner", sizes.ffn_rows)?,
             d_normed: new("gradient of normed", hidden)?,
             d_q: new("gradient of q", queries)?,
@@ -305,8 +307,10 @@ impl<'a, 'g> TrainPass<'a, 'g> {
             }
             if sink.wants(Gate) || sink.wants(Up) {
                 let xt = self.transpose(c, normed)?;
-                for (kind, d_y) in [(Gate, gate), (Up, up)].into_iter().filter(|(kind, _)| sink.wants(*kind)) {
-                    sink.take(c, kind, WeightGradient { d_y, xt, first_input: 0, first_output: first })?;
+                for (kind, d_y) in [(Gate, gate), (Up, up)] {
+                    if sink.wants(kind) {
+                        sink.take(c, kind, WeightGradient { d_y, xt, first_input: 0, first_output: first })?;
+                    }
                 }
             }
         }

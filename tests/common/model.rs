@@ -72,6 +72,11 @@ impl Expected {
         self.read(name, f32::from_le_bytes)
     }
 
+    /// The tensor of that name, if there is one.
+    pub fn find(&self, name: &str) -> Option<Vec<f32>> {
+        self.file().tensor(name).is_ok().then(|| self.f32(name))
+    }
+
     /// The two windows.
     pub fn batch(&self) -> Batch {
         let shape = self.file().tensor("input_ids").expect("input_ids").shape().to_vec();

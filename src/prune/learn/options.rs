@@ -109,7 +109,7 @@ pub struct Stage {
 }
 
 /// The numbers of one step.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct At {
     /// The optimiser of the logits, or of the weights.
     pub adam: Adam,

@@ -132,9 +132,7 @@ impl<'g> GradientSink<'g> for Stepper<'_, 'g> {
     ) -> Result<(), NnError> {
         let cols = self.weights.linears[kind as usize].weight.cols();
         let outputs = g.first_output..g.first_output + g.d_y.count;
-        let d_y = |rows: &Range<usize>| {
-            crate::kernel::Rows { first: g.d_y.first + rows.start - outputs.start, count: rows.len(), ..g.d_y }
-        };
+        let d_y = |rows: &Range<usize>| g.d_y.part(rows.start - outputs.start, rows.len());
         let Some(sums) = &self.space.sums else {
             for rows in strips(self.kernels.gpu(), outputs.end, cols) {
                 let gradient = self.space.strip.rows(0, rows.len(), cols / 4)?;
