@@ -79,7 +79,7 @@ impl Kernels<'_> {
         // With subgroups the gains are loaded by eight.
         let preset = self.preset();
         let (name, tile, defs) = if preset.subgroups() && x.count.is_multiple_of(SUBGROUP as usize) {
-            ("rms_norm_backward_lanes", SUBGROUP, vec![("SUBGROUP", SUBGROUP)])
+            ("rms_norm_backward_lanes", 2 * SUBGROUP, vec![("SUBGROUP", SUBGROUP)])
         } else {
             let (lanes, slices) = preset.reduce;
             ("rms_norm_backward", lanes, sliced_defs(lanes, slices))
