@@ -197,6 +197,46 @@ impl<'g> Bench<'g> {
         })
     }
 
+    /// Gradients of 4096 tokens.
+    fn backward_kernels(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {
+        let gpu = self.gpu;
+        let name = kernels.preset().name;
+        let layout = Layout { windows: 16, length: 256 };
+        let (h, vocab, t4) = (192usize, 4096usize, layout.t4());
+        let (x, y, z) = (filled(gpu, h, t4)?, filled(gpu, h, t4)?, filled(gpu, h, t4)?);
+        let gain = gpu.alloc_init("bench:gain", &vec![1.0f32; h])?;
+        let tokens = gpu.alloc("bench:tokens", 16 * t4 as u64)?;
+        let shape = format!("{h} x {}", 4 * t4);
+        self.run("rms_norm_backward", shape.clone(), name, |c| {
+            let (x, d_y, d_x) = (x.rows(0, h, t4)?, y.rows(0, h, t4)?, z.rows(0, h, t4)?);
+            kernels.rms_norm_backward(c, x, &gain, 1e-5, d_y, d_x)
+        })?;
+        self.run("swiglu_to", shape.clone(), name, |c| {
+            kernels.swiglu_to(c, x.rows(0, h, t4)?, y.rows(0, h, t4)?, z.rows(0, h, t4)?)
+        })?;
+        self.run("swiglu_backward", shape.clone(), name, |c| {
+            kernels.swiglu_backward(c, x.rows(0, h, t4)?, y.rows(0, h, t4)?, z.rows(0, h, t4)?)
+        })?;
+        self.run("squared_error", shape, name, |c| {
+            let (y, target) = (y.rows(0, h, t4)?, z.rows(0, h, t4)?);
+            kernels.squared_error(c, y, target, None, 0.5, &tokens, layout)
+        })?;
+        // Any state will do whose sums are not zero.
+        let (logits, dense) = (filled(gpu, vocab, t4)?, filled(gpu, vocab, t4)?);
+        let state = Activation::new(gpu, "bench:state", 3, t4)?;
+        gpu.upload(state.buffer(), 0, bytemuck::cast_slice(&vec![vocab as f32; 3 * 4 * t4]))?;
+        let targets = gpu.alloc_init("bench:targets", &vec![1u32; 4 * t4])?;
+        let shape = format!("vocabulary of {vocab} x {}", 4 * t4);
+        self.run("vocab_gradient", shape.clone(), name, |c| {
+            let (logits, state) = (logits.rows(0, vocab, t4)?, state.rows(0, 3, t4)?);
+            kernels.vocab_gradient(c, logits, vocab, 0, &targets, state, 0.5)
+        })?;
+        self.run("vocab_kl", shape, name, |c| {
+            let (x, d, s) = (logits.rows(0, vocab, t4)?, dense.rows(0, vocab, t4)?, state.rows(0, 3, t4)?);
+            kernels.vocab_kl(c, x, d, vocab, s, s, &targets, 0.5, &tokens)
+        })
+    }
+
     fn mask_kernels(&mut self, kernels: &Kernels<'g>) -> Result<(), GpuError> {
         let gpu = self.gpu;
         let name = kernels.preset().name;
@@ -463,6 +503,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     bench.products(&presets, &sizes)?;
     bench.decoder_kernels(&kernels)?;
+    bench.backward_kernels(&kernels)?;
     bench.mask_kernels(&kernels)?;
     for n in if bench.peak > 500.0 { vec![512, 4096] } else { vec![192, 512] } {
         bench.one_shot_kernels(&kernels, n)?;

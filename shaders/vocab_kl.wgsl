@@ -4,14 +4,18 @@
 // Tokens without a target add nothing and get zeros; so do rows beyond the vocabulary.
 //
 // logits, dense [count, t4] vec4 over tokens; state, dense_state [3, t4]: m, l, -; targets [t4] vec4<u32> (all bits set = none);
-// kl [t4]. An invocation holds a vec4 of tokens and walks its share of the rows; the SLICES shares are added by a fixed tree.
+// kl [t4]. A dispatch makes the rows start..end. An invocation holds a vec4 of tokens and walks its share of the rows; the SLICES shares are added by a fixed tree.
 // Dispatch: [ceil(t4 / LANES), 1, 1], workgroup LANES x SLICES (a power of two; 1 on CPU adapters).
 
 struct Params {
     rows: u32,     // rows of this chunk within the vocabulary
-    count: u32,    // rows with those that pad it
+    start: u32,    // rows of the chunk that this dispatch makes, with those that pad it
+    end: u32,
     t4: u32,
     scale: f32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -38,7 +42,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) loca
         let log_l = log(state[p.t4 + t]);
         let dense_m = dense_state[t];
         let dense_log_l = log(dense_state[p.t4 + t]);
-        for (var r = local.y; r < p.rows; r += #{SLICES}u) {
+        for (var r = p.start + local.y; r < min(p.end, p.rows); r += #{SLICES}u) {
             let i = r * p.t4 + t;
             // The maximum first: a difference of two logits keeps the digits that m + log(l) would lose.
             let log_q = (logits[i] - m) - log_l;
@@ -47,7 +51,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) loca
             sum += d * (log_d - log_q);
             logits[i] = select(zero, p.scale * (exp(log_q) - d), has);
         }
-        for (var r = p.rows + local.y; r < p.count; r += #{SLICES}u) {
+        for (var r = max(p.start, p.rows) + local.y; r < p.end; r += #{SLICES}u) {
             logits[r * p.t4 + t] = zero;
         }
     }

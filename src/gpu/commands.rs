@@ -206,6 +206,16 @@ impl<'g> Commands<'g> {
         self.push(encoder).map(|_| ())
     }
 
+    /// Zeroes the first `bytes` of `buffer`, after the dispatches recorded so far.
+    ///
+    /// # Errors
+    /// What a submit reports.
+    pub fn clear(&mut self, buffer: &Buffer, bytes: u64) -> Result<(), GpuError> {
+        let mut encoder = self.encode()?;
+        encoder.clear_buffer(buffer.raw(), 0, Some(bytes));
+        self.push(encoder).map(|_| ())
+    }
+
     /// Writes `data` into `buffer`, after the dispatches recorded so far.
     ///
     /// # Errors

@@ -42,13 +42,19 @@ struct GradientParams {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct KlParams {
     rows: u32,
-    count: u32,
+    start: u32,
+    end: u32,
     t4: u32,
     scale: f32,
+    pad: [u32; 3],
 }
 
 /// Rows of the logits that an invocation of `vocab_gradient` makes.
 const GRADIENT_ROWS: u32 = 16;
+
+/// Rows of the logits that one dispatch of `vocab_kl` makes where an invocation walks all rows of its tokens: on a CPU the rows of
+/// many tokens lie pages apart, and more of them than the translation buffer holds make it more than twice as slow.
+const KL_ROWS: usize = 64;
 
 /// Whether all are whole tensors of one shape.
 fn alike(rows: &[Rows<'_>]) -> bool {
@@ -73,7 +79,7 @@ impl Kernels<'_> {
         // With subgroups the gains are loaded by eight.
         let preset = self.preset();
         let (name, tile, defs) = if preset.subgroups() && x.count.is_multiple_of(SUBGROUP as usize) {
-            ("rms_norm_backward_lanes", SUBGROUP, vec![("SUBGROUP", SUBGROUP)])
+            ("rms_norm_backward_lanes", 2 * SUBGROUP, vec![("SUBGROUP", SUBGROUP)])
         } else {
             let (lanes, slices) = preset.reduce;
             ("rms_norm_backward", lanes, sliced_defs(lanes, slices))
@@ -236,14 +242,6 @@ impl Kernels<'_> {
         }
         let (lanes, slices) = self.preset().reduce;
         let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
-        let params = KlParams {
-            rows: size(NAME, rows)?,
-            count: size(NAME, logits.count)?,
-            t4: size(NAME, logits.t4)?,
-            scale,
-        };
-        let values = (logits.count * logits.t4 * 4) as f64;
-        let work = Work { flops: 10.0 * values, bytes: 12.0 * values };
         let bind = [
             logits.buffer.all(),
             dense.buffer.all(),
@@ -252,7 +250,23 @@ impl Kernels<'_> {
             targets.all(),
             kl.all(),
         ];
-        c.dispatch(&pipeline, &params, &bind, [logits.t4.div_ceil(lanes as usize) as u32, 1, 1], work)
+        let grid = [logits.t4.div_ceil(lanes as usize) as u32, 1, 1];
+        let block = if slices == 1 { KL_ROWS } else { logits.count };
+        for start in (0..logits.count).step_by(block) {
+            let end = logits.count.min(start + block);
+            let params = KlParams {
+                rows: size(NAME, rows)?,
+                start: size(NAME, start)?,
+                end: size(NAME, end)?,
+                t4: size(NAME, logits.t4)?,
+                scale,
+                pad: [0; 3],
+            };
+            let values = ((end - start) * logits.t4 * 4) as f64;
+            let work = Work { flops: 10.0 * values, bytes: 12.0 * values };
+            c.dispatch(&pipeline, &params, &bind, grid, work)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The end of the model: last norm, output matrix, and the loss of every token, without ever holding all logits.
 
+use super::head_backward::TrainingSpace;
 use super::weights::{vector, vector_bytes};
 use super::{Batch, NnError, Sizes, Tensors, TokenLoss};
 use crate::gpu::{Buffer, Commands, Gpu};
@@ -50,10 +51,11 @@ impl HeadWeights {
 
 /// The buffers of the loss.
 pub struct HeadSpace {
-    logits: Activation,
-    state: Activation,
-    targets: Buffer,
-    vocab_rows: usize,
+    pub(super) logits: Activation,
+    pub(super) state: Activation,
+    pub(super) targets: Buffer,
+    pub(super) vocab_rows: usize,
+    pub(super) training: Option<TrainingSpace>,
 }
 
 impl HeadSpace {
@@ -68,6 +70,7 @@ impl HeadSpace {
             state: Activation::new(gpu, "activations:loss", 3, t4)?,
             targets: gpu.alloc("activations:targets", f32_bytes(1, 4 * t4))?,
             vocab_rows: sizes.vocab_rows,
+            training: None,
         })
     }
 
@@ -106,28 +109,29 @@ impl<'g> HeadPass<'_, 'g> {
         c.write(&self.ws.targets, 0, &targets(batch))?;
         self.norm(c, x, normed)?;
         for first in (0..vocab).step_by(self.ws.vocab_rows) {
-            let logits = self.logits_of(c, normed, first, vocab)?;
+            let rows = self.ws.vocab_rows.min(vocab - first);
+            let logits = self.logits_of(c, normed, first, rows, &self.ws.logits)?;
             let state = self.ws.state.rows(0, 3, x.t4)?;
             self.kernels.vocab_reduce(c, logits, first, &self.ws.targets, state)?;
         }
         self.read_losses(c, batch.layout)
     }
 
-    fn norm(&self, c: &mut Commands<'g>, x: Rows<'_>, normed: Rows<'_>) -> Result<(), NnError> {
+    pub(super) fn norm(&self, c: &mut Commands<'g>, x: Rows<'_>, normed: Rows<'_>) -> Result<(), NnError> {
         let gain = &self.weights.final_norm;
         Ok(self.kernels.rms_norm(c, x, gain, self.config.rms_norm_eps, normed)?)
     }
 
-    /// Logits of one chunk of the vocabulary.
-    fn logits_of(
+    /// Logits of the vocabulary rows `first..first + rows` at the start of `out`.
+    pub(super) fn logits_of<'o>(
         &self,
         c: &mut Commands<'g>,
         normed: Rows<'_>,
         first: usize,
-        vocab: usize,
-    ) -> Result<Rows<'_>, NnError> {
-        let rows = self.ws.vocab_rows.min(vocab - first);
-        let logits = self.ws.logits.rows(0, rows, normed.t4)?;
+        rows: usize,
+        out: &'o Activation,
+    ) -> Result<Rows<'o>, NnError> {
+        let logits = out.rows(0, rows, normed.t4)?;
         let mut product = Product::new(&self.weights.output, normed, logits);
         product.outputs = first..first + rows;
         self.kernels.matmul(c, &product)?;
@@ -135,7 +139,7 @@ impl<'g> HeadPass<'_, 'g> {
     }
 
     /// The state has (maximum, sum, target) per token; the rest is done in f64.
-    fn read_losses(&self, c: &mut Commands<'g>, layout: Layout) -> Result<TokenLoss, NnError> {
+    pub(super) fn read_losses(&self, c: &mut Commands<'g>, layout: Layout) -> Result<TokenLoss, NnError> {
         let tokens = 4 * layout.t4();
         let state: Vec<f32> = c.read(self.ws.state.buffer(), 0, 3 * tokens)?;
         let stride = 4 * layout.window4();
@@ -169,7 +173,8 @@ impl<'g> HeadPass<'_, 'g> {
         self.norm(c, x, normed)?;
         let mut out = vec![vec![0.0; vocab]; layout.windows * layout.length];
         for first in (0..vocab).step_by(self.ws.vocab_rows) {
-            let rows = self.logits_of(c, normed, first, vocab)?.count;
+            let rows = self.ws.vocab_rows.min(vocab - first);
+            self.logits_of(c, normed, first, rows, &self.ws.logits)?;
             let chunk: Vec<f32> = c.read(self.ws.logits.buffer(), 0, rows * 4 * t4)?;
             for (token, row) in out.iter_mut().enumerate() {
                 let t = token / layout.length * 4 * layout.window4() + token % layout.length;
@@ -183,7 +188,7 @@ impl<'g> HeadPass<'_, 'g> {
 }
 
 /// The next token of every position but each window's last, which gets none.
-fn targets(batch: &Batch) -> Vec<u32> {
+pub(super) fn targets(batch: &Batch) -> Vec<u32> {
     let stride = 4 * batch.layout.window4();
     let mut out = vec![u32::MAX; batch.layout.windows * stride];
     for (w, window) in batch.ids.chunks_exact(batch.layout.length).enumerate() {

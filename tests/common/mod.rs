@@ -2,6 +2,7 @@
 //! comparison with the f64 twins of `tests/reference`.
 #![allow(dead_code)] // every test binary uses a part of it
 
+pub mod differences;
 pub mod model;
 
 use std::io::Write;
