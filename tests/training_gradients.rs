@@ -6,9 +6,7 @@ mod reference;
 use common::model::{Expected, Model};
 use common::{gpu, preset, presets};
 use maskwright::gpu::{Buffer, Commands};
-use maskwright::kernel::{
-    Activation, Kernels, Layout, MaskBuffer, Masking, Rows, Soft, SoftTopN, StateType,
-};
+use maskwright::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, Rows, Soft, SoftTopN, StateType};
 use maskwright::mask::{BitMask, Pattern};
 use maskwright::model::{Config, ProjectionKind};
 use maskwright::nn::{
@@ -133,7 +131,11 @@ enum Masks<'a> {
 }
 
 impl Masks<'_> {
-    fn linears<'b>(&'b self, i: usize, block: &'b BlockWeights) -> [TrainLinear<'b>; ProjectionKind::ALL.len()] {
+    fn linears<'b>(
+        &'b self,
+        i: usize,
+        block: &'b BlockWeights,
+    ) -> [TrainLinear<'b>; ProjectionKind::ALL.len()] {
         match self {
             Self::Soft(logits) => linears(block, &logits[i]),
             Self::Strict(masks) => block.train_linears(|kind| Masking::Bits(&masks[i][kind as usize])),
@@ -275,7 +277,15 @@ fn whole_model(
     let loss = if kl { HeadLoss::Kl { dense: whole(&dense) } } else { HeadLoss::CrossEntropy };
     let predicted = layout.windows * (layout.length - 1);
     let losses = head
-        .gradient(&mut c, batch, whole(&inputs[layers]), whole(&again), whole(&d), loss, 1.0 / predicted as f32)
+        .gradient(
+            &mut c,
+            batch,
+            whole(&inputs[layers]),
+            whole(&again),
+            whole(&d),
+            loss,
+            1.0 / predicted as f32,
+        )
         .expect("the head");
     let mut out = Vec::new();
     for (i, block) in blocks.iter().enumerate().rev() {
@@ -333,8 +343,7 @@ fn weights_under_strict_masks() {
         let expected = Expected::of(&format!("{name}_block"));
         let batch = Expected::of(name).batch();
         let config = &model.config;
-        let logits: Vec<Vec<Buffer>> =
-            (0..config.num_layers).map(|i| logits_of(&masks, config, i)).collect();
+        let logits: Vec<Vec<Buffer>> = (0..config.num_layers).map(|i| logits_of(&masks, config, i)).collect();
         let hard: Vec<Vec<MaskBuffer>> = (0..config.num_layers)
             .map(|i| {
                 let top = |kind: ProjectionKind| {
@@ -350,15 +359,10 @@ fn weights_under_strict_masks() {
             .collect();
         for preset_name in presets() {
             let label = format!("{name} {preset_name} strict");
-            let (loss, gradients) = whole_model(
-                &model,
-                preset_name,
-                &batch,
-                true,
-                &Masks::Strict(&hard),
-                &logits,
-                &|c, sink| sink.weight_gradients(c),
-            );
+            let (loss, gradients) =
+                whole_model(&model, preset_name, &batch, true, &Masks::Strict(&hard), &logits, &|c, sink| {
+                    sink.weight_gradients(c)
+                });
             let want = f64::from(expected.f32("weight_kl_loss")[0]);
             assert!((loss - want).abs() <= 1e-5 * want.abs().max(1.0), "{label}: loss {loss} for {want}");
             for (name, got) in names(config, 1).iter().zip(&gradients[1]) {

@@ -30,7 +30,8 @@ impl Job<'_> {
     pub(super) fn learning_plan(&self, kernels: &Kernels<'_>) -> Result<Vec<PlanItem>, CliError> {
         let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
         let window = self.calib.as_ref().map_or(0, Windows::window);
-        let sizes = maskpro::sizes(config, window, self.args.learn.batch(), kernels.gpu().max_binding_bytes());
+        let sizes =
+            maskpro::sizes(config, window, self.args.learn.batch(), kernels.gpu().max_binding_bytes());
         let scratch = kernels.scratch_bytes(DecoderWeights::largest_projection(checkpoint, config)?);
         Ok(maskpro::plan(checkpoint, config, self.selection, &sizes, scratch)?)
     }

@@ -374,11 +374,8 @@ impl Job<'_> {
             return Ok(self.interrupted(&folder, "the state of training is kept"));
         }
         let walk = json!(options);
-        let options = if self.stages.is_empty() {
-            walk
-        } else {
-            json!({ "walk": walk, "stages": self.stages })
-        };
+        let options =
+            if self.stages.is_empty() { walk } else { json!({ "walk": walk, "stages": self.stages }) };
         let made = Made {
             masks: staged.masks.clone(),
             start,

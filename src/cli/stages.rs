@@ -69,8 +69,7 @@ impl Job<'_> {
         let together = (1..=most).rev().find(|n| stage.batch.is_multiple_of(*n)).unwrap_or(1);
         carried = Carried { together, ..carried };
         let sizes = carried.sizes(gpu, config);
-        let mut flow =
-            Flow { windows, sizes, place: carried.place, residency: Residency::Resident };
+        let mut flow = Flow { windows, sizes, place: carried.place, residency: Residency::Resident };
         flow.residency = match (self.args.train.blocks, self.args.walk.budget()) {
             (Some(given), _) => given,
             (None, Some(budget)) if total(&self.stage_plan(kernels, stage, &flow)?) > budget => {
@@ -104,7 +103,11 @@ impl Job<'_> {
     }
 
     /// The plan of the stage that takes most.
-    pub(super) fn stages_plan(&self, kernels: &Kernels<'_>, stages: &[Stage]) -> Result<Vec<PlanItem>, CliError> {
+    pub(super) fn stages_plan(
+        &self,
+        kernels: &Kernels<'_>,
+        stages: &[Stage],
+    ) -> Result<Vec<PlanItem>, CliError> {
         let mut most = Vec::new();
         for stage in stages {
             let plan = self.stage_plan(kernels, stage, &self.flow(kernels, stage)?)?;

@@ -94,7 +94,9 @@ fn entry<T: Copy>(given: &[T], i: usize, count: usize, name: &str) -> Result<Opt
         0 => Ok(None),
         1 => Ok(Some(given[0])),
         n if n == count => Ok(Some(given[i])),
-        n => Err(CliError::Usage(format!("{name} has {n} values for {count} stages; give one, or one for each"))),
+        n => Err(CliError::Usage(format!(
+            "{name} has {n} values for {count} stages; give one, or one for each"
+        ))),
     }
 }
 

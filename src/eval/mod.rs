@@ -78,8 +78,15 @@ impl<'g> Streamed<'_, 'g> {
         let (gpu, config) = (self.kernels.gpu(), self.config);
         let sizes = sizes(config, windows.count(), windows.window(), usize::MAX, gpu.max_binding_bytes());
         let space = BlockSpace::new(gpu, config, &sizes)?;
-        let mut x =
-            Activations::embed(gpu, config, self.embedding, windows.tokens(), sizes.clone(), Place::Host, Keep::Inputs)?;
+        let mut x = Activations::embed(
+            gpu,
+            config,
+            self.embedding,
+            windows.tokens(),
+            sizes.clone(),
+            Place::Host,
+            Keep::Inputs,
+        )?;
         let access = Access { load_x: true, save_x: true, ..Default::default() };
         let attended_rows = config.num_heads * config.head_dim;
         for index in 0..config.num_layers {

@@ -3,9 +3,9 @@
 //! Activations are feature-major, `[features, tokens]` in f32, so that the lanes of every kernel run along tokens: loads
 //! are contiguous on a GPU, and on a software driver the weights' addresses are uniform over a workgroup.
 
-mod backward;
 mod adam;
 mod attention_backward;
+mod backward;
 mod descent;
 mod effective;
 mod elementwise;

@@ -220,11 +220,7 @@ impl<'a, 'g> TrainPass<'a, 'g> {
         kernels.attention(c, q, k, v, attended, Some(lse), heads, self.layout)?;
         let mid = self.rows(&ws.mid, hidden)?;
         c.copy(x.buffer, 0, mid.buffer, 0, bytes)?;
-        self.forward_product(
-            c,
-            O,
-            &Product { accumulate: true, ..self.product(O, attended, mid) },
-        )?;
+        self.forward_product(c, O, &Product { accumulate: true, ..self.product(O, attended, mid) })?;
         let normed = self.rows(&ws.normed[1], hidden)?;
         kernels.rms_norm(c, mid, &self.block.post_norm, eps, normed)?;
         c.copy(mid.buffer, 0, y.buffer, 0, bytes)?;
@@ -355,8 +351,7 @@ impl<'a, 'g> TrainPass<'a, 'g> {
         kernels.rope_backward(c, gradient.d_k, heads.head_dim, &ws.table, self.layout)?;
         if to_input {
             for (i, (kind, d_y)) in of_kind.into_iter().enumerate() {
-                let product =
-                    TransposedProduct { accumulate: i > 0, ..self.transposed(kind, d_y, d_normed) };
+                let product = TransposedProduct { accumulate: i > 0, ..self.transposed(kind, d_y, d_normed) };
                 kernels.matmul_transposed(c, &product)?;
             }
         }

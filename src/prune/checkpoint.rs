@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Learned, PruneError};
 use super::oneshot::ProjectionReport;
 use super::schedule::BlockResult;
+use super::{Learned, PruneError};
 use crate::fsio;
 use crate::mask::{BitMask, MaskFile, MaskSet, Pattern, Provenance};
 use crate::model::{Checkpoint, OutTensor, Overlay, write_safetensors};

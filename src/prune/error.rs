@@ -53,7 +53,9 @@ pub enum PruneError {
         together: usize,
     },
     /// A snapshot of other tensors.
-    #[error("the kept state of training lacks {tensor} or has it in another size; begin the run anew with --out")]
+    #[error(
+        "the kept state of training lacks {tensor} or has it in another size; begin the run anew with --out"
+    )]
     Snapshot {
         /// The buffer that it lacks.
         tensor: String,

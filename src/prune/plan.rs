@@ -67,7 +67,8 @@ pub struct WalkPlan {
 
 /// Where activations go when nobody says: on the device up to 4 GiB, or what `budget` leaves for them.
 pub fn choose_place(gpu: &Gpu, config: &Config, carried: Carried, budget: Option<u64>) -> Place {
-    let (bytes, _) = Activations::bytes(&carried.sizes(gpu, config), carried.windows, Place::Gpu, Keep::Inputs);
+    let (bytes, _) =
+        Activations::bytes(&carried.sizes(gpu, config), carried.windows, Place::Gpu, Keep::Inputs);
     if bytes <= budget.map_or(ON_DEVICE, |b| b / 2) { Place::Gpu } else { Place::Host }
 }
 
@@ -139,8 +140,8 @@ impl Block<'_, '_> {
         let (mut activations, mut copies, mut tokens) = (0, 0, 0);
         if let Some(c) = self.carried {
             let sizes = c.sizes(gpu, config);
-            activations =
-                Activations::bytes(&sizes, c.windows, c.place, Keep::Inputs).0 + BlockSpace::bytes(config, &sizes);
+            activations = Activations::bytes(&sizes, c.windows, c.place, Keep::Inputs).0
+                + BlockSpace::bytes(config, &sizes);
             copies = Activations::staging_bytes(&sizes, c.windows, c.place, Keep::Inputs);
             tokens = 4 * sizes.layout.t4();
         }

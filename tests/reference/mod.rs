@@ -5,8 +5,8 @@
 #![allow(dead_code, unused_imports)] // every test binary uses a part of it
 
 mod attention;
-mod backward;
 mod attention_backward;
+mod backward;
 mod descent;
 mod elementwise;
 mod factor;
@@ -21,11 +21,11 @@ mod sparsegpt;
 mod vocab;
 
 pub use attention::{Heads, attention, attention_lanes};
-pub use backward::{rms_norm_backward, rms_norm_backward_lanes, squared_error, swiglu_backward};
 pub use attention_backward::{
     AttentionCase, attention_backward_kv, attention_backward_lanes, attention_backward_q, attention_delta,
     log_sum_exp,
 };
+pub use backward::{rms_norm_backward, rms_norm_backward_lanes, squared_error, swiglu_backward};
 pub use descent::{descent, group_gain, row_error};
 pub use elementwise::{peak, rms_norm, rms_norm_lanes, rope, rope_backward, swiglu};
 pub use factor::{damp, factor_block};

@@ -152,8 +152,7 @@ impl<'g> Blockwise<'_, 'g> {
         let access = Access { load_x: true, save_x: true, ..Default::default() };
         dense.each(c, access, |c, batch| {
             let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
-            let pass =
-                self.pass(space, weights, batch.layout, weights.train_linears(|_| Masking::Dense));
+            let pass = self.pass(space, weights, batch.layout, weights.train_linears(|_| Masking::Dense));
             pass.forward(c, batch.x, y)?;
             energy += self.error_of_copy(c, space, y, batch.x, batch.layout)?;
             copy_rows(c, y, batch.x)?;
@@ -191,8 +190,7 @@ impl<'g> Blockwise<'_, 'g> {
         let access = Access { load_x: true, save_x: true, ..Default::default() };
         streams.pruned.each(c, access, |c, batch| {
             let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
-            let linears =
-                block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
+            let linears = block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
             self.pass(space, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
             copy_rows(c, y, batch.x)
         })?;
@@ -226,8 +224,7 @@ impl<'g> Blockwise<'_, 'g> {
         for i in 0..streams.pruned.batches() {
             let batch = streams.pruned.batch(c, i)?;
             let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
-            let linears =
-                block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
+            let linears = block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
             self.pass(space, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
             let target = streams.dense.batch(c, i)?;
             self.kernels.squared_error(c, y, target.x, None, 0.0, &space.errors, batch.layout)?;
@@ -287,9 +284,7 @@ impl<'g> Blockwise<'_, 'g> {
                             let linears = block
                                 .weights
                                 .train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
-                            *baseline[number].insert(
-                                self.loss(c, space, block, streams, linears, minibatch)?,
-                            )
+                            *baseline[number].insert(self.loss(c, space, block, streams, linears, minibatch)?)
                         }
                     };
                     self.draw(c, space, block, streams, &state, step, minibatch, start, &mut tracker)?

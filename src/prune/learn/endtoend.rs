@@ -17,8 +17,8 @@ use crate::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, Rows, f32_
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Checkpoint, Config, Overlay, ProjectionKind};
 use crate::nn::{
-    Activations, Batch, BlockWeights, Embedding, HeadLoss, HeadPass, HeadSpace, HeadWeights, Sizes,
-    Tensors, TrainLinear, TrainPass, TrainSpace,
+    Activations, Batch, BlockWeights, Embedding, HeadLoss, HeadPass, HeadSpace, HeadWeights, Sizes, Tensors,
+    TrainLinear, TrainPass, TrainSpace,
 };
 use crate::prune::{BlockResult, Learned, PruneError, Selection};
 
@@ -388,7 +388,8 @@ impl<'g> EndToEnd<'_, 'g> {
             Ok((weights, buffers))
         };
         let resident = self.residency == Residency::Resident;
-        let all = (0..self.config.num_layers).filter(|_| resident).map(load).collect::<Result<Vec<_>, _>>()?;
+        let all =
+            (0..self.config.num_layers).filter(|_| resident).map(load).collect::<Result<Vec<_>, _>>()?;
         let mut sum = 0.0;
         for minibatch in 0..minibatches {
             let batches = self.parts(space, windows, minibatch);
@@ -398,8 +399,7 @@ impl<'g> EndToEnd<'_, 'g> {
                 let Some((weights, buffers)) = loaded.as_ref().or(all.get(index)) else {
                     continue;
                 };
-                let linears =
-                    weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
+                let linears = weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
                 for (part, batch) in batches.iter().enumerate() {
                     let x = self.rows(&space.inputs[index][part], batch.layout)?;
                     let y = self.rows(&space.inputs[index + 1][part], batch.layout)?;

@@ -54,7 +54,8 @@ impl Planned<'_, '_> {
             }
         }
         most.1.into_iter().for_each(|(item, bytes)| put(item, bytes));
-        let stream = |count: u64| count * Activations::bytes(sizes, self.windows, self.place, Keep::Residual).0;
+        let stream =
+            |count: u64| count * Activations::bytes(sizes, self.windows, self.place, Keep::Residual).0;
         let copies = Activations::staging_bytes(sizes, self.windows, self.place, Keep::Residual);
         let kl = stage.loss == ModelLoss::Kl;
         match stage.objective {

@@ -60,8 +60,7 @@ impl Snapshot {
             (Some(block), Some(step), Some(tracker)) => (block, step, tracker),
             _ => return Err(damaged()),
         };
-        let tensors =
-            shard.entries().iter().map(|e| (e.name.clone(), shard.data(e).to_vec())).collect();
+        let tensors = shard.entries().iter().map(|e| (e.name.clone(), shard.data(e).to_vec())).collect();
         Ok(Some(Self {
             block: block as usize,
             step: u32::try_from(step).map_err(|_| damaged())?,
@@ -70,4 +69,3 @@ impl Snapshot {
         }))
     }
 }
-

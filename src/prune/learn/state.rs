@@ -8,8 +8,8 @@ use half::f16;
 use super::options::{At, Stage, Trains};
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{
-    AdamState, Kernels, MaskBuffer, Masking, Noise, Rows, SampleAt, SoftPatterns, SoftTopN, StateType, Weight,
-    f32_bytes,
+    AdamState, Kernels, MaskBuffer, Masking, Noise, Rows, SampleAt, SoftPatterns, SoftTopN, StateType,
+    Weight, f32_bytes,
 };
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Config, Dtype, Projection, ProjectionKind, TensorView, encode};
@@ -381,9 +381,7 @@ impl Trained {
                 let values = initial_logits(mask, stage.logits);
                 Some(gpu.alloc_init(&label("logits"), &encode_state(stage.state, &values))?)
             }
-            Trains::MaskPro => {
-                Some(gpu.alloc_init(&label("logits"), &initial_logits(mask, stage.logits))?)
-            }
+            Trains::MaskPro => Some(gpu.alloc_init(&label("logits"), &initial_logits(mask, stage.logits))?),
             Trains::MaskLlm => {
                 let seed = stage.seed.wrapping_add(u64::from(number) << 32);
                 let values = pattern_logits(mask, stage.pattern, stage.prior, seed);
@@ -469,10 +467,15 @@ impl Trained {
     }
 }
 
-
-fn pattern_logits(_: &BitMask, _: crate::mask::Pattern, _: f32, _: u64) -> Vec<f32> { unimplemented!() }
-fn pattern_mask(_: &[f32], _: usize, _: usize, _: crate::mask::Pattern) -> Result<BitMask, PruneError> { unimplemented!() }
+fn pattern_logits(_: &BitMask, _: crate::mask::Pattern, _: f32, _: u64) -> Vec<f32> {
+    unimplemented!()
+}
+fn pattern_mask(_: &[f32], _: usize, _: usize, _: crate::mask::Pattern) -> Result<BitMask, PruneError> {
+    unimplemented!()
+}
 impl Kernels<'_> {
     /// STUB
-    pub fn prox24(&self, _: &mut Commands<'_>, _: &Weight, _: Range<usize>, _: f32) -> Result<(), NnError> { unimplemented!() }
+    pub fn prox24(&self, _: &mut Commands<'_>, _: &Weight, _: Range<usize>, _: f32) -> Result<(), NnError> {
+        unimplemented!()
+    }
 }
