@@ -76,7 +76,7 @@ fn twin_against_differences() {
 
 #[test]
 fn gradient_of_the_head() {
-    let mut worst = Worst::new("gradient of the head", 1.0);
+    let mut worst = Worst::new("gradient of the head", 0.5);
     let mut random = Random::new(2);
     for name in FIXTURES {
         let fixture = Fixture::open(name);
