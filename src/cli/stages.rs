@@ -167,7 +167,7 @@ impl Job<'_> {
                 folder: &mut *folder,
                 stop: stop.clone(),
                 kept: Instant::now(),
-                every: Duration::from_secs(self.args.train.keep_every),
+                every: Duration::from_secs_f64(self.args.train.keep_every),
                 layers,
                 by_block: stage.objective != Objective::Model,
             };

@@ -83,9 +83,9 @@ pub(super) struct TrainArgs {
     /// Model objective: blocks all on the device, or one at a time [default: resident where --gpu-memory allows]
     #[arg(long, value_enum)]
     pub(super) blocks: Option<Residency>,
-    /// Keep the state of training every so many seconds, for --resume
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
-    pub(super) keep_every: u64,
+    /// Keep the state of training every so many seconds, for --resume; 0: only on Ctrl-C
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
+    pub(super) keep_every: f64,
 }
 
 /// Entry `i` of what was given for `count` stages: one for each, or one for all.
@@ -135,6 +135,9 @@ impl TrainArgs {
             ([], _) => vec![Objective::Block],
             (given, _) => given.to_vec(),
         };
+        if !(self.keep_every.is_finite() && self.keep_every >= 0.0) {
+            return bad("--keep-every must be a number of at least 0".into());
+        }
         let mut out = Vec::new();
         for (i, &objective) in objectives.iter().enumerate() {
             let (Some(trains), n) = (trains, objectives.len()) else {

@@ -1,0 +1,251 @@
+//! Learning by backpropagation end to end, through the built command: what it brings, what a kill leaves, what it takes.
+
+mod cli_tools;
+mod host_fixture;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use cli_tools::{command, fails, json, json_file, perplexity, preset, run, succeeds, village, village_text};
+use host_fixture::Scratch;
+use maskwright::mask::MaskFile;
+use serde_json::Value;
+
+/// `prune` of the embedded model on a few short windows.
+fn prune(more: &[&str]) -> Vec<OsString> {
+    let mut args = args!["prune", village(), "--calib", village_text("calib")].to_vec();
+    let windows = ["--segments", "sequential", "--windows", "16", "--window", "64", "--batch", "4"];
+    args.extend(windows.iter().map(OsString::from));
+    args.extend(args!["--preset", preset()].to_vec());
+    args.extend(more.iter().map(OsString::from));
+    args
+}
+
+fn into(mut args: Vec<OsString>, flag: &str, run: &Path) -> Vec<OsString> {
+    args.extend([OsString::from(flag), run.into()]);
+    args
+}
+
+fn mask(run: &Path) -> Vec<u8> {
+    std::fs::read(run.join("mask.safetensors")).expect("a mask")
+}
+
+/// Lines of the metrics without the seconds.
+fn metrics(run: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let line = |l| {
+        let mut line = json(l);
+        line["seconds"] = 0.into();
+        line
+    };
+    text.lines().map(line).collect()
+}
+
+/// Lines about how blocks or the model came out.
+fn learned(run: &Path) -> Vec<Value> {
+    metrics(run)
+        .into_iter()
+        .filter(|l| l.get("groups_changed").is_some() && l.get("kept").is_some())
+        .collect()
+}
+
+const BLOCK: [&str; 6] = ["--method", "relaxed", "--start", "wanda", "--steps", "12"];
+
+#[test]
+fn every_method_lowers_its_loss() {
+    let dir = Scratch::new();
+    let cases: [(&str, &[&str]); 6] = [
+        ("relaxed", &["--method", "relaxed", "--steps", "30", "--rate", "0.1"]),
+        ("maskllm", &["--method", "maskllm", "--objective", "block", "--steps", "30", "--rate", "0.02"]),
+        (
+            "proxsparse",
+            &[
+                "--method",
+                "proxsparse",
+                "--objective",
+                "block",
+                "--steps",
+                "20",
+                "--rate",
+                "0.001",
+                "--lambda",
+                "0.1",
+            ],
+        ),
+        ("policy", &["--method", "maskpro", "--objective", "block", "--steps", "30", "--logits", "6"]),
+        ("model", &["--method", "relaxed", "--objective", "model", "--steps", "15", "--rate", "0.02"]),
+        ("repair", &["--method", "wanda", "--repair", "block,model", "--repair-steps", "15"]),
+    ];
+    for (name, more) in cases {
+        let out = dir.join(name);
+        let mut args = prune(more);
+        if name != "repair" {
+            args.extend(args!["--start", "wanda"].to_vec());
+        }
+        succeeds(&into(args, "--out", &out));
+        let lines = learned(&out);
+        let stages = if name == "repair" {
+            6
+        } else if name == "model" {
+            1
+        } else {
+            5
+        };
+        assert_eq!(lines.len(), stages, "{name}: {lines:?}");
+        let number = |l: &Value, key: &str| l[key].as_f64().expect("a number");
+        for line in &lines {
+            println!("{name}: {line}");
+            if line["kept"] == true {
+                assert!(number(line, "error") <= number(line, "start"), "{name}: {line}");
+            }
+        }
+        let better = lines.iter().filter(|l| number(l, "error") < number(l, "start")).count();
+        let forward_only = name == "policy" || name == "proxsparse";
+        assert!(forward_only || better * 2 > lines.len(), "{name}: {better} of {} are better", lines.len());
+        MaskFile::read(&out.join("mask.safetensors")).expect("a whole mask").set.check().expect("strict");
+        let all = json_file(&out.join("run.json"));
+        assert_eq!(all["kept_weights_changed"], name == "repair", "{name}");
+    }
+}
+
+/// Killed at random moments and resumed, inside a block and inside a model run, a run ends with the same mask, weights and metrics.
+#[test]
+fn kills_inside_a_block_and_inside_a_model_run() {
+    let dir = Scratch::new();
+    let more =
+        [&BLOCK[..], &["--objective", "block,model", "--repair", "block", "--repair-steps", "6"]].concat();
+    let more = [&more[..], &["--rate", "0.1,0.02", "--keep-every", "0.02"]].concat();
+    let alone = dir.join("alone");
+    let begun = Instant::now();
+    succeeds(&into(prune(&more), "--out", &alone));
+    let whole = begun.elapsed();
+    let killed = dir.join("killed");
+    let (mut state, mut kills, mut inside, mut flag) = (0x9e37_79b9_7f4a_7c15u64, 0, 0, "--out");
+    loop {
+        let mut child = command()
+            .args(into(prune(&more), flag, &killed))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let share = 0.2 + 0.5 * (state >> 40) as f64 / (1u64 << 24) as f64;
+        let wait = whole.mul_f64(share);
+        let begun = Instant::now();
+        while kills < 8 && begun.elapsed() < wait && child.try_wait().expect("a state").is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if kills < 8 && child.try_wait().expect("a state").is_none() {
+            child.kill().expect("a kill");
+            child.wait().expect("an end");
+            kills += 1;
+        } else {
+            let output = child.wait_with_output().expect("an end");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            break;
+        }
+        inside +=
+            usize::from((1..=3).any(|n| killed.join(format!("stage{n}/training.safetensors")).is_file()));
+        flag = if killed.join("manifest.json").is_file() { "--resume" } else { "--out" };
+    }
+    println!("{kills} kills, {inside} of them inside a stage, in a run of {:.1} s", whole.as_secs_f64());
+    assert!(inside > 0, "no kill came while a stage was under way");
+    assert_eq!(mask(&killed), mask(&alone));
+    let weights = |run: &Path| std::fs::read(run.join("model/model.safetensors")).expect("weights");
+    assert!(weights(&killed) == weights(&alone), "weights differ");
+    let (a, b) = (metrics(&killed), metrics(&alone));
+    assert_eq!(a.len(), b.len(), "lines of metrics");
+    for (a, b) in a.iter().zip(&b) {
+        assert_eq!(a, b);
+    }
+}
+
+/// Device memory at its peak is what the plan says, for each kind of stage.
+#[test]
+fn memory_is_as_planned() {
+    let dir = Scratch::new();
+    let cases: [(&str, &[&str]); 6] = [
+        ("block", &["--method", "relaxed"]),
+        ("block16", &["--method", "relaxed", "--state", "f16"]),
+        ("maskllm", &["--method", "maskllm", "--objective", "block"]),
+        ("model", &["--method", "relaxed", "--objective", "model"]),
+        ("streamed", &["--method", "relaxed", "--objective", "model", "--blocks", "streamed"]),
+        ("repair", &["--method", "magnitude", "--repair", "model", "--repair-steps", "2"]),
+    ];
+    let mut peaks = std::collections::BTreeMap::new();
+    for (name, more) in cases {
+        let out = dir.join(name);
+        let mut args = prune(more);
+        if name != "repair" {
+            args.extend(args!["--start", "magnitude", "--steps", "2"].to_vec());
+        }
+        args.extend(args!["--no-model"].to_vec());
+        succeeds(&into(args, "--out", &out));
+        let memory = &json_file(&out.join("run.json"))["memory"];
+        let (plan, peak) =
+            (memory["plan_total"].as_f64().expect("bytes"), memory["peak"].as_f64().expect("bytes"));
+        println!("{name}: planned {plan}, peak {peak}: {}", memory["plan"]);
+        assert!((plan / peak - 1.0).abs() <= 0.05, "{name}: planned {plan}, peak {peak}: {memory}");
+        peaks.insert(name, peak);
+    }
+    assert!(peaks["streamed"] < peaks["model"], "{peaks:?}");
+    assert!(peaks["block16"] < peaks["block"], "{peaks:?}");
+}
+
+/// Blocks that stream, activations in host memory, and minibatches in parts change nothing but the order of some sums.
+#[test]
+fn places_and_parts() {
+    let dir = Scratch::new();
+    let model =
+        ["--method", "relaxed", "--objective", "model", "--start", "wanda", "--steps", "4", "--rate", "0.05"];
+    let losses = |more: &[&str], name: &str| {
+        let out = dir.join(name);
+        succeeds(&into(prune(&[&model[..], more, &["--no-model"]].concat()), "--out", &out));
+        let steps: Vec<f64> = metrics(&out).iter().filter_map(|l| l["loss"].as_f64()).collect();
+        (steps, mask(&out))
+    };
+    let resident = losses(&[], "resident");
+    assert_eq!(losses(&["--blocks", "streamed"], "streamed"), resident, "streamed");
+    assert_eq!(losses(&["--activations", "host"], "host"), resident, "host");
+    // One window at a time: gradients add up over four parts.
+    let (parts, _) = losses(&["--gpu-memory", "0.006", "--blocks", "streamed"], "parts");
+    println!("{parts:?} {:?}", resident.0);
+    for (a, b) in parts.iter().zip(&resident.0) {
+        assert!((a / b - 1.0).abs() < 2e-4, "{parts:?} {:?}", resident.0);
+    }
+}
+
+#[test]
+fn what_does_not_fit_together() {
+    let dir = Scratch::new();
+    let mut refused = |more: &[&str], parts: &[&str]| {
+        fails(&into(prune(more), "--out", &dir.join("refused")), parts);
+    };
+    refused(&["--method", "proxsparse", "--pattern", "1:4"], &["2:4 only", "relaxed"]);
+    refused(&["--method", "maskllm", "--pattern", "8:16"], &["12870 patterns", "relaxed"]);
+    refused(&["--method", "wanda", "--objective", "block"], &["does not learn"]);
+    refused(&["--method", "relaxed", "--steps", "1,2,3"], &["--steps has 3 values"]);
+    refused(&["--method", "relaxed", "--batch", "32"], &["16 windows"]);
+    refused(&["--method", "relaxed", "--gpu-memory", "0.0001"], &["--gpu-memory"]);
+    let out =
+        run(&into(prune(&["--method", "relaxed", "--temperature", "1:x"]), "--out", &dir.join("refused")));
+    assert_eq!(out.code, Some(2));
+}
+
+/// A mask that was learned goes on from its file.
+#[test]
+fn stages_chain_over_files() {
+    let dir = Scratch::new();
+    let (first, second) = (dir.join("first"), dir.join("second"));
+    let eval = village_text("heldout");
+    let eval = ["--eval", eval.to_str().expect("a path"), "--eval-windows", "20", "--no-model"];
+    succeeds(&into(prune(&[&BLOCK[..], &eval].concat()), "--out", &first));
+    let file = first.join("mask.safetensors");
+    let more = ["--method", "relaxed", "--objective", "model", "--steps", "4", "--rate", "0.02", "--start"];
+    let more = [&more[..], &[file.to_str().expect("a path")], &eval].concat();
+    succeeds(&into(prune(&more), "--out", &second));
+    let result = |run: &Path, row: &str| perplexity(&json_file(&run.join("run.json")), row);
+    assert_eq!(result(&second, "start"), result(&first, "result"));
+}
