@@ -55,6 +55,7 @@ pub const KERNELS: &[KernelSource] = kernels![
     "matmul_tile",
     "mirror",
     "peak",
+    "prox24",
     "rms_norm",
     "rms_norm_lanes",
     "rope",

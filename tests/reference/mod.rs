@@ -12,6 +12,7 @@ mod gram;
 mod lstsq;
 mod matmul;
 mod panel;
+mod prox;
 mod score;
 mod soft;
 mod sparsegpt;
@@ -25,6 +26,7 @@ pub use gram::{diagonal, gram, mirror, transpose};
 pub use lstsq::{LstsqState, LstsqTwin, damped_error, least_squares, lstsq_residual, lstsq_step};
 pub use matmul::{Product, mask_apply, matmul_lanes, matmul_rows, matmul_tile};
 pub use panel::{row_dot, spread};
+pub use prox::{prox_objective, prox_sweeps, prox24};
 pub use score::{abs_sum_cols, abs_sum_rows, best_exchange, score_mask, scores};
 pub use soft::{
     AdamCase, SoftCase, adam_mask, adam_patterns, adam_weight, effective, pattern_noise, soft_patterns,
