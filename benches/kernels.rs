@@ -415,6 +415,7 @@ impl<'g> Bench<'g> {
                 })?;
             }
         }
+        self.run("prox24", shape.clone(), name, |c| kernels.prox24(c, &w, 0..rows, 1.0))?;
         let moments = AdamState::new(gpu, "bench:moments", rows * cols, StateType::F32)?;
         self.run("adam_weight", shape, name, |c| {
             let g = gradient.rows(0, rows, cols / 4)?;

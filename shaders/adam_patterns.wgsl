@@ -10,9 +10,7 @@
 // Needs: finite logits and gradients.
 
 #import maskwright::weights::unpack
-#import maskwright::patterns::{PAIRS, PATTERN_QUADS, soften, mixed, unmix}
-#import maskwright::philox::philox4x32
-#import maskwright::gumbel::gumbel4
+#import maskwright::patterns::{PAIRS, SLOTS, add_noise, PATTERN_QUADS, soften, mixed, unmix}
 #import maskwright::adam::{Adam, adam_step}
 
 struct Params {
@@ -62,20 +60,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
         let row = i / p.groups;
         let group = i - row * p.groups;
         let at = p.state_at + row * p.state_stride + group * PAIRS;
-        var y: array<vec2<f32>, PAIRS>;
+        var y: array<vec2<f32>, SLOTS>;
         for (var k = 0u; k < PAIRS; k += 1u) {
             y[k] = logits[at + k] * p.gain;
         }
 #ifdef NOISE
         let number = (p.first_row + row) * p.groups + group;
-        for (var k = 0u; k < PAIRS; k += 2u) {
-            let counter = vec4(p.step, p.projection, number, 32u + k / 2u);
-            let noise = vec4<f32>(gumbel4(philox4x32(counter, vec2(p.seed_lo, p.seed_hi)))) * p.noise;
-            y[k] += noise.xy;
-            if k + 1u < PAIRS {
-                y[k + 1u] += noise.zw;
-            }
-        }
+        add_noise(&y, vec3(p.step, p.projection, number), vec2(p.seed_lo, p.seed_hi), p.noise);
 #endif
         soften(&y);
         var mask = mixed(&y);

@@ -14,7 +14,7 @@
 
 #import maskwright::weights::{unpack, keep}
 #import maskwright::soft::{QUADS, soft_mask}
-#import maskwright::patterns::{PAIRS, soften, mixed}
+#import maskwright::patterns::{PAIRS, SLOTS, add_noise, soften, mixed}
 #import maskwright::philox::philox4x32
 #import maskwright::gumbel::gumbel4
 
@@ -104,21 +104,14 @@ fn masks(row: u32, span: u32) -> array<vec4<f32>, QUADS> {
 @group(0) @binding(3) var<storage, read> logits: array<vec2<f32>>;
 
 fn group_mask(row: u32, group: u32) -> array<vec4<f32>, QUADS> {
-    var y: array<vec2<f32>, PAIRS>;
+    var y: array<vec2<f32>, SLOTS>;
     let at = p.state_at + row * p.state_stride + group * PAIRS;
     for (var k = 0u; k < PAIRS; k += 1u) {
         y[k] = logits[at + k] * p.gain;
     }
 #ifdef NOISE
     let number = (p.first_row + row) * (p.cols / #{M}u) + group;
-    for (var k = 0u; k < PAIRS; k += 2u) {
-        let counter = vec4(p.step, p.projection, number, 32u + k / 2u);
-        let noise = vec4<f32>(gumbel4(philox4x32(counter, vec2(p.seed_lo, p.seed_hi)))) * p.noise;
-        y[k] += noise.xy;
-        if k + 1u < PAIRS {
-            y[k + 1u] += noise.zw;
-        }
-    }
+    add_noise(&y, vec3(p.step, p.projection, number), vec2(p.seed_lo, p.seed_hi), p.noise);
 #endif
     soften(&y);
     return mixed(&y);

@@ -5,7 +5,12 @@
 // (HAKMEM 175). COUNT is even for every M that is a power of two: logits are loaded in pairs.
 #define_import_path maskwright::patterns
 
+#import maskwright::philox::philox4x32
+#import maskwright::gumbel::gumbel4
+
 const PAIRS: u32 = #{COUNT}u / 2u;
+// Pairs with room for the noise, which comes in fours; what is behind PAIRS is not read.
+const SLOTS: u32 = (#{COUNT}u + 3u) / 4u * 2u;
 #if M > 4
 const PATTERN_QUADS: u32 = #{M}u / 4u;
 #else
@@ -29,8 +34,28 @@ fn among(kept: u32, q: u32) -> vec4<bool> {
     return (vec4(kept >> (q * 4u)) & vec4(1u, 2u, 4u, 8u)) != vec4(0u);
 }
 
+// Adds scale * Gumbel to the keys of a group: word k % 4 of the counter (step, projection, group, 32 + k / 4) for pattern k.
+fn add_noise(y: ptr<function, array<vec2<f32>, SLOTS>>, at: vec3<u32>, seed: vec2<u32>, scale: f32) {
+    let first = vec4<f32>(gumbel4(philox4x32(vec4(at, 32u), seed))) * scale;
+    (*y)[0] += first.xy;
+    (*y)[1] += first.zw;
+#if COUNT > 4
+    // Written out: a loop this long is not unrolled, and then keys are not kept in registers.
+    let next = vec4<f32>(gumbel4(philox4x32(vec4(at, 33u), seed))) * scale;
+    (*y)[2] += next.xy;
+    (*y)[3] += next.zw;
+#endif
+#if COUNT > 8
+    for (var q = 2u; q < SLOTS / 2u; q += 1u) {
+        let noise = vec4<f32>(gumbel4(philox4x32(vec4(at, 32u + q), seed))) * scale;
+        (*y)[2u * q] += noise.xy;
+        (*y)[2u * q + 1u] += noise.zw;
+    }
+#endif
+}
+
 // The softmax of keys in units of ln 2, in place.
-fn soften(y: ptr<function, array<vec2<f32>, PAIRS>>) {
+fn soften(y: ptr<function, array<vec2<f32>, SLOTS>>) {
     var top = (*y)[0];
     for (var k = 1u; k < PAIRS; k += 1u) {
         top = max(top, (*y)[k]);
@@ -49,7 +74,7 @@ fn soften(y: ptr<function, array<vec2<f32>, PAIRS>>) {
 }
 
 // sum_k y_k S_k; for M = 2 in the first two components.
-fn mixed(y: ptr<function, array<vec2<f32>, PAIRS>>) -> array<vec4<f32>, PATTERN_QUADS> {
+fn mixed(y: ptr<function, array<vec2<f32>, SLOTS>>) -> array<vec4<f32>, PATTERN_QUADS> {
     var out: array<vec4<f32>, PATTERN_QUADS>;
     var pruned = FIRST_PRUNED;
     for (var k = 0u; k < PAIRS; k += 1u) {
@@ -74,7 +99,7 @@ fn inner(g: ptr<function, array<vec4<f32>, PATTERN_QUADS>>, kept: u32) -> f32 {
 }
 
 // y_k (<S_k, g> - sum_l y_l <S_l, g>), the gradient by the keys (in natural units), in place of y.
-fn unmix(y: ptr<function, array<vec2<f32>, PAIRS>>, g: ptr<function, array<vec4<f32>, PATTERN_QUADS>>, mean: f32) {
+fn unmix(y: ptr<function, array<vec2<f32>, SLOTS>>, g: ptr<function, array<vec4<f32>, PATTERN_QUADS>>, mean: f32) {
     var pruned = FIRST_PRUNED;
     for (var k = 0u; k < PAIRS; k += 1u) {
         let one = inner(g, kept_bits(pruned));

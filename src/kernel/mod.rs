@@ -17,6 +17,7 @@ mod masks;
 mod matmul;
 mod panel;
 mod preset;
+mod prox;
 mod score;
 mod soft;
 mod sparsegpt;

@@ -59,6 +59,7 @@ pub const KERNELS: &[KernelSource] = kernels![
     "matmul_tile",
     "mirror",
     "peak",
+    "prox24",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_backward_lanes",

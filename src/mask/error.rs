@@ -49,6 +49,18 @@ pub enum MaskError {
         /// Words given.
         found: usize,
     },
+    /// Logits of a mask have the wrong number.
+    #[error("the logits of a mask of {rows} x {cols} must be {expected}, but {found} were given")]
+    Logits {
+        /// Output features.
+        rows: usize,
+        /// Input features.
+        cols: usize,
+        /// Logits that there must be.
+        expected: usize,
+        /// Logits given.
+        found: usize,
+    },
     /// A bit behind the last column is set.
     #[error("row {row} of the mask has a bit set behind its last column")]
     TailBit {

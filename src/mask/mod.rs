@@ -12,6 +12,9 @@ pub mod law;
 pub mod philox;
 pub mod score;
 
+// Masks learned by backpropagation:
+pub mod soft;
+
 pub use bits::BitMask;
 pub use error::MaskError;
 pub use file::{MaskFile, Provenance, SourceTensor};

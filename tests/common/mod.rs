@@ -275,6 +275,7 @@ pub const TESTED: &[(&str, &str)] = &[
     ("matmul_tile", "kernel_matmul.rs"),
     ("mirror", "kernel_gram.rs"),
     ("peak", "kernel_decoder.rs"),
+    ("prox24", "kernel_prox.rs"),
     ("rms_norm", "kernel_decoder.rs"),
     ("rms_norm_backward", "kernel_backward_elementwise.rs"),
     ("rms_norm_backward_lanes", "kernel_backward_elementwise.rs"),

@@ -15,6 +15,7 @@ mod head;
 mod lstsq;
 mod matmul;
 mod panel;
+mod prox;
 mod score;
 mod soft;
 mod sparsegpt;
@@ -34,6 +35,7 @@ pub use head::{Head, HeadTwin};
 pub use lstsq::{LstsqState, LstsqTwin, damped_error, least_squares, lstsq_residual, lstsq_step};
 pub use matmul::{Product, mask_apply, matmul_lanes, matmul_rows, matmul_tile};
 pub use panel::{row_dot, spread};
+pub use prox::{prox_objective, prox_sweeps, prox24};
 pub use score::{abs_sum_cols, abs_sum_rows, best_exchange, score_mask, scores};
 pub use soft::{
     AdamCase, SoftCase, adam_mask, adam_patterns, adam_weight, effective, pattern_noise, soft_patterns,
