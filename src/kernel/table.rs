@@ -167,13 +167,10 @@ impl KernelSource {
                 .into_iter()
                 .flat_map(|lanes| [8, 20, 64, 128].map(|d| vec![("LANES", lanes), ("HEAD_DIM", d)]))
                 .collect(),
-            "attention_backward_lanes" => {
-                [8, 20, 64, 128].map(|d| vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", d)]).to_vec()
-            }
             "rope" => {
                 lanes().into_iter().flat_map(|n| switched(&vec![("LANES", n)], &["BACKWARD"])).collect()
             }
-            "rms_norm_lanes" => vec![vec![("SUBGROUP", SUBGROUP)]],
+            "attention_backward_lanes" | "rms_norm_lanes" => vec![vec![("SUBGROUP", SUBGROUP)]],
             "rms_norm" | "vocab_reduce" => of_presets(|p| p.reduce)
                 .into_iter()
                 .map(|(lanes, slices)| super::elementwise::sliced_defs(lanes, slices))
