@@ -13,9 +13,9 @@
 // There is no ninth binding for delta (attention_delta.wgsl): it comes in the first row of each head of d_q, and a lane takes it
 // from there before it writes its first sums.
 //
-// q, d_o, d_q [heads * HEAD_DIM, t4], k, v, d_k, d_v [kv_heads * HEAD_DIM, t4], lse [heads, t4], vec4 over tokens; a window is
+// q, d_o, d_q [heads * dim, t4], k, v, d_k, d_v [kv_heads * dim, t4], lse [heads, t4], vec4 over tokens; a window is
 // window4 * 4 tokens.
-// Dispatch: [windows, kv_heads, 1]. SUBGROUP = 8, HEAD_DIM a multiple of four.
+// Dispatch: [windows, kv_heads, 1]. SUBGROUP = 8, dim a multiple of four.
 
 struct Params {
     t4: u32,       // windows * window4
@@ -23,9 +23,9 @@ struct Params {
     group: u32,    // query heads per key head
     tiles: u32,    // not used
     scale: f32,    // 1 / sqrt(head_dim)
+    dim: u32,      // head_dim: no constant, since this kernel takes seconds to compile
     pad0: u32,
     pad1: u32,
-    pad2: u32,
 }
 
 // Of four queries and a block of 32 keys; column c of matrix i belongs to key 4 i + c. Turned: of four keys and 32 queries.
@@ -41,16 +41,15 @@ struct Scores {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;            // [heads * HEAD_DIM, t4]
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;            // [kv_heads * HEAD_DIM, t4]
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;            // [kv_heads * HEAD_DIM, t4]
-@group(0) @binding(4) var<storage, read> d_o: array<vec4<f32>>;          // [heads * HEAD_DIM, t4]
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;            // [heads * dim, t4]
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;            // [kv_heads * dim, t4]
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;            // [kv_heads * dim, t4]
+@group(0) @binding(4) var<storage, read> d_o: array<vec4<f32>>;          // [heads * dim, t4]
 @group(0) @binding(5) var<storage, read> lse: array<vec4<f32>>;          // [heads, t4]
-@group(0) @binding(6) var<storage, read_write> d_q: array<vec4<f32>>;    // [heads * HEAD_DIM, t4]
-@group(0) @binding(7) var<storage, read_write> d_k: array<vec4<f32>>;    // [kv_heads * HEAD_DIM, t4]
-@group(0) @binding(8) var<storage, read_write> d_v: array<vec4<f32>>;    // [kv_heads * HEAD_DIM, t4]
+@group(0) @binding(6) var<storage, read_write> d_q: array<vec4<f32>>;    // [heads * dim, t4]
+@group(0) @binding(7) var<storage, read_write> d_k: array<vec4<f32>>;    // [kv_heads * dim, t4]
+@group(0) @binding(8) var<storage, read_write> d_v: array<vec4<f32>>;    // [kv_heads * dim, t4]
 
-const D = #{HEAD_DIM}u;
 const NEG = -3.0e38;   // not -inf: WGSL lets a driver assume that there are no infinities
 
 // Four features, from the one at vec4 `at` on, of a vec4 of tokens: a column each.
@@ -199,12 +198,12 @@ fn weighted(s: Scores, x: vec4<f32>) -> vec4<f32> {
 @compute @workgroup_size(#{SUBGROUP})
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let first = wg.x * p.window4;                        // first vec4 of the window
-    let kv = wg.y * D * p.t4 + first;                    // vec4 at which the window starts in the first row of the key head
+    let kv = wg.y * p.dim * p.t4 + first;                    // vec4 at which the window starts in the first row of the key head
     let last = p.window4 - 1u;
     var h = 0u;
     loop {
         let head = wg.y * p.group + h;
-        let start = head * D * p.t4 + first;             // the same of the query head
+        let start = head * p.dim * p.t4 + first;             // the same of the query head
         var tile = 0u;                                   // first vec4 of queries in the window
         loop {
             let live_a = tile + lane <= last;
@@ -245,7 +244,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
                     row_q += 4u * p.t4;
                     row_k += 4u * p.t4;
                     d += 4u;
-                    if d >= D { break; }
+                    if d >= p.dim { break; }
                 }
                 a0 = weights(a0, 4u * block, seen_a, sum_a);
                 a1 = weights(a1, 4u * block + 32u, seen_a, sum_a);
@@ -272,7 +271,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
                     row_q += p.t4;
                     row_k += p.t4;
                     d += 1u;
-                    if d >= D { break; }
+                    if d >= p.dim { break; }
                 }
                 var ga0 = Scores();
                 var ga1 = Scores();
@@ -293,7 +292,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
                     row_q += 4u * p.t4;
                     row_k += 4u * p.t4;
                     d += 4u;
-                    if d >= D { break; }
+                    if d >= p.dim { break; }
                 }
                 ga0 = score_gradients(a0, ga0, minus_a);
                 ga1 = score_gradients(a1, ga1, minus_a);
@@ -314,7 +313,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
                     row_q += p.t4;
                     row_k += p.t4;
                     d += 1u;
-                    if d >= D { break; }
+                    if d >= p.dim { break; }
                 }
                 let t0 = turned(ga0, lane);
                 let t1 = turned(ga1, lane);
@@ -335,7 +334,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
                     row_q += p.t4;
                     row_k += p.t4;
                     d += 1u;
-                    if d >= D { break; }
+                    if d >= p.dim { break; }
                 }
                 block += 16u;
                 if block > tile { break; }

@@ -140,7 +140,7 @@ fn estimators_are_unbiased_and_ordered() {
         &start,
         &windows,
         options,
-        |_, mask| Ok(initial_logits(mask, SCALE)),
+        |_, mask| Ok(logits_of(mask, SCALE)),
         |_, _| (),
     )
     .unwrap();

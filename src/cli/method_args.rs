@@ -11,9 +11,10 @@ use super::walk::{Walk, WalkArgs};
 use crate::calib::Windows;
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
+use crate::mask::soft::logits_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
 use crate::model::Projection;
-use crate::prune::maskpro::{Estimator, Options, initial_logits};
+use crate::prune::maskpro::{Estimator, Options};
 use crate::prune::plan::Carried;
 use crate::prune::{
     InputNorms, OneShot, OneShotOptions, PruneError, Repair, Score, Selection, StartMask, score_logits,
@@ -267,13 +268,13 @@ impl Start {
         mask: &BitMask,
     ) -> Result<Vec<f32>, PruneError> {
         let Some(sharpness) = options.sharpness else {
-            return Ok(initial_logits(mask, options.scale));
+            return Ok(logits_of(mask, options.scale));
         };
         let score = match &self.from {
             StartFrom::Magnitude => Score::Magnitude,
             StartFrom::Wanda(norms) => Score::Wanda(norms),
             // Without scores the mask is all there is to start from.
-            StartFrom::Mask => return Ok(initial_logits(mask, options.scale)),
+            StartFrom::Mask => return Ok(logits_of(mask, options.scale)),
         };
         score_logits(&model.checkpoint, p, options.pattern, score, sharpness, options.scale)
     }

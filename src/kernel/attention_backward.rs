@@ -88,7 +88,7 @@ impl Kernels<'_> {
         let (d_q, d_k, d_v) = (g.d_q.buffer.all(), g.d_k.buffer.all(), g.d_v.buffer.all());
         if subgroups {
             const NAME: &str = "attention_backward_lanes";
-            let pipeline = self.pipeline(NAME, vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", dim)])?;
+            let pipeline = self.pipeline(NAME, vec![("SUBGROUP", SUBGROUP)])?;
             let params = AttentionParams::new(NAME, heads, layout, 0)?;
             let grid = [size(NAME, layout.windows)?, size(NAME, heads.kv_heads)?, 1];
             let work = Work { flops: 5.0 * product, bytes: once };

@@ -60,7 +60,8 @@ pub(super) struct AttentionParams {
     group: u32,
     tiles: u32,
     scale: f32,
-    pad: [u32; 3],
+    head_dim: u32,
+    pad: [u32; 2],
 }
 
 impl AttentionParams {
@@ -77,7 +78,8 @@ impl AttentionParams {
             group: size(kernel, heads.heads / heads.kv_heads)?,
             tiles: size(kernel, tiles)?,
             scale: 1.0 / (heads.head_dim as f32).sqrt(),
-            pad: [0; 3],
+            head_dim: size(kernel, heads.head_dim)?,
+            pad: [0; 2],
         })
     }
 }

@@ -16,6 +16,7 @@ use super::{PruneError, Selection};
 use crate::calib::Windows;
 use crate::gpu::{Buffer, Commands, PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Layout, SampleAt, f32_bytes};
+use crate::mask::soft::top_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
 use crate::model::{Checkpoint, Config, Projection};
 use crate::nn::{Batch, Decoder, DecoderWeights, MaskBank, PlanItem, Sizes, Workspace};
@@ -114,7 +115,7 @@ pub struct Learner<'r, 'g, 'm> {
 }
 
 impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
-    /// Sets the logits to `initial` (given a projection and its start mask; [`initial_logits`] is the released code's), builds the pipelines and measures the start mask on every minibatch.
+    /// Sets the logits to `initial` (given a projection and its start mask; [`crate::mask::soft::logits_of`] is the released code's), builds the pipelines and measures the start mask on every minibatch.
     /// `progress` is called with (minibatches measured, of all), first with 0 when the pipelines are built.
     ///
     /// # Errors
@@ -256,9 +257,7 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
         let mut masks = BTreeMap::new();
         for ((_, p), logits) in self.selection.pruned.iter().zip(&self.logits) {
             let values: Vec<f32> = self.commands.read(logits, 0, p.rows * p.cols)?;
-            let mask = BitMask::top_n(p.rows, p.cols, pattern, |row, out| {
-                out.copy_from_slice(&values[row * p.cols..(row + 1) * p.cols]);
-            })?;
+            let mask = top_of(p.rows, p.cols, pattern, &values)?;
             mask.check(pattern)?;
             masks.insert(p.name.clone(), mask);
         }
@@ -271,15 +270,6 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
     ) -> (&'r Decoder<'g, 'm>, &mut Commands<'g>, &[Buffer], &MaskBank, &'r Selection) {
         (self.decoder, self.commands, &self.logits, &self.bank, self.selection)
     }
-}
-
-/// Logits of the released code: `scale` where the mask keeps, 0 elsewhere.
-pub fn initial_logits(mask: &BitMask, scale: f32) -> Vec<f32> {
-    let mut out = Vec::with_capacity(mask.rows() * mask.cols());
-    for row in 0..mask.rows() {
-        out.extend((0..mask.cols()).map(|col| if mask.get(row, col) { scale } else { 0.0 }));
-    }
-    out
 }
 
 /// Sizes of the workspace: as many windows of a batch at a time as fit one binding.

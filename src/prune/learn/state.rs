@@ -11,10 +11,10 @@ use crate::kernel::{
     AdamState, Kernels, MaskBuffer, Masking, Noise, Rows, SampleAt, SoftPatterns, SoftTopN, StateType,
     Weight, f32_bytes,
 };
+use crate::mask::soft::{best_patterns, logits_of, pattern_logits, top_of};
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Config, Dtype, Projection, ProjectionKind, TensorView, encode};
 use crate::nn::{BlockWeights, NnError, Tensors, TrainLinear};
-use crate::prune::maskpro::initial_logits;
 use crate::prune::{PruneError, Selection};
 
 /// Number of projections of a block.
@@ -306,16 +306,12 @@ impl BlockState {
         let mut out = BTreeMap::new();
         for t in self.trained.iter().flatten() {
             let (rows, cols) = (t.projection.rows, t.projection.cols);
-            let top = |values: &[f32]| {
-                BitMask::top_n(rows, cols, stage.pattern, |row, out| {
-                    out.copy_from_slice(&values[row * cols..(row + 1) * cols]);
-                })
-            };
+            let top = |values: &[f32]| top_of(rows, cols, stage.pattern, values);
             let mask = match (stage.trains, &t.logits, &t.weight) {
                 (Trains::MaskLlm, Some(logits), _) => {
                     let count = rows * (cols / stage.pattern.m()) * combinations(stage);
                     let values: Vec<f32> = c.read(logits, 0, count)?;
-                    pattern_mask(&values, rows, cols, stage.pattern)?
+                    best_patterns(rows, cols, stage.pattern, &values)?
                 }
                 (_, Some(logits), _) => top(&read_state(c, stage.state, logits, rows * cols)?)?,
                 (Trains::ProxSparse, None, Some(weight)) => {
@@ -378,13 +374,12 @@ impl Trained {
         let label = |item: &str| format!("{item}:{name}");
         let logits = match stage.trains {
             Trains::Relaxed => {
-                let values = initial_logits(mask, stage.logits);
+                let values = logits_of(mask, stage.logits);
                 Some(gpu.alloc_init(&label("logits"), &encode_state(stage.state, &values))?)
             }
-            Trains::MaskPro => Some(gpu.alloc_init(&label("logits"), &initial_logits(mask, stage.logits))?),
+            Trains::MaskPro => Some(gpu.alloc_init(&label("logits"), &logits_of(mask, stage.logits))?),
             Trains::MaskLlm => {
-                let seed = stage.seed.wrapping_add(u64::from(number) << 32);
-                let values = pattern_logits(mask, stage.pattern, stage.prior, seed);
+                let values = pattern_logits(mask, stage.pattern, stage.prior, stage.seed, number)?;
                 Some(gpu.alloc_init(&label("logits"), &values)?)
             }
             Trains::ProxSparse | Trains::Weights => None,
@@ -464,18 +459,5 @@ impl Trained {
             out.extend(weight.buffers().enumerate().map(|(i, b)| (format!("{name}.weight.{i}"), b)));
         }
         out
-    }
-}
-
-fn pattern_logits(_: &BitMask, _: crate::mask::Pattern, _: f32, _: u64) -> Vec<f32> {
-    unimplemented!()
-}
-fn pattern_mask(_: &[f32], _: usize, _: usize, _: crate::mask::Pattern) -> Result<BitMask, PruneError> {
-    unimplemented!()
-}
-impl Kernels<'_> {
-    /// STUB
-    pub fn prox24(&self, _: &mut Commands<'_>, _: &Weight, _: Range<usize>, _: f32) -> Result<(), NnError> {
-        unimplemented!()
     }
 }
