@@ -295,7 +295,8 @@ fn vocab_kl() {
     let mut worst = [Worst::new("vocab_kl, gradient", 4.0), Worst::new("vocab_kl, divergence", 4.0)];
     let mut random = Random::new(8);
     // Far from each other, near, and the same.
-    let others: [(&str, fn(&mut Random, f32) -> f32); 3] =
+    type Other = fn(&mut Random, f32) -> f32;
+    let others: [(&str, Other); 3] =
         [("far", |r, x| r.value(30.0) - x), ("near", |r, x| x + r.value(0.01)), ("same", |_, x| x)];
     for name in presets() {
         let kernels = kernels(name);
