@@ -9,10 +9,11 @@ use host_fixture::{Scratch, config_with, magnitude_masks, tensors, write_config,
 use maskwright::calib::Windows;
 use maskwright::gpu::{Commands, Gpu, GpuOptions};
 use maskwright::kernel::{Kernels, Layout, Preset};
+use maskwright::mask::soft::logits_of;
 use maskwright::mask::{BitMask, MaskSet, Pattern, law};
 use maskwright::model::{Checkpoint, Config};
 use maskwright::nn::{Batch, Decoder, DecoderWeights, Embedding, MaskBank, Workspace};
-use maskwright::prune::maskpro::{self, Estimator, Learner, Options, initial_logits};
+use maskwright::prune::maskpro::{self, Estimator, Learner, Options};
 use maskwright::prune::{select, variance};
 use serde_json::json;
 

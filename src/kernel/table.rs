@@ -239,7 +239,9 @@ impl KernelSource {
                 .into_iter()
                 .flat_map(|lanes| [8, 20, 64, 128].map(|d| vec![("LANES", lanes), ("HEAD_DIM", d)]))
                 .collect(),
-            "attention_backward_lanes" | "rms_norm_lanes" | "rms_norm_backward_lanes" => vec![vec![("SUBGROUP", SUBGROUP)]],
+            "attention_backward_lanes" | "rms_norm_lanes" | "rms_norm_backward_lanes" => {
+                vec![vec![("SUBGROUP", SUBGROUP)]]
+            }
             "rms_norm" | "rms_norm_backward" | "vocab_gradient" | "vocab_kl" | "vocab_reduce" => sliced(),
             "squared_error" => sliced().iter().flat_map(|defs| switched(defs, &["WEIGHTS"])).collect(),
             "swiglu" => {
