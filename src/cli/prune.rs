@@ -328,9 +328,9 @@ impl Job<'_> {
         let choice = self.calib.as_ref().map(|_| self.choice);
         let (model, selection) = (self.model, self.selection);
         let conditions = conditions(model, selection, options, &kernels, choice, windows, start_path);
-        let mut folder = match &self.args.resume {
+        let (mut folder, earlier) = match &self.args.resume {
             Some(run) => RunFolder::reopen(run)?,
-            None => RunFolder::create(out)?,
+            None => (RunFolder::create(out)?, Vec::new()),
         };
         let stop = stop_flag()?;
         let mut commands = Commands::new(&gpu)?;
@@ -368,6 +368,7 @@ impl Job<'_> {
             masks,
             tensors,
             &conditions,
+            &earlier,
             &stop,
         )?;
         if staged.stopped {

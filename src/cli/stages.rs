@@ -1,6 +1,6 @@
 //! The stages of a run that learn by backpropagation: what runs, what is kept of it, what is shown.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -129,6 +129,7 @@ impl Job<'_> {
         start: MaskSet,
         tensors: Overlay<'a>,
         conditions: &Map<String, Value>,
+        earlier: &[Value],
         stop: &Arc<AtomicBool>,
     ) -> Result<Staged<'a>, CliError> {
         let mut staged = Staged { masks: start, tensors, stopped: false, stores: Vec::new() };
@@ -138,7 +139,8 @@ impl Job<'_> {
             let flow = self.flow(kernels, stage)?;
             let path = folder.path().join(format!("stage{}", number + 1));
             let mut conditions = conditions.clone();
-            conditions.insert("stage".into(), json!(stage));
+            // As text: numbers do not all come back from JSON as they went.
+            conditions.insert("stage".into(), json!(stage).to_string().into());
             conditions.insert("blocks".into(), json!(flow.residency));
             put_windows(&mut conditions, &flow.windows, &flow.sizes);
             let (pattern, provenance) = (stage.pattern, self.provenance());
@@ -149,9 +151,8 @@ impl Job<'_> {
                     .map_err(|source| PruneError::RunFolder { path: path.clone(), source })?;
                 BlockStore::create(&path, conditions, pattern, provenance)?
             };
-            for learned in store.learned() {
-                folder.metric(&metric(number, json!(learned)))?;
-            }
+            let state = path.join(STATE);
+            tell_again(folder, number, earlier, &store, &state)?;
             let layers = self.model.config.num_layers;
             let total = match stage.objective {
                 Objective::Model => u64::from(stage.steps),
@@ -160,7 +161,7 @@ impl Job<'_> {
             let mut keeper = Keeper {
                 checkpoint: &self.model.checkpoint,
                 number,
-                state: path.join(STATE),
+                state,
                 bar: Progress::new(&what, total, self.device.quiet),
                 steps: None,
                 store,
@@ -255,6 +256,38 @@ fn name(stage: &Stage) -> String {
 
 fn objective(stage: &Stage) -> String {
     json!(stage.objective).as_str().unwrap_or_default().to_string()
+}
+
+/// Metrics of the steps of an interrupted run that are not made again, and of what its stages had finished.
+fn tell_again(
+    folder: &mut RunFolder,
+    number: usize,
+    earlier: &[Value],
+    store: &BlockStore,
+    state: &Path,
+) -> Result<(), CliError> {
+    let kept = Snapshot::read(state)?;
+    let steps = |block: Option<usize>, before: u32| {
+        earlier.iter().filter(move |l| {
+            let step = l["step"].as_u64().filter(|s| *s < u64::from(before));
+            step.is_some() && l["stage"] == json!(number + 1) && l["block"].as_u64() == block.map(|b| b as u64)
+        })
+    };
+    for learned in store.learned() {
+        for line in steps(learned.block, u32::MAX) {
+            folder.metric(line)?;
+        }
+        folder.metric(&metric(number, json!(learned)))?;
+    }
+    if let Some(kept) = kept {
+        // Of a block, or of the model.
+        for block in [Some(kept.block), None] {
+            for line in steps(block, kept.step) {
+                folder.metric(line)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn metric(number: usize, mut line: Value) -> Value {

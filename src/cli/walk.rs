@@ -169,7 +169,7 @@ impl WalkArgs {
     pub(super) fn check_total(&self, needed: u64) -> Result<(), CliError> {
         match self.budget() {
             Some(budget) if needed > budget => Err(CliError::Usage(format!(
-                "the plan takes {} of device memory, --gpu-memory allows {}: use a smaller --batch, a shorter --window, \
+                "the plan of a stage takes {} of device memory, --gpu-memory allows {}: use a smaller --batch, a shorter --window, \
                  --activations host, --blocks streamed, or the block objective",
                 bytes(needed),
                 bytes(budget)

@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::PruneError;
 use crate::fsio;
 
@@ -54,15 +56,19 @@ impl RunFolder {
         Ok(Self { path: path.into(), metrics: file, made })
     }
 
-    /// Opens the folder of an unfinished run. Its metrics start anew: they are told again.
+    /// Opens the folder of an unfinished run. Its metrics start anew: they are told again, the lines of steps from those that
+    /// are returned here.
     ///
     /// # Errors
     /// [`PruneError::NoRun`] for a folder that is not there or whose run is finished, [`PruneError::RunFolder`].
-    pub fn reopen(path: &Path) -> Result<Self, PruneError> {
+    pub fn reopen(path: &Path) -> Result<(Self, Vec<Value>), PruneError> {
         if !path.is_dir() || path.join("run.json").exists() {
             return Err(PruneError::NoRun { path: path.into() });
         }
         let name = path.join("metrics.jsonl");
+        // The last line of a killed run may be cut off.
+        let text = fs::read(&name).unwrap_or_default();
+        let earlier = text.split(|&b| b == b'\n').filter_map(|l| serde_json::from_slice(l).ok()).collect();
         let file = OpenOptions::new().create(true).write(true).truncate(true).open(&name);
         let file = file.map_err(|source| PruneError::RunFolder { path: name, source })?;
         let model = path.join("model");
@@ -71,7 +77,7 @@ impl RunFolder {
             fs::remove_dir_all(&model)
                 .map_err(|source| PruneError::RunFolder { path: model.clone(), source })?;
         }
-        Ok(Self { path: path.into(), metrics: file, made: false })
+        Ok((Self { path: path.into(), metrics: file, made: false }, earlier))
     }
 
     /// The folder.
