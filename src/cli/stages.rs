@@ -68,7 +68,10 @@ impl Job<'_> {
         let most = carried.sizes(gpu, config).layout.windows.min(stage.batch);
         let together = (1..=most).rev().find(|n| stage.batch.is_multiple_of(*n)).unwrap_or(1);
         carried = Carried { together, ..carried };
-        let sizes = carried.sizes(gpu, config);
+        let mut sizes = carried.sizes(gpu, config);
+        if stage.objective == Objective::Model {
+            sizes = sizes.for_model_training(config, gpu.max_binding_bytes());
+        }
         let mut flow = Flow { windows, sizes, place: carried.place, residency: Residency::Resident };
         flow.residency = match (self.args.train.blocks, self.args.walk.budget()) {
             (Some(given), _) => given,

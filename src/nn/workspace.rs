@@ -7,6 +7,8 @@ use crate::model::Config;
 
 /// Bytes of the vocabulary logits kept at once.
 const LOGITS_TARGET: u64 = 16 << 20;
+/// The same where gradients are made: logits of a single chunk need not be made again.
+const TRAINED_LOGITS_TARGET: u64 = 128 << 20;
 
 /// Rows of every activation for a batch of `layout`, under a binding limit.
 #[derive(Clone, Debug)]
@@ -25,6 +27,16 @@ pub struct Sizes {
 impl Sizes {
     /// Sizes for `config` and `layout` where one binding holds `limit` bytes.
     pub fn new(config: &Config, layout: Layout, limit: u64) -> Self {
+        Self::with_logits(config, layout, limit, LOGITS_TARGET)
+    }
+
+    /// The same for training on the loss of the model.
+    #[must_use]
+    pub fn for_model_training(self, config: &Config, limit: u64) -> Self {
+        Self::with_logits(config, self.layout, limit, TRAINED_LOGITS_TARGET)
+    }
+
+    fn with_logits(config: &Config, layout: Layout, limit: u64, logits: u64) -> Self {
         let row = f32_bytes(1, 4 * layout.t4()).max(1);
         let fit = |bytes: u64, rows: usize, unit: usize| {
             let most = (bytes / row) as usize;
@@ -33,7 +45,7 @@ impl Sizes {
         Self {
             layout,
             ffn_rows: fit(limit, config.intermediate_size, 32),
-            vocab_rows: fit(limit.min(LOGITS_TARGET), config.vocab_size, 64),
+            vocab_rows: fit(limit.min(logits), config.vocab_size, 64),
             hidden: config.hidden_size,
             queries: config.num_heads * config.head_dim,
             ffn: config.intermediate_size,
