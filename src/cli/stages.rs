@@ -63,23 +63,32 @@ impl Job<'_> {
         };
         let windows = shuffled(windows, stage.seed, stage.batch)?;
         let (gpu, config, length) = (kernels.gpu(), &self.model.config, windows.window());
-        let mut carried = self.args.walk.carried(gpu, config, windows.count(), length, None);
-        // As many windows at once as divide a minibatch.
-        let most = carried.sizes(gpu, config).layout.windows.min(stage.batch);
-        let together = (1..=most).rev().find(|n| stage.batch.is_multiple_of(*n)).unwrap_or(1);
-        carried = Carried { together, ..carried };
-        let mut sizes = carried.sizes(gpu, config);
-        if stage.objective == Objective::Model {
-            sizes = sizes.for_model_training(config, gpu.max_binding_bytes());
-        }
-        let mut flow = Flow { windows, sizes, place: carried.place, residency: Residency::Resident };
-        flow.residency = match (self.args.train.blocks, self.args.walk.budget()) {
-            (Some(given), _) => given,
-            (None, Some(budget)) if total(&self.stage_plan(kernels, stage, &flow)?) > budget => {
-                Residency::Streamed
+        let carried = self.args.walk.carried(gpu, config, windows.count(), length, None);
+        let budget = self.args.walk.budget();
+        let residency = self.args.train.blocks.unwrap_or(Residency::Resident);
+        let mut flow =
+            Flow { windows, sizes: carried.sizes(gpu, config), place: carried.place, residency };
+        // As many windows at once as divide a minibatch and fit; blocks stream where even one window does not.
+        let most = flow.sizes.layout.windows.min(stage.batch);
+        for together in (1..=most).rev().filter(|n| stage.batch.is_multiple_of(*n)) {
+            flow.sizes = Carried { together, ..carried }.sizes(gpu, config);
+            if stage.objective == Objective::Model {
+                flow.sizes = flow.sizes.for_model_training(config, gpu.max_binding_bytes());
             }
-            (None, _) => Residency::Resident,
-        };
+            let Some(budget) = budget else {
+                return Ok(flow);
+            };
+            if total(&self.stage_plan(kernels, stage, &flow)?) <= budget {
+                return Ok(flow);
+            }
+            if self.args.train.blocks.is_none() && stage.objective == Objective::Model {
+                flow.residency = Residency::Streamed;
+                if total(&self.stage_plan(kernels, stage, &flow)?) <= budget {
+                    return Ok(flow);
+                }
+                flow.residency = Residency::Resident;
+            }
+        }
         Ok(flow)
     }
 

@@ -47,8 +47,8 @@ pub(super) struct TrainArgs {
     /// Loss of the model objective [default: kl, of maskllm and proxsparse lm]
     #[arg(long, value_enum)]
     loss: Option<ModelLoss>,
-    /// A whole run in one word: sets --method, --start and --objective
-    #[arg(long, value_enum)]
+    /// A whole run in one word, in place of --method and --objective
+    #[arg(long, value_enum, conflicts_with_all = ["method", "objective"])]
     pub(super) recipe: Option<Recipe>,
     /// Temperature of the soft masks at the first and the last step of each objective
     #[arg(long, value_name = "FIRST:LAST", value_delimiter = ',')]
