@@ -11,7 +11,7 @@ use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
     AbsSums, Activation, Adam, AdamState, AttentionGradient, Descent, Heads, InverseFactor, Kernels, Layout,
     Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Preset, Product, SampleAt, Score,
-    SoftPatterns, SoftTopN, Square, StateType, Weight, choose_preset,
+    Relaxation, SoftPatterns, SoftTopN, Square, StateType, Weight, choose_preset,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{Dtype, TensorView};
@@ -383,19 +383,28 @@ impl<'g> Bench<'g> {
                 let noisy = if noise.is_some() { " noise" } else { "" };
                 let shape = format!("{pattern} of {shape}{noisy}");
                 for state in [StateType::F32, StateType::F16] {
-                    let top =
-                        SoftTopN { pattern, logits: &logits, state, temperature: 0.5, removal: 2.0, noise };
-                    for turn in [false, true] {
-                        let label = if turn { "effective transposed" } else { "effective" };
-                        self.run(&format!("{label} top-N {state:?}"), shape.clone(), name, |c| {
-                            tall(kernels, c, Masking::TopN(top), turn)
+                    let moments = AdamState::new(gpu, "bench:moments", rows * cols, state)?;
+                    for (law, relaxation) in [
+                        ("rounds", Relaxation::Rounds { removal: 2.0 }),
+                        ("fixed size", Relaxation::FixedSize),
+                        ("draws", Relaxation::Draws),
+                    ] {
+                        if relaxation == Relaxation::Draws && n > Relaxation::MOST_DRAWS {
+                            continue;
+                        }
+                        let top =
+                            SoftTopN { pattern, logits: &logits, state, temperature: 0.5, relaxation, noise };
+                        for turn in [false, true] {
+                            let label = if turn { "effective transposed" } else { "effective" };
+                            self.run(&format!("{label} {law} {state:?}"), shape.clone(), name, |c| {
+                                tall(kernels, c, Masking::TopN(top), turn)
+                            })?;
+                        }
+                        self.run(&format!("adam_mask {law} {state:?}"), shape.clone(), name, |c| {
+                            let g = gradient.rows(0, rows, cols / 4)?;
+                            kernels.adam_mask(c, &w, top, g, 0..rows, &moments, adam)
                         })?;
                     }
-                    let moments = AdamState::new(gpu, "bench:moments", rows * cols, state)?;
-                    self.run(&format!("adam_mask {state:?}"), shape.clone(), name, |c| {
-                        let g = gradient.rows(0, rows, cols / 4)?;
-                        kernels.adam_mask(c, &w, top, g, 0..rows, &moments, adam)
-                    })?;
                 }
                 if pattern.combinations() > SoftPatterns::MOST {
                     continue;

@@ -1,5 +1,5 @@
-// Learning the logits of soft top-#{N} masks: the gradient by the mask, G * W, goes back through the soft top-N (shared/soft.wgsl;
-// keys are made again from the logits and the same noise), and a step of Adam moves the logits in place (shared/adam.wgsl).
+// Learning the logits of soft top-#{N} masks: the gradient by the mask, G * W, goes back through the soft top-N (RELAXATION 0:
+// shared/soft.wgsl, 1 and 2: shared/inclusion.wgsl; keys are made again from the logits and the same noise), and a step of Adam moves the logits in place (shared/adam.wgsl).
 //
 //   a = gain * logit + noise * Gumbel,   dmask = G * W,   dlogit = slope * (d mask / d a)^T dmask
 // ONLY_GRADIENT writes dlogit in f32 instead of a step.
@@ -12,6 +12,9 @@
 
 #import maskwright::weights::unpack
 #import maskwright::soft::{QUADS, soft_gradient}
+#if RELAXATION > 0
+#import maskwright::inclusion::inclusion_gradient
+#endif
 #import maskwright::philox::philox4x32
 #import maskwright::gumbel::gumbel4
 #import maskwright::adam::{Adam, adam_step}
@@ -35,7 +38,7 @@ struct Params {
     seed_hi: u32,
     gain: f32,
     noise: f32,
-    removal: f32,
+    removal: f32,    // RELAXATION 0
     slope: f32,
     pad0: u32,
     pad1: u32,
@@ -148,7 +151,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
             let weight = unpack(w[p.w_first + row * p.k4 + k0 + q]);
             g[q] *= weight;
         }
+#if RELAXATION == 0
         var d = soft_gradient(a, p.removal, g);
+#else
+        var d = inclusion_gradient(a, g);
+#endif
         for (var q = 0u; q < QUADS; q += 1u) {
             let slope = p.slope * d[q];
 #ifdef ONLY_GRADIENT

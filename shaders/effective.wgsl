@@ -3,8 +3,9 @@
 //   MASKING 0  W
 //           1  W where the bit is 1, else +0.0;                                bits [rows, words]
 //           2  W * soft top-N of gain * logit + noise * Gumbel;                logits [rows, cols] f32 (STATE 0) or f16 (STATE 1)
+//              RELAXATION 0  softmaxes in rounds, 1  a subset of fixed size, 2  draws
 //           3  W * sum_k y_k S_k, y = softmax(gain * logit + noise * Gumbel);  logits [rows, groups, COUNT] f32
-// The formulas are in shared/soft.wgsl and shared/patterns.wgsl; gain and noise contain 1 / (temperature * ln 2).
+// The formulas are in shared/soft.wgsl, shared/inclusion.wgsl and shared/patterns.wgsl; gain and noise contain 1 / (temperature * ln 2).
 // Noise: word i % 4 of Philox4x32-10 with the counter (step, projection, quad, 16), quad = row * k4 + col / 4 over the whole tensor,
 // for pattern k of a group word k % 4 with (step, projection, group, 32 + k / 4).
 //
@@ -14,6 +15,9 @@
 
 #import maskwright::weights::{unpack, keep}
 #import maskwright::soft::{QUADS, soft_mask}
+#if RELAXATION > 0
+#import maskwright::inclusion::inclusion_mask
+#endif
 #import maskwright::patterns::{PAIRS, SLOTS, add_noise, soften, mixed}
 #import maskwright::philox::philox4x32
 #import maskwright::gumbel::gumbel4
@@ -36,7 +40,7 @@ struct Params {
     seed_hi: u32,
     gain: f32,
     noise: f32,      // times a noise in Q8.24
-    removal: f32,
+    removal: f32,    // RELAXATION 0
     pad0: u32,
     pad1: u32,
 }
@@ -97,7 +101,11 @@ fn masks(row: u32, span: u32) -> array<vec4<f32>, QUADS> {
         a[q] += vec4<f32>(gumbel4(philox4x32(counter, vec2(p.seed_lo, p.seed_hi)))) * p.noise;
 #endif
     }
+#if RELAXATION == 0
     return soft_mask(a, p.removal);
+#else
+    return inclusion_mask(a);
+#endif
 }
 #endif
 #if MASKING == 3

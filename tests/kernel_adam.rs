@@ -12,13 +12,14 @@ use common::{
 use half::f16;
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    Activation, Adam, AdamState, Kernels, Noise, Preset, SampleAt, Soft, SoftPatterns, SoftTopN, StateType,
+    Activation, Adam, AdamState, Kernels, Noise, Preset, Relaxation, SampleAt, Soft, SoftPatterns, SoftTopN, StateType,
     Weight,
 };
 use maskwright::model::Dtype;
 use reference::{AdamCase, EPS, SoftCase, Twin};
 
-const PATTERNS: [(usize, usize); 7] = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (8, 16)];
+const PATTERNS: [(usize, usize); 9] =
+    [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (7, 8), (2, 16), (8, 16)];
 const AT: SampleAt = SampleAt { seed: 77, step: 3, projection: 6 };
 /// Largest logit and temperature: from no gap at all to far more than f32 exponentials hold.
 const RANGES: [(f32, f32); 4] = [(0.0, 1.0), (1.0, 1.0), (10.0, 1.0), (10.0, 0.05)];
@@ -72,6 +73,58 @@ fn gradient(
     got[first..last].to_vec()
 }
 
+/// The relaxations of a pattern, the rounds with this removal.
+fn relaxations(n: usize, removal: f32) -> Vec<Relaxation> {
+    let mut out = vec![Relaxation::Rounds { removal }, Relaxation::FixedSize];
+    out.extend((n <= Relaxation::MOST_DRAWS).then_some(Relaxation::Draws));
+    out
+}
+
+/// The probability of each key to be taken, by the sum over all subsets, or over all sequences of draws.
+fn enumerated(keys: &[f64], n: usize, relaxation: Relaxation) -> Vec<f64> {
+    fn follow(keys: &[f64], left: usize, taken: usize, probability: f64, out: &mut [f64]) {
+        let free: Vec<usize> = (0..keys.len()).filter(|i| taken >> i & 1 == 0).collect();
+        let sum: f64 = free.iter().map(|&i| keys[i].exp()).sum();
+        for i in free {
+            let p = probability * keys[i].exp() / sum;
+            out[i] += p;
+            if left > 1 {
+                follow(keys, left - 1, taken | 1 << i, p, out);
+            }
+        }
+    }
+    let m = keys.len();
+    let mut out = vec![0.0; m];
+    if relaxation == Relaxation::Draws {
+        follow(keys, n, 0, 1.0, &mut out);
+        return out;
+    }
+    let mut all = 0.0;
+    for set in (0..1usize << m).filter(|s| s.count_ones() as usize == n) {
+        let of = |i: &usize| set >> i & 1 == 1;
+        let p = (0..m).filter(of).map(|i| keys[i]).sum::<f64>().exp();
+        all += p;
+        (0..m).filter(of).for_each(|i| out[i] += p);
+    }
+    out.iter().map(|p| p / all).collect()
+}
+
+#[test]
+fn twins_are_probabilities() {
+    let mut random = Random::new(9);
+    for (n, m) in PATTERNS {
+        for relaxation in relaxations(n, 1.0).into_iter().skip(1) {
+            for scale in [0.0, 1.0, 10.0] {
+                let keys: Vec<f64> = random.values(m, scale).into_iter().map(f64::from).collect();
+                let want = enumerated(&keys, n, relaxation);
+                for (got, want) in reference::soft_top(&keys, n, relaxation).iter().zip(want) {
+                    assert!((got - want).abs() < 1e-12, "{n}:{m} {relaxation:?}: {got} for {want}");
+                }
+            }
+        }
+    }
+}
+
 /// The derivatives that the twins are made of, against differences of the masks.
 #[test]
 fn twins_are_derivatives() {
@@ -79,13 +132,14 @@ fn twins_are_derivatives() {
     let mut worst = 0.0f64;
     for (n, m) in PATTERNS {
         for (scale, removal) in [(0.0, 1.0), (2.0, 1.0), (3.0, 4.0), (6.0, 20.0)] {
-            for _ in 0..8 {
+            let relaxations = relaxations(n, removal);
+            for relaxation in (0..8).flat_map(|_| relaxations.iter().copied()) {
                 let keys: Vec<f64> = random.values(m, scale).into_iter().map(f64::from).collect();
                 let g: Vec<f64> = random.values(m, 1.0).into_iter().map(f64::from).collect();
                 let of = |keys: &[f64]| -> f64 {
-                    reference::soft_top(keys, n, removal).iter().zip(&g).map(|(m, g)| m * g).sum()
+                    reference::soft_top(keys, n, relaxation).iter().zip(&g).map(|(m, g)| m * g).sum()
                 };
-                let d = reference::soft_top_gradient(&keys, n, removal, &g);
+                let d = reference::soft_top_gradient(&keys, n, relaxation, &g);
                 worst = worst.max(difference(&keys, &d, of));
             }
         }
@@ -132,10 +186,8 @@ fn upload_logits(gpu: &Gpu, logits: &mut [f32], state: StateType) -> Buffer {
     vector(gpu, bytemuck::cast_slice::<f16, u16>(&half))
 }
 
-#[test]
-fn adam_mask_gradient() {
+fn adam_mask_gradient(pick: usize, worst: &mut Worst) {
     let small = limited();
-    let mut worst = Worst::new("gradient of soft top-N", 6.0);
     let mut random = Random::new(2);
     for (n, of) in PATTERNS {
         for (gpu, state, noise) in [
@@ -146,29 +198,47 @@ fn adam_mask_gradient() {
             for (scale, temperature) in RANGES {
                 let (rows, part) = part(gpu);
                 let cols = if of == 2 { 50 } else { 48 };
-                let (p, removal) = (pattern(n, of), 1.0 / temperature);
+                let Some(&relaxation) = relaxations(n, 1.0 / temperature).get(pick) else {
+                    continue;
+                };
+                let p = pattern(n, of);
                 let dtype = DTYPES[n % 3];
                 let m = Matrix::random(rows, cols, dtype, &mut random);
                 let mut logits = random.values(rows * cols, scale);
                 let g = random.values(rows * cols, 1e-3);
                 let buffer = upload_logits(gpu, &mut logits, state);
-                let case = SoftCase { pattern: p, temperature, removal_or_scale: removal, noise };
+                let case = SoftCase { pattern: p, temperature, relaxation, scale: 1.0, noise };
                 let want = reference::adam_mask(&m.values, cols, &logits, &case, &g);
                 let soft = SoftTopN {
                     pattern: p,
                     logits: &buffer,
                     state,
                     temperature,
-                    removal,
+                    relaxation,
                     noise: noise.map(|(at, scale)| Noise { at, scale }),
                 };
-                let label = format!("{p} {scale} {temperature} {state:?} {dtype}");
+                let label = format!("{p} {relaxation:?} {scale} {temperature} {state:?} {dtype}");
                 let strip = strip(gpu, &g, cols, &part);
                 let got = gradient(gpu, &m.upload(gpu), Soft::TopN(soft), &strip, &part, cols);
                 worst.check(&label, &got, &cut(&want, &part));
             }
         }
     }
+}
+
+#[test]
+fn adam_mask_gradient_of_rounds() {
+    adam_mask_gradient(0, &mut Worst::new("gradient of rounds", 6.0));
+}
+
+#[test]
+fn adam_mask_gradient_of_subsets_of_fixed_size() {
+    adam_mask_gradient(1, &mut Worst::new("gradient of fixed size", 6.0));
+}
+
+#[test]
+fn adam_mask_gradient_of_draws() {
+    adam_mask_gradient(2, &mut Worst::new("gradient of draws", 6.0));
 }
 
 #[test]
@@ -189,7 +259,13 @@ fn adam_patterns_gradient() {
                 let g = random.values(rows * cols, 1e-3);
                 let buffer = vector(gpu, &logits);
                 let (kappa, regulariser) = (1.5, 2e-3);
-                let case = SoftCase { pattern: p, temperature, removal_or_scale: kappa, noise };
+                let case = SoftCase {
+                    pattern: p,
+                    temperature,
+                    relaxation: Relaxation::FixedSize,
+                    scale: kappa,
+                    noise,
+                };
                 let mut want = reference::adam_patterns(&m.values, cols, &logits, &case, regulariser, &g);
                 want.width = width;
                 let noise = noise.map(|(at, scale)| Noise { at, scale });
@@ -250,7 +326,7 @@ fn adam_mask_and_adam_patterns_steps() {
                     logits: &buffer,
                     state: StateType::F32,
                     temperature: 0.5,
-                    removal: 2.0,
+                    relaxation: relaxations(n, 2.0)[step as usize % relaxations(n, 2.0).len()],
                     noise,
                 };
                 let mixed = SoftPatterns { pattern: p, logits: &buffer, temperature: 0.5, scale: 2.0, noise };
@@ -320,7 +396,7 @@ fn adam_mask_in_16_bits_is_unbiased() {
             logits,
             state,
             temperature: 1.0,
-            removal: 1.0,
+            relaxation: Relaxation::FixedSize,
             noise: None,
         };
         let slope = gradient(gpu(), &weight, Soft::TopN(soft(&exact, StateType::F32)), &g, &(0..rows), cols);
@@ -438,7 +514,7 @@ fn shapes_that_do_not_fit() {
         logits: &logits,
         state: StateType::F32,
         temperature: 1.0,
-        removal: 1.0,
+        relaxation: Relaxation::FixedSize,
         noise: None,
     };
     let (adam, _) = adam(1);

@@ -12,13 +12,14 @@ use common::{
 use half::f16;
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    Activation, Kernels, Masking, Noise, SampleAt, SoftPatterns, SoftTopN, StateType, Weight,
+    Activation, Kernels, Masking, Noise, Relaxation, SampleAt, SoftPatterns, SoftTopN, StateType, Weight,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::Dtype;
 use reference::{SoftCase, Twin};
 
-const PATTERNS: [(usize, usize); 7] = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (8, 16)];
+const PATTERNS: [(usize, usize); 9] =
+    [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (7, 8), (2, 16), (8, 16)];
 const AT: SampleAt = SampleAt { seed: 0x0123_4567_89ab_cdef, step: 9, projection: 4 };
 
 fn limited() -> Gpu {
@@ -125,10 +126,15 @@ fn part_of(twin: &Twin, rows: &Range<usize>) -> Twin {
 /// Keys apart by nothing, a little, and far more than f32 exponentials hold; temperatures down to 0.05.
 const RANGES: [(f32, f32); 4] = [(0.0, 1.0), (1.0, 1.0), (10.0, 1.0), (10.0, 0.05)];
 
-#[test]
-fn effective_of_soft_top_n() {
+/// The relaxations of a pattern, the rounds with this removal.
+fn relaxations(n: usize, removal: f32) -> Vec<Relaxation> {
+    let mut out = vec![Relaxation::Rounds { removal }, Relaxation::FixedSize];
+    out.extend((n <= Relaxation::MOST_DRAWS).then_some(Relaxation::Draws));
+    out
+}
+
+fn effective_of_soft_top_n(pick: usize, worst: &mut Worst) {
     let small = limited();
-    let mut worst = Worst::new("soft top-N", 6.0);
     let mut random = Random::new(2);
     for (n, of) in PATTERNS {
         for (i, (scale, temperature)) in RANGES.into_iter().enumerate() {
@@ -140,29 +146,79 @@ fn effective_of_soft_top_n() {
                 let dtype = DTYPES[i % 3];
                 let (rows, parts) = parts(gpu);
                 let cols = if of == 2 { 50 } else { 48 };
-                let removal = 1.0 / temperature;
+                let Some(&relaxation) = relaxations(n, 1.0 / temperature).get(pick) else {
+                    continue;
+                };
                 let p = pattern(n, of);
                 let m = Matrix::random(rows, cols, dtype, &mut random);
                 let mut logits = random.values(rows * cols, scale);
                 let buffer = upload_logits(gpu, &mut logits, state);
-                let case = SoftCase { pattern: p, temperature, removal_or_scale: removal, noise };
+                let case = SoftCase { pattern: p, temperature, relaxation, scale: 1.0, noise };
                 let want = reference::effective(&m.values, cols, &logits, &case, true);
                 let soft = SoftTopN {
                     pattern: p,
                     logits: &buffer,
                     state,
                     temperature,
-                    removal,
+                    relaxation,
                     noise: noise.map(|(at, scale)| Noise { at, scale }),
                 };
                 let weight = m.upload(gpu);
                 for (part, transposed) in parts {
                     let label = format!(
-                        "{p} {scale} {temperature} {state:?} {dtype} {part:?} {transposed} {}",
+                        "{p} {relaxation:?} {scale} {temperature} {state:?} {dtype} {part:?} {transposed} {}",
                         noise.is_some()
                     );
                     let got = run(gpu, "tile64", &weight, Masking::TopN(soft), part.clone(), transposed);
                     worst.check(&label, &got, &part_of(&want, &part));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn effective_of_rounds() {
+    effective_of_soft_top_n(0, &mut Worst::new("soft top-N of rounds", 6.0));
+}
+
+#[test]
+fn effective_of_subsets_of_fixed_size() {
+    effective_of_soft_top_n(1, &mut Worst::new("soft top-N of fixed size", 6.0));
+}
+
+#[test]
+fn effective_of_draws() {
+    effective_of_soft_top_n(2, &mut Worst::new("soft top-N of draws", 6.0));
+}
+
+/// The mask of all N that keeps weights of a group: in [0, 1], N in all, at every temperature.
+#[test]
+fn inclusion_probabilities_add_up() {
+    let (rows, cols) = (16, 64);
+    let weight = Matrix::new(rows, cols, Dtype::F32, &vec![1.0; rows * cols]).upload(gpu());
+    let mut random = Random::new(8);
+    for of in [2, 4, 8, 16] {
+        for n in 1..of {
+            for (scale, temperature) in RANGES {
+                let logits = vector(gpu(), &random.values(rows * cols, scale));
+                for relaxation in relaxations(n, 1.0).into_iter().skip(1) {
+                    let p = pattern(n, of);
+                    let soft = SoftTopN {
+                        pattern: p,
+                        logits: &logits,
+                        state: StateType::F32,
+                        temperature,
+                        relaxation,
+                        noise: None,
+                    };
+                    let mask = run(gpu(), "tile64", &weight, Masking::TopN(soft), 0..rows, false);
+                    for group in mask.chunks_exact(of) {
+                        let sum: f32 = group.iter().sum();
+                        let label = format!("{p} {relaxation:?} {scale} {temperature}: {group:?}");
+                        assert!((sum - n as f32).abs() <= 1e-5 * n as f32, "{label}");
+                        assert!(group.iter().all(|v| (0.0..=1.000_002).contains(v)), "{label}");
+                    }
                 }
             }
         }
@@ -185,7 +241,13 @@ fn effective_of_soft_patterns() {
                 let logits = random.values(rows * (cols / of) * p.combinations() as usize, scale);
                 let buffer = vector(gpu, &logits);
                 let kappa = 1.5;
-                let case = SoftCase { pattern: p, temperature, removal_or_scale: kappa, noise };
+                let case = SoftCase {
+                    pattern: p,
+                    temperature,
+                    relaxation: Relaxation::FixedSize,
+                    scale: kappa,
+                    noise,
+                };
                 let want = reference::effective(&m.values, cols, &logits, &case, false);
                 let noise = noise.map(|(at, scale)| Noise { at, scale });
                 let soft = SoftPatterns { pattern: p, logits: &buffer, temperature, scale: kappa, noise };
@@ -200,7 +262,7 @@ fn effective_of_soft_patterns() {
     }
 }
 
-/// With removal 1 / temperature a cold mask is the hard top-N; with removal 1 it is not, which is why there is one.
+/// A cold mask is the hard top-N, but of rounds with removal 1, which is why there is one.
 #[test]
 fn cold_masks_are_hard() {
     let (rows, cols) = (64, 64);
@@ -220,27 +282,29 @@ fn cold_masks_are_hard() {
         }
         let buffer = vector(gpu(), &logits);
         let weight = Matrix::new(rows, cols, Dtype::F32, &vec![1.0; rows * cols]).upload(gpu());
-        let mask = |removal: f32| {
+        let mask = |relaxation: Relaxation| {
             let soft = SoftTopN {
                 pattern: p,
                 logits: &buffer,
                 state: StateType::F32,
                 temperature: 0.05,
-                removal,
+                relaxation,
                 noise: None,
             };
             run(gpu(), "tile64", &weight, Masking::TopN(soft), 0..rows, false)
         };
-        let mut worst = 0.0f32;
-        for (group, l) in mask(20.0).chunks_exact(of).zip(logits.chunks_exact(of)) {
-            for (m, l) in group.iter().zip(l) {
-                let hard = if l.round() as i32 > ((of - n) as i32) * 3 - 12 { 1.0 } else { 0.0 };
-                worst = worst.max((m - hard).abs());
+        for relaxation in relaxations(n, 20.0) {
+            let mut worst = 0.0f32;
+            for (group, l) in mask(relaxation).chunks_exact(of).zip(logits.chunks_exact(of)) {
+                for (m, l) in group.iter().zip(l) {
+                    let hard = if l.round() as i32 > ((of - n) as i32) * 3 - 12 { 1.0 } else { 0.0 };
+                    worst = worst.max((m - hard).abs());
+                }
             }
+            assert!(worst < 1e-5, "{p} {relaxation:?}: {worst}");
         }
-        assert!(worst < 1e-5, "{p}: {worst}");
         if n > 1 {
-            assert!(mask(1.0).iter().any(|&m| m > 1.4), "{p}");
+            assert!(mask(Relaxation::Rounds { removal: 1.0 }).iter().any(|&m| m > 1.4), "{p}");
         }
     }
 }
@@ -252,16 +316,17 @@ fn shapes_that_do_not_fit() {
     let weight = Matrix::random(8, 12, Dtype::F32, &mut Random::new(6)).upload(gpu());
     let out = Activation::new(gpu(), "test:out", 12, 3).expect("room");
     let logits = vector(gpu(), &[0.0f32; 96]);
-    let soft = |n, m, temperature| {
+    let relaxed = |n, m, temperature, relaxation| {
         Masking::TopN(SoftTopN {
             pattern: pattern(n, m),
             logits: &logits,
             state: StateType::F32,
             temperature,
-            removal: 1.0,
+            relaxation,
             noise: None,
         })
     };
+    let soft = |n, m, temperature| relaxed(n, m, temperature, Relaxation::Draws);
     let patterns = Masking::Patterns(SoftPatterns {
         pattern: pattern(8, 16),
         logits: &logits,
@@ -274,6 +339,10 @@ fn shapes_that_do_not_fit() {
     assert!(k.effective(&mut c, &weight, soft(2, 4, 1.0), 0..8, rows(8, 3), false).is_ok());
     assert!(shape(k.effective(&mut c, &weight, soft(2, 8, 1.0), 0..8, rows(8, 3), false)));
     assert!(shape(k.effective(&mut c, &weight, soft(2, 4, 0.0), 0..8, rows(8, 3), false)));
+    match k.effective(&mut c, &weight, relaxed(3, 4, 1.0, Relaxation::Draws), 0..8, rows(8, 3), false) {
+        Err(GpuError::Shape { message, .. }) => assert!(message.contains("fixed size"), "{message}"),
+        other => panic!("{other:?}"),
+    }
     assert!(shape(k.effective(&mut c, &weight, patterns, 0..8, rows(8, 3), false)));
     assert!(shape(k.effective(&mut c, &weight, Masking::Dense, 0..8, rows(7, 3), false)));
     assert!(shape(k.effective(&mut c, &weight, Masking::Dense, 1..9, rows(8, 3), false)));

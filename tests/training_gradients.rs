@@ -6,7 +6,9 @@ mod reference;
 use common::model::{Expected, Model};
 use common::{gpu, preset, presets};
 use maskwright::gpu::{Buffer, Commands};
-use maskwright::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, Rows, Soft, SoftTopN, StateType};
+use maskwright::kernel::{
+    Activation, Kernels, Layout, MaskBuffer, Masking, Relaxation, Rows, Soft, SoftTopN, StateType,
+};
 use maskwright::mask::{BitMask, Pattern};
 use maskwright::model::{Config, ProjectionKind};
 use maskwright::nn::{
@@ -106,7 +108,8 @@ fn soft(logits: &Buffer) -> SoftTopN<'_> {
         logits,
         state: StateType::F32,
         temperature: TEMPERATURE,
-        removal: 1.0,
+        // The fixtures' formula.
+        relaxation: Relaxation::Rounds { removal: 1.0 },
         noise: None,
     }
 }

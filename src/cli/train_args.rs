@@ -7,7 +7,7 @@ use super::method_args::MaskProArgs;
 use super::prune::Method;
 use crate::kernel::{SoftPatterns, StateType};
 use crate::mask::Pattern;
-use crate::prune::learn::{ModelLoss, Objective, Residency, Stage, Trains};
+use crate::prune::learn::{ModelLoss, Objective, Relaxing, Residency, Stage, Trains};
 
 /// A whole run in one word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -53,9 +53,9 @@ pub(super) struct TrainArgs {
     /// Temperature of the soft masks at the first and the last step of each objective
     #[arg(long, value_name = "FIRST:LAST", value_delimiter = ',')]
     temperature: Vec<Span>,
-    /// relaxed: take a drawn weight out of later draws at every temperature
-    #[arg(long, value_name = "BOOL")]
-    sharp: Option<bool>,
+    /// relaxed: how a soft top N is made of the logits [default: draws where N is at most 2, else fixed-size]
+    #[arg(long, value_enum)]
+    relaxation: Option<Relaxing>,
     /// relaxed: scale of the Gumbel noise on the logits, which falls to 0 over the steps
     #[arg(long, value_name = "SCALE", value_delimiter = ',')]
     noise: Vec<f32>,
@@ -172,7 +172,7 @@ impl TrainArgs {
         set(&mut stage.prior, self.prior);
         set(&mut stage.regulariser, self.regulariser);
         set(&mut stage.lambda, self.lambda);
-        set(&mut stage.sharp, self.sharp);
+        set(&mut stage.relaxation, self.relaxation);
         let span = entry(&self.temperature, i, n, "--temperature")?;
         set(&mut stage.temperature, span.map(|s| (s.0, s.1)));
         set(&mut stage.kappa, self.kappa.map(|s| (s.0, s.1)));
@@ -212,6 +212,9 @@ fn check(stage: &Stage) -> Result<(), CliError> {
         Trains::MaskPro if stage.objective != Objective::Block => {
             bad("of several objectives maskpro takes --objective block, or model alone".into())
         }
+        Trains::Relaxed if !stage.relaxation.offers(pattern) => bad(format!(
+            "--relaxation draws is for N of at most 2, not for {pattern}; use --relaxation fixed-size"
+        )),
         _ if stage.state == StateType::F16 && !matches!(stage.trains, Trains::Relaxed) => {
             bad("--state f16 is for --method relaxed".into())
         }

@@ -111,8 +111,15 @@ enum Into<'a> {
     Buffer(&'a Buffer),
 }
 
-pub(super) fn mask_defs(pattern: (u32, u32), state: StateType, noise: bool, only_gradient: bool) -> Defs {
-    let mut out = vec![("N", pattern.0), ("M", pattern.1), state_def(state)];
+pub(super) fn mask_defs(
+    pattern: (u32, u32),
+    relaxation: u32,
+    state: StateType,
+    noise: bool,
+    only_gradient: bool,
+) -> Defs {
+    let mut out = vec![("N", pattern.0), ("M", pattern.1), ("RELAXATION", relaxation), state_def(state)];
+    out.extend((relaxation == 1).then_some(("DUAL", 1)));
     out.extend(noise.then_some(("NOISE", 1)));
     out.extend(only_gradient.then_some(("ONLY_GRADIENT", 1)));
     out
@@ -220,7 +227,8 @@ impl Kernels<'_> {
                 (logits, size_of, per_element) = (soft.logits, soft.state.size(), element(soft.pattern));
                 stride = soft.row_elements(name, weight)?;
                 span = (soft.pattern.m() / 4).max(1);
-                defs = mask_defs((n, m), soft.state, soft.noise.is_some(), only);
+                let relaxation = soft.relaxation.def(soft.pattern);
+                defs = mask_defs((n, m), relaxation, soft.state, soft.noise.is_some(), only);
                 let noise = noise_params(soft.noise, soft.temperature);
                 params = Params {
                     step: noise.step,
@@ -228,7 +236,7 @@ impl Kernels<'_> {
                     seed: noise.seed,
                     gain: LOG2_E / soft.temperature,
                     noise: noise.factor,
-                    removal_or_pull: soft.removal,
+                    removal_or_pull: soft.relaxation.removal(),
                     slope: 1.0 / soft.temperature,
                     ..Params::zeroed()
                 };

@@ -169,7 +169,8 @@ fn source<'a>(weight: &Weight, masking: Masking<'a>) -> Result<Source<'a>, GpuEr
         Masking::TopN(soft) => {
             let elements = soft.row_elements(NAME, weight)?;
             let (n, m) = (soft.pattern.n() as u32, soft.pattern.m() as u32);
-            out.defs = defs_of(2, n, m, 2, soft.state, soft.noise.is_some());
+            let relaxation = soft.relaxation.def(soft.pattern);
+            out.defs = top_defs((n, m), relaxation, soft.state, soft.noise.is_some());
             out.logits = Some(soft.logits);
             out.row_bytes = (cols * soft.state.size()) as u64;
             out.element = (element(soft.pattern) * soft.state.size()) as u64;
@@ -181,7 +182,7 @@ fn source<'a>(weight: &Weight, masking: Masking<'a>) -> Result<Source<'a>, GpuEr
                 seed: noise.seed,
                 gain: LOG2_E / soft.temperature,
                 noise: noise.factor,
-                removal: soft.removal,
+                removal: soft.relaxation.removal(),
                 ..out.params
             };
         }
@@ -209,7 +210,30 @@ fn source<'a>(weight: &Weight, masking: Masking<'a>) -> Result<Source<'a>, GpuEr
 
 /// Defs of a masking; N, M and COUNT must be there always.
 pub(super) fn defs_of(masking: u32, n: u32, m: u32, count: u32, state: StateType, noise: bool) -> Defs {
-    let mut out = vec![("MASKING", masking), ("N", n), ("M", m), ("COUNT", count), state_def(state)];
+    masked_defs(masking, (n, m), count, 0, state, noise)
+}
+
+/// The same of soft top-N masks.
+pub(super) fn top_defs(pattern: (u32, u32), relaxation: u32, state: StateType, noise: bool) -> Defs {
+    masked_defs(2, pattern, 2, relaxation, state, noise)
+}
+
+fn masked_defs(
+    masking: u32,
+    (n, m): (u32, u32),
+    count: u32,
+    relaxation: u32,
+    state: StateType,
+    noise: bool,
+) -> Defs {
+    let mut out = vec![
+        ("MASKING", masking),
+        ("N", n),
+        ("M", m),
+        ("COUNT", count),
+        ("RELAXATION", relaxation),
+        state_def(state),
+    ];
     if noise {
         out.push(("NOISE", 1));
     }

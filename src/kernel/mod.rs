@@ -38,7 +38,7 @@ pub use matmul::Product;
 pub use panel::Part;
 pub use preset::{Preset, choose_preset, product_rate};
 pub use score::{AbsSums, Score};
-pub use soft::{AdamState, Noise, SoftPatterns, SoftTopN, StateType};
+pub use soft::{AdamState, Noise, Relaxation, SoftPatterns, SoftTopN, StateType};
 pub use table::{KERNELS, KernelSource, Variant};
 pub use tensor::{Activation, MaskBuffer, Rows, Weight, f32_bytes};
 

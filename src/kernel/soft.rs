@@ -36,8 +36,47 @@ pub struct Noise {
     pub scale: f32,
 }
 
-/// A soft top-N mask: `a = (logit + noise) / temperature`, then N times `mu = softmax(a)`, `mask += mu`,
-/// `a += removal * log(1 - mu)`.
+/// How keys `a = (logit + noise) / temperature` become a soft top-N mask. For N = 1 all are the softmax.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Relaxation {
+    /// N times `mu = softmax(a)`, `mask += mu`, `a += removal * log(1 - mu)` (`shaders/shared/soft.wgsl`; Xie and Ermon 2019).
+    Rounds {
+        /// 1 / tau where keys that are divided by tau get `log(1 - mu)` added before the division (Xie and Ermon; RoI): with
+        /// `logit / lambda + Gumbel` as keys, `temperature` = lambda * tau, the noise's scale = lambda, `removal` = 1 / tau. From 1 on.
+        /// With 1, a key that has won shares the next draw evenly with all others: masks do not become hard as the temperature falls.
+        removal: f32,
+    },
+    /// The probability that a subset S of N keys has the key, `P(S)` proportional to `exp(sum of a over S)`: the law of greatest entropy
+    /// (`shaders/shared/inclusion.wgsl`; SIMPLE, Ahmed et al., ICLR 2023).
+    FixedSize,
+    /// The probability that N draws without replacement, each by the softmax of the keys that are left, take the key
+    /// (`shaders/shared/inclusion.wgsl`; Plackett and Luce, MaskPro). N at most [`Relaxation::MOST_DRAWS`].
+    Draws,
+}
+
+impl Relaxation {
+    /// The greatest N of [`Relaxation::Draws`].
+    pub const MOST_DRAWS: usize = 2;
+
+    /// The kernels' def: that of the rounds where all are the softmax.
+    pub(super) fn def(self, pattern: Pattern) -> u32 {
+        match self {
+            _ if pattern.n() == 1 => 0,
+            Self::Rounds { .. } => 0,
+            Self::FixedSize => 1,
+            Self::Draws => 2,
+        }
+    }
+
+    pub(super) fn removal(self) -> f32 {
+        match self {
+            Self::Rounds { removal } => removal,
+            Self::FixedSize | Self::Draws => 0.0,
+        }
+    }
+}
+
+/// A soft top-N mask.
 #[derive(Clone, Copy)]
 pub struct SoftTopN<'a> {
     /// Keep N of M.
@@ -48,10 +87,8 @@ pub struct SoftTopN<'a> {
     pub state: StateType,
     /// What keys are divided by.
     pub temperature: f32,
-    /// 1 / tau where keys that are divided by tau get `log(1 - mu)` added before the division (Xie and Ermon 2019; RoI): with
-    /// `logit / lambda + Gumbel` as keys, `temperature` = lambda * tau, the noise's scale = lambda, `removal` = 1 / tau. From 1 on.
-    /// With 1, a key that has won shares the next draw evenly with all others: masks do not become hard as the temperature falls.
-    pub removal: f32,
+    /// What makes a mask of the keys.
+    pub relaxation: Relaxation,
     /// Added to the logits.
     pub noise: Option<Noise>,
 }
@@ -99,6 +136,13 @@ impl SoftTopN<'_> {
     /// Elements of a row of the states of `weight`: groups of two, or quads.
     pub(super) fn row_elements(&self, kernel: &'static str, weight: &Weight) -> Result<usize, GpuError> {
         let (rows, cols) = (weight.rows(), weight.cols());
+        if self.relaxation == Relaxation::Draws && self.pattern.n() > Relaxation::MOST_DRAWS {
+            let most = Relaxation::MOST_DRAWS;
+            return Err(shape_error(
+                kernel,
+                format!("draws for {}: N is at most {most}; use a subset of fixed size", self.pattern),
+            ));
+        }
         check(kernel, self.temperature, self.pattern, cols, self.logits, rows * cols * self.state.size())?;
         Ok(cols / element(self.pattern))
     }

@@ -83,8 +83,25 @@ pub const KERNELS: &[KernelSource] = kernels![
 const PATTERNS: [(u32, u32); 9] =
     [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (8, 16), (12, 16), (15, 16)];
 
-/// The same for soft top-N masks, and for soft patterns (with their number of combinations).
-const SOFT: [(u32, u32); 6] = [(1, 2), (1, 4), (2, 4), (3, 4), (4, 8), (8, 16)];
+/// The same for soft top-N masks with the def of their relaxation, and for soft patterns with their number of combinations.
+const RELAXED: [((u32, u32), u32); 16] = [
+    ((1, 2), 0),
+    ((1, 4), 0),
+    ((2, 4), 0),
+    ((3, 4), 0),
+    ((4, 8), 0),
+    ((8, 16), 0),
+    ((2, 4), 1),
+    ((3, 4), 1),
+    ((2, 8), 1),
+    ((7, 8), 1),
+    ((2, 16), 1),
+    ((8, 16), 1),
+    ((15, 16), 1),
+    ((2, 4), 2),
+    ((2, 8), 2),
+    ((2, 16), 2),
+];
 const COUNTED: [(u32, u32, u32); 4] = [(1, 2, 2), (2, 4, 6), (4, 8, 70), (2, 16, 120)];
 
 /// Defs of all kinds of masking of the kernel `effective`.
@@ -92,8 +109,9 @@ fn maskings() -> Vec<Defs> {
     let defs = super::effective::defs_of;
     let mut out = vec![defs(0, 1, 4, 4, StateType::F32, false), defs(1, 1, 4, 4, StateType::F32, false)];
     for noise in [false, true] {
-        for (n, m) in SOFT {
-            out.extend([StateType::F32, StateType::F16].map(|state| defs(2, n, m, 2, state, noise)));
+        for (p, relaxation) in RELAXED {
+            let top = |state| super::effective::top_defs(p, relaxation, state, noise);
+            out.extend([StateType::F32, StateType::F16].map(top));
         }
         out.extend(COUNTED.map(|(n, m, count)| defs(3, n, m, count, StateType::F32, noise)));
     }
@@ -175,8 +193,8 @@ impl KernelSource {
                 .into_iter()
                 .flat_map(|lanes| (0..3).map(move |w| vec![("WEIGHT", w), ("LANES", lanes)]))
                 .flat_map(|defs| {
-                    let all = SOFT.into_iter().flat_map(|p| [false, true].map(|noise| (p, noise)));
-                    all.flat_map(move |(p, noise)| {
+                    let all = RELAXED.into_iter().flat_map(|p| [false, true].map(|noise| (p, noise)));
+                    all.flat_map(move |((p, relaxation), noise)| {
                         [
                             (StateType::F32, false),
                             (StateType::F32, true),
@@ -184,7 +202,7 @@ impl KernelSource {
                             (StateType::F16, true),
                         ]
                         .map(|(state, only)| {
-                            [defs.clone(), super::adam::mask_defs(p, state, noise, only)].concat()
+                            [defs.clone(), super::adam::mask_defs(p, relaxation, state, noise, only)].concat()
                         })
                     })
                 })

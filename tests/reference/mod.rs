@@ -12,6 +12,7 @@ mod elementwise;
 mod factor;
 mod gram;
 mod head;
+mod inclusion;
 mod lstsq;
 mod matmul;
 mod panel;
@@ -32,6 +33,7 @@ pub use elementwise::{peak, rms_norm, rms_norm_lanes, rope, rope_backward, swigl
 pub use factor::{damp, factor_block};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use head::{Head, HeadTwin};
+pub use inclusion::{inclusion, inclusion_gradient};
 pub use lstsq::{LstsqState, LstsqTwin, damped_error, least_squares, lstsq_residual, lstsq_step};
 pub use matmul::{Product, mask_apply, matmul_lanes, matmul_rows, matmul_tile};
 pub use panel::{row_dot, spread};

@@ -1,12 +1,12 @@
 //! Soft masks, their gradients, and Adam, one group and one value at a time.
 
-use maskwright::kernel::SampleAt;
+use maskwright::kernel::{Relaxation, SampleAt};
 use maskwright::mask::Pattern;
 use maskwright::mask::gumbel::{FIXED_ONE, gumbel};
 use maskwright::mask::philox::{key, philox4x32};
 use maskwright::mask::rank::unrank;
 
-use super::{EPS, Twin};
+use super::{EPS, Twin, inclusion, inclusion_gradient};
 
 /// Noise of the kernels for a weight.
 pub fn weight_noise(at: SampleAt, cols: usize, row: usize, col: usize) -> f64 {
@@ -22,9 +22,12 @@ pub fn pattern_noise(at: SampleAt, group: usize, k: usize) -> f64 {
 }
 
 /// log(sum of e^a over those that `take` takes).
-fn log_sum(a: &[f64], take: impl Fn(usize) -> bool) -> f64 {
+pub(super) fn log_sum(a: &[f64], take: impl Fn(usize) -> bool) -> f64 {
     let of = || a.iter().enumerate().filter(|&(i, _)| take(i)).map(|(_, &a)| a);
     let top = of().fold(f64::NEG_INFINITY, f64::max);
+    if top == f64::NEG_INFINITY {
+        return top;
+    }
     top + of().map(|a| (a - top).exp()).sum::<f64>().ln()
 }
 
@@ -36,17 +39,22 @@ fn softmax(a: &[f64]) -> (Vec<f64>, Vec<f64>) {
     (share, rest)
 }
 
-/// The keys of every round: the first, then those with what was drawn removed. `shake` > 0 moves them by about as much as f32 does:
-/// a rounding of the largest key, and of a logarithm times the removal (2^-22 is half of what WGSL allows it), with the signs of that number.
+/// The keys of round `k`, for `shake` > 0 moved by about as much as f32 moves them: a rounding of the largest key, and of a logarithm times
+/// the removal (2^-22 is half of what WGSL allows it), with the signs of that number.
+fn shake_keys(keys: &mut [f64], k: usize, removal: f64, shake: u32) {
+    let size = keys.iter().fold(0.0f64, |s, a| s.max(a.abs()));
+    let error = EPS * (1.0 + size) + if k > 0 { removal * 2f64.powi(-22) } else { 0.0 };
+    for (i, a) in keys.iter_mut().enumerate().filter(|_| shake > 0) {
+        let word = philox4x32([shake, k as u32, i as u32, 0], [5, 6])[0];
+        *a += error * (f64::from(word) / 2_147_483_648.0 - 1.0);
+    }
+}
+
+/// The keys of every round: the first, then those with what was drawn removed.
 fn rounds(keys: &[f64], n: usize, removal: f64, shake: u32) -> Vec<Vec<f64>> {
     let mut out = vec![keys.to_vec()];
     for k in 0..n {
-        let size = out[k].iter().fold(0.0f64, |s, a| s.max(a.abs()));
-        let error = EPS * (1.0 + size) + if k > 0 { removal * 2f64.powi(-22) } else { 0.0 };
-        for (i, a) in out[k].iter_mut().enumerate().filter(|_| shake > 0) {
-            let word = philox4x32([shake, k as u32, i as u32, 0], [5, 6])[0];
-            *a += error * (f64::from(word) / 2_147_483_648.0 - 1.0);
-        }
+        shake_keys(&mut out[k], k, removal, shake);
         if k + 1 < n {
             let (_, rest) = softmax(&out[k]);
             out.push(out[k].iter().zip(&rest).map(|(a, r)| a + removal * r).collect());
@@ -56,11 +64,24 @@ fn rounds(keys: &[f64], n: usize, removal: f64, shake: u32) -> Vec<Vec<f64>> {
 }
 
 /// The soft top-N of the keys of a group.
-pub fn soft_top(keys: &[f64], n: usize, removal: f64) -> Vec<f64> {
-    shaken_top(keys, n, removal, 0)
+pub fn soft_top(keys: &[f64], n: usize, relaxation: Relaxation) -> Vec<f64> {
+    shaken_top(keys, n, relaxation, 0)
 }
 
-fn shaken_top(keys: &[f64], n: usize, removal: f64, shake: u32) -> Vec<f64> {
+fn shaken(keys: &[f64], shake: u32) -> Vec<f64> {
+    let mut keys = keys.to_vec();
+    shake_keys(&mut keys, 0, 0.0, shake);
+    keys
+}
+
+fn shaken_top(keys: &[f64], n: usize, relaxation: Relaxation, shake: u32) -> Vec<f64> {
+    match relaxation {
+        Relaxation::Rounds { removal } => rounds_top(keys, n, f64::from(removal), shake),
+        law => inclusion(&shaken(keys, shake), n, law),
+    }
+}
+
+fn rounds_top(keys: &[f64], n: usize, removal: f64, shake: u32) -> Vec<f64> {
     let mut out = vec![0.0; keys.len()];
     for a in rounds(keys, n, removal, shake) {
         for (out, share) in out.iter_mut().zip(softmax(&a).0) {
@@ -70,12 +91,20 @@ fn shaken_top(keys: &[f64], n: usize, removal: f64, shake: u32) -> Vec<f64> {
     out
 }
 
-/// d <g, soft_top(keys)> / d keys, by the derivatives of every step.
-pub fn soft_top_gradient(keys: &[f64], n: usize, removal: f64, g: &[f64]) -> Vec<f64> {
-    shaken_gradient(keys, n, removal, g, 0)
+/// d <g, soft_top(keys)> / d keys.
+pub fn soft_top_gradient(keys: &[f64], n: usize, relaxation: Relaxation, g: &[f64]) -> Vec<f64> {
+    shaken_gradient(keys, n, relaxation, g, 0)
 }
 
-fn shaken_gradient(keys: &[f64], n: usize, removal: f64, g: &[f64], shake: u32) -> Vec<f64> {
+fn shaken_gradient(keys: &[f64], n: usize, relaxation: Relaxation, g: &[f64], shake: u32) -> Vec<f64> {
+    match relaxation {
+        Relaxation::Rounds { removal } => rounds_gradient(keys, n, f64::from(removal), g, shake),
+        law => inclusion_gradient(&shaken(keys, shake), n, law, g),
+    }
+}
+
+/// By the derivatives of every step.
+fn rounds_gradient(keys: &[f64], n: usize, removal: f64, g: &[f64], shake: u32) -> Vec<f64> {
     let m = keys.len();
     let mut d = vec![0.0; m];
     for (k, a) in rounds(keys, n, removal, shake).iter().enumerate().rev() {
@@ -140,8 +169,10 @@ pub fn soft_patterns_gradient(keys: &[f64], pattern: Pattern, g: &[f64]) -> Vec<
 pub struct SoftCase {
     pub pattern: Pattern,
     pub temperature: f32,
-    /// Of patterns the scale.
-    pub removal_or_scale: f32,
+    /// Of top-N masks.
+    pub relaxation: Relaxation,
+    /// Of patterns.
+    pub scale: f32,
     pub noise: Option<(SampleAt, f32)>,
 }
 
@@ -162,7 +193,7 @@ impl SoftCase {
         (0..count)
             .map(|k| {
                 let noise = self.noise.map_or(0.0, |(n, s)| f64::from(s) * pattern_noise(n, group, k));
-                (f64::from(self.removal_or_scale) * f64::from(logits[group * count + k]) + noise)
+                (f64::from(self.scale) * f64::from(logits[group * count + k]) + noise)
                     / f64::from(self.temperature)
             })
             .collect()
@@ -180,11 +211,10 @@ pub fn effective(w: &[f32], cols: usize, logits: &[f32], case: &SoftCase, top: b
     let (n, m) = (case.pattern.n(), case.pattern.m());
     let mut out = Twin::new(cols);
     for (g, group) in w.chunks_exact(m).enumerate() {
-        let removal = f64::from(case.removal_or_scale);
         let (mask, error) = if top {
             let keys = case.top_keys(logits, cols, g * m);
-            let error = sensitivity(|shake| shaken_top(&keys, n, removal, shake));
-            (soft_top(&keys, n, removal), 4.0 * EPS + error)
+            let error = sensitivity(|shake| shaken_top(&keys, n, case.relaxation, shake));
+            (soft_top(&keys, n, case.relaxation), 4.0 * EPS + error)
         } else {
             let keys = case.pattern_keys(logits, g);
             (soft_patterns(&keys, case.pattern).0, case.error(&keys))
@@ -200,14 +230,14 @@ pub fn effective(w: &[f32], cols: usize, logits: &[f32], case: &SoftCase, top: b
 /// gradient, and what roundings of the keys make of it.
 pub fn adam_mask(w: &[f32], cols: usize, logits: &[f32], case: &SoftCase, gradient: &[f32]) -> Twin {
     let (n, m) = (case.pattern.n(), case.pattern.m());
-    let (removal, temperature) = (f64::from(case.removal_or_scale), f64::from(case.temperature));
+    let temperature = f64::from(case.temperature);
     let mut out = Twin::new(cols);
     for at in (0..w.len()).step_by(m) {
         let keys = case.top_keys(logits, cols, at);
         let g: Vec<f64> = (at..at + m).map(|i| f64::from(w[i]) * f64::from(gradient[i])).collect();
-        let exact = soft_top_gradient(&keys, n, removal, &g);
+        let exact = soft_top_gradient(&keys, n, case.relaxation, &g);
         let size = g.iter().chain(&exact).fold(0.0f64, |s, g| s.max(g.abs()));
-        let error = sensitivity(|shake| shaken_gradient(&keys, n, removal, &g, shake));
+        let error = sensitivity(|shake| shaken_gradient(&keys, n, case.relaxation, &g, shake));
         for d in exact {
             out.push(d / temperature, (4.0 * EPS * n as f64 * size + error) / temperature + 1e-37);
         }
@@ -226,7 +256,7 @@ pub fn adam_patterns(
     gradient: &[f32],
 ) -> Twin {
     let (n, m) = (case.pattern.n(), case.pattern.m());
-    let slope = f64::from(case.removal_or_scale) / f64::from(case.temperature);
+    let slope = f64::from(case.scale) / f64::from(case.temperature);
     let mut out = Twin::new(cols);
     for group in 0..w.len() / m {
         let keys = case.pattern_keys(logits, group);

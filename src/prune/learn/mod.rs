@@ -11,7 +11,7 @@ mod steps;
 
 pub use blockwise::{Blockwise, Streams};
 pub use endtoend::{EndToEnd, Residency};
-pub use options::{At, ModelLoss, Objective, Stage, Trains};
+pub use options::{At, ModelLoss, Objective, Relaxing, Stage, Trains};
 pub use sink::{GradientSpace, Stepper};
 pub use snapshot::Snapshot;
 pub use state::BlockState;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::{Adam, StateType};
+use crate::kernel::{Adam, Relaxation, StateType};
 use crate::mask::Pattern;
 
 /// What a stage trains.
@@ -55,6 +55,41 @@ pub enum ModelLoss {
     Kl,
 }
 
+/// How a soft top N is made of the logits ([`Relaxation`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Relaxing {
+    /// Inclusion probabilities of a random subset of N weights, of the law of greatest entropy
+    FixedSize,
+    /// Inclusion probabilities of N draws without replacement; N at most 2
+    Draws,
+    /// N softmaxes, log(1 - mu) / temperature added in between
+    Rounds,
+    /// N softmaxes, log(1 - mu) added in between: not hard when cold
+    RoundsPlain,
+}
+
+impl Relaxing {
+    /// The default for a pattern.
+    pub fn of(pattern: Pattern) -> Self {
+        if pattern.n() <= Relaxation::MOST_DRAWS { Self::Draws } else { Self::FixedSize }
+    }
+
+    /// Whether the kernels have it for a pattern.
+    pub fn offers(self, pattern: Pattern) -> bool {
+        self != Self::Draws || pattern.n() <= Relaxation::MOST_DRAWS
+    }
+
+    fn at(self, temperature: f64) -> Relaxation {
+        match self {
+            Self::FixedSize => Relaxation::FixedSize,
+            Self::Draws => Relaxation::Draws,
+            Self::Rounds => Relaxation::Rounds { removal: (1.0 / temperature) as f32 },
+            Self::RoundsPlain => Relaxation::Rounds { removal: 1.0 },
+        }
+    }
+}
+
 /// One stage of a run.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Stage {
@@ -87,9 +122,8 @@ pub struct Stage {
     pub logits: f32,
     /// Temperature at the first and at the last step, geometric between (linear for [`Trains::MaskLlm`]).
     pub temperature: (f32, f32),
-    /// Whether a weight that a soft top N has drawn is taken out of later draws at every temperature (`log(1 - mu) / temperature`
-    /// is added, as Xie and Ermon 2019 and RoI do) or only as far as `log(1 - mu)` does it.
-    pub sharp: bool,
+    /// How a soft top N is made of the logits.
+    pub relaxation: Relaxing,
     /// Scale of the Gumbel noise on the logits at the first step; it falls linearly to 0.
     pub noise: f32,
     /// MaskLLM: factor of the logits, at the first and at the last step, linear between.
@@ -115,8 +149,8 @@ pub struct At {
     pub adam: Adam,
     /// Temperature of the soft masks.
     pub temperature: f32,
-    /// What `log(1 - mu)` is multiplied with between the draws of a soft top N.
-    pub removal: f32,
+    /// How a soft top N is made.
+    pub relaxation: Relaxation,
     /// Scale of the Gumbel noise.
     pub noise: f32,
     /// MaskLLM's factor.
@@ -144,7 +178,7 @@ impl Stage {
             decay: 0.0,
             logits: 1.0,
             temperature: (1.0, 0.1),
-            sharp: false,
+            relaxation: Relaxing::of(pattern),
             noise: 0.0,
             kappa: (1.0, 1.0),
             prior: 0.0,
@@ -219,7 +253,7 @@ impl Stage {
                 step: step + 1,
             },
             temperature: temperature as f32,
-            removal: if self.sharp { (1.0 / temperature) as f32 } else { 1.0 },
+            relaxation: self.relaxation.at(temperature),
             noise: (f64::from(self.noise) * if self.trains == Trains::MaskLlm { 1.0 } else { 1.0 - along })
                 as f32,
             kappa: linear(self.kappa) as f32,
@@ -240,6 +274,15 @@ mod tests {
         assert_eq!((first.adam.rate, first.temperature, first.noise), (0.05, 1.0, 0.5));
         assert!(last.adam.rate > 0.0 && last.adam.rate < 1e-5);
         assert!((last.temperature - 0.1).abs() < 1e-6 && last.noise == 0.0);
+        assert_eq!((stage.relaxation, last.relaxation), (Relaxing::Draws, Relaxation::Draws));
+        let rounds = |relaxation| match (Stage { relaxation, ..stage.clone() }.at(199).relaxation) {
+            Relaxation::Rounds { removal } => removal,
+            other => panic!("{other:?}"),
+        };
+        assert!((rounds(Relaxing::Rounds) - 10.0).abs() < 1e-5 && rounds(Relaxing::RoundsPlain) == 1.0);
+        let wide = Pattern::new(4, 8).expect("a pattern");
+        assert_eq!(Stage::new(wide, Trains::Relaxed, Objective::Block).relaxation, Relaxing::FixedSize);
+        assert!(Relaxing::Draws.offers(pattern) && !Relaxing::Draws.offers(wide));
         let maskllm = Stage::new(pattern, Trains::MaskLlm, Objective::Model);
         let (first, last) = (maskllm.at(0), maskllm.at(1999));
         assert_eq!((first.temperature, first.kappa, first.noise), (4.0, 100.0, 1.0));

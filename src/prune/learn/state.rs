@@ -431,8 +431,8 @@ impl Trained {
         let (pattern, temperature) = (stage.pattern, at.temperature);
         match (stage.trains, &self.logits, &self.mask) {
             (Trains::Relaxed, Some(logits), _) => {
-                let (state, removal) = (stage.state, at.removal);
-                Masking::TopN(SoftTopN { pattern, logits, state, temperature, removal, noise })
+                let (state, relaxation) = (stage.state, at.relaxation);
+                Masking::TopN(SoftTopN { pattern, logits, state, temperature, relaxation, noise })
             }
             (Trains::MaskLlm, Some(logits), _) => {
                 Masking::Patterns(SoftPatterns { pattern, logits, temperature, scale: at.kappa, noise })
