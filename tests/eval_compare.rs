@@ -1,9 +1,10 @@
 //! Models under a mask beside their dense selves, one block at a time, against what transformers computed.
 
 mod common;
+mod reference;
 
 use common::model::{Expected, FIXTURES, Model};
-use common::{commands, gpu, kernels, presets};
+use common::{commands, kernels, presets};
 use maskwright::calib::Windows;
 use maskwright::eval::Streamed;
 use maskwright::nn::Embedding;
