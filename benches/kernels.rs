@@ -205,7 +205,7 @@ impl<'g> Bench<'g> {
         let (h, vocab, t4) = (192usize, 4096usize, layout.t4());
         let (x, y, z) = (filled(gpu, h, t4)?, filled(gpu, h, t4)?, filled(gpu, h, t4)?);
         let gain = gpu.alloc_init("bench:gain", &vec![1.0f32; h])?;
-        let tokens = gpu.alloc("bench:tokens", 16 * t4 as u64)?;
+        let tokens = gpu.alloc("bench:tokens", 32 * t4 as u64)?;
         let shape = format!("{h} x {}", 4 * t4);
         self.run("rms_norm_backward", shape.clone(), name, |c| {
             let (x, d_y, d_x) = (x.rows(0, h, t4)?, y.rows(0, h, t4)?, z.rows(0, h, t4)?);
@@ -227,6 +227,9 @@ impl<'g> Bench<'g> {
         gpu.upload(state.buffer(), 0, bytemuck::cast_slice(&vec![vocab as f32; 3 * 4 * t4]))?;
         let targets = gpu.alloc_init("bench:targets", &vec![1u32; 4 * t4])?;
         let shape = format!("vocabulary of {vocab} x {}", 4 * t4);
+        self.run("vocab_reduce", shape.clone(), name, |c| {
+            kernels.vocab_reduce(c, logits.rows(0, vocab, t4)?, 0, &targets, state.rows(0, 3, t4)?)
+        })?;
         self.run("vocab_gradient", shape.clone(), name, |c| {
             let (logits, state) = (logits.rows(0, vocab, t4)?, state.rows(0, 3, t4)?);
             kernels.vocab_gradient(c, logits, vocab, 0, &targets, state, 0.5)

@@ -32,8 +32,8 @@ struct Params {
     pull: f32,
     slope: f32,
     groups: u32,     // of a row
-    pad0: u32,
-    pad1: u32,
+    fours: u32,      // of the combinations of a group: ceil(COUNT / 4)
+    pad: u32,
     adam: Adam,
 }
 
@@ -66,7 +66,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
         }
 #ifdef NOISE
         let number = (p.first_row + row) * p.groups + group;
-        add_noise(&y, vec3(p.step, p.projection, number), vec2(p.seed_lo, p.seed_hi), p.noise);
+        add_noise(&y, vec3(p.step, p.projection, number), vec2(p.seed_lo, p.seed_hi), p.noise, p.fours);
 #endif
         soften(&y);
         var mask = mixed(&y);

@@ -41,8 +41,8 @@ struct Params {
     gain: f32,
     noise: f32,      // times a noise in Q8.24
     removal: f32,    // RELAXATION 0
-    pad0: u32,
-    pad1: u32,
+    fours: u32,      // of the combinations of a group: ceil(COUNT / 4)
+    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -119,7 +119,7 @@ fn group_mask(row: u32, group: u32) -> array<vec4<f32>, QUADS> {
     }
 #ifdef NOISE
     let number = (p.first_row + row) * (p.cols / #{M}u) + group;
-    add_noise(&y, vec3(p.step, p.projection, number), vec2(p.seed_lo, p.seed_hi), p.noise);
+    add_noise(&y, vec3(p.step, p.projection, number), vec2(p.seed_lo, p.seed_hi), p.noise, p.fours);
 #endif
     soften(&y);
     return mixed(&y);

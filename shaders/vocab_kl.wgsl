@@ -1,10 +1,12 @@
 // Kullback-Leibler divergence of the logits' distribution q from that of the dense model, d, and its gradient in place, for one
 // chunk of the vocabulary, after vocab_reduce.wgsl has left the states of both over all chunks:
-//   kl[t] += sum_r d[r] (log d[r] - log q[r]),  logits[r, t] = scale (q[r] - d[r]);  log q[r] = logit - m - log(l), d alike
+//   kl[0, t] += sum_r d[r] (log d[r] - log q[r]),  logits[r, t] = scale (q[r] - d[r]);  log q[r] = logit - m - log(l), d alike
+//   kl[1, t] += rows r in which both models have their greatest logit: 1 over all chunks where they agree, else 0 (ties may give more)
 // Tokens without a target add nothing and get zeros; so do rows beyond the vocabulary.
 //
 // logits, dense [count, t4] vec4 over tokens; state, dense_state [3, t4]: m, l, -; targets [t4] vec4<u32> (all bits set = none);
-// kl [t4]. A dispatch makes the rows start..end. An invocation holds a vec4 of tokens and walks its share of the rows; the SLICES shares are added by a fixed tree.
+// kl [2, t4]. A dispatch makes the rows start..end. An invocation holds a vec4 of tokens and walks its share of the rows; the SLICES
+// shares are added by a fixed tree.
 // Dispatch: [ceil(t4 / LANES), 1, 1], workgroup LANES x SLICES (a power of two; 1 on CPU adapters).
 
 struct Params {
@@ -24,10 +26,11 @@ struct Params {
 @group(0) @binding(3) var<storage, read> state: array<vec4<f32>>;         // [3, t4]
 @group(0) @binding(4) var<storage, read> dense_state: array<vec4<f32>>;   // [3, t4]
 @group(0) @binding(5) var<storage, read> targets: array<vec4<u32>>;       // [t4]
-@group(0) @binding(6) var<storage, read_write> kl: array<vec4<f32>>;      // [t4]
+@group(0) @binding(6) var<storage, read_write> kl: array<vec4<f32>>;      // [2, t4]
 
 #if SLICES > 1
 var<workgroup> sh_sum: array<vec4<f32>, #{INVOCATIONS}>;
+var<workgroup> sh_agree: array<vec4<f32>, #{INVOCATIONS}>;
 #endif
 
 @compute @workgroup_size(#{LANES}, #{SLICES})
@@ -37,6 +40,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) loca
     let has = targets[tc] != vec4<u32>(0xffffffffu);
     let zero = vec4<f32>();
     var sum = vec4<f32>();
+    var agree = vec4<f32>();
     if t < p.t4 {
         let m = state[t];
         let log_l = log(state[p.t4 + t]);
@@ -45,10 +49,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) loca
         for (var r = p.start + local.y; r < min(p.end, p.rows); r += #{SLICES}u) {
             let i = r * p.t4 + t;
             // The maximum first: a difference of two logits keeps the digits that m + log(l) would lose.
-            let log_q = (logits[i] - m) - log_l;
-            let log_d = (dense[i] - dense_m) - dense_log_l;
+            let below = logits[i] - m;
+            let dense_below = dense[i] - dense_m;
+            let log_q = below - log_l;
+            let log_d = dense_below - dense_log_l;
             let d = exp(log_d);
             sum += d * (log_d - log_q);
+            agree += select(zero, vec4(1.0), (below == zero) & (dense_below == zero));
             logits[i] = select(zero, p.scale * (exp(log_q) - d), has);
         }
         for (var r = max(p.start, p.rows) + local.y; r < p.end; r += #{SLICES}u) {
@@ -58,15 +65,19 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) loca
 #if SLICES > 1
     let at = local.y * #{LANES}u + local.x;
     sh_sum[at] = sum;
+    sh_agree[at] = agree;
     for (var half = #{SLICES}u / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if local.y < half {
             sh_sum[at] += sh_sum[at + half * #{LANES}u];
+            sh_agree[at] += sh_agree[at + half * #{LANES}u];
         }
     }
     sum = sh_sum[at];
+    agree = sh_agree[at];
 #endif
     if local.y == 0u && t < p.t4 {
         kl[t] += select(zero, sum, has);
+        kl[p.t4 + t] += select(zero, agree, has);
     }
 }

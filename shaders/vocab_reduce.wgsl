@@ -2,20 +2,20 @@
 //   m = max over rows seen so far, l = sum exp(logit - m), target = logit of the token's target when it is in this chunk
 // The loss of a token is m + log(l) - target.
 //
-// logits [rows, t4] vec4 over tokens; targets [t4] vec4<u32> of vocabulary rows (any value outside the vocabulary = none);
-// state [3, t4]: m, l, target. The first chunk (first = 0) starts the state.
-// An invocation holds a vec4 of tokens and walks its share of the rows, four at a time; the SLICES shares are merged by a
-// fixed tree. Dispatch: [ceil(t4 / LANES), 1, 1], workgroup LANES x SLICES (a power of two; 1 on CPU adapters).
+// logits [count, t4] vec4 over tokens, of which a dispatch takes the rows start..end; targets [t4] vec4<u32> of vocabulary rows (any value outside the vocabulary = none);
+// state [3, t4]: m, l, target. Vocabulary row 0 starts the state.
+// An invocation holds a vec4 of tokens and walks its share of the rows, four at a time, the first share from the state on; the
+// SLICES shares are merged by a fixed tree. Dispatch: [ceil(t4 / LANES), 1, 1], workgroup LANES x SLICES (a power of two; 1 on CPU adapters).
 
 struct Params {
-    rows: u32,     // rows of this chunk
+    start: u32,
+    end: u32,
     t4: u32,
     first: u32,    // vocabulary row of the chunk's row 0
-    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> logits: array<vec4<f32>>;        // [rows, t4]
+@group(0) @binding(1) var<storage, read> logits: array<vec4<f32>>;        // [count, t4]
 @group(0) @binding(2) var<storage, read> targets: array<vec4<u32>>;       // [t4]
 @group(0) @binding(3) var<storage, read_write> state: array<vec4<f32>>;   // [3, t4]
 
@@ -33,12 +33,17 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) loca
     var m = vec4<f32>(NEG);
     var l = vec4<f32>();
     let neg = vec4<f32>(NEG);
-    for (var r = local.y * 4u; r < p.rows; r += 4u * #{SLICES}u) {
-        let top_row = p.rows - 1u;
+    let continued = p.first + p.start > 0u;
+    if continued && local.y == 0u {
+        m = state[tc];
+        l = state[p.t4 + tc];
+    }
+    for (var r = p.start + local.y * 4u; r < p.end; r += 4u * #{SLICES}u) {
+        let top_row = p.end - 1u;
         let a = logits[r * p.t4 + tc];
-        let b = select(neg, logits[min(r + 1u, top_row) * p.t4 + tc], r + 1u < p.rows);
-        let c = select(neg, logits[min(r + 2u, top_row) * p.t4 + tc], r + 2u < p.rows);
-        let d = select(neg, logits[min(r + 3u, top_row) * p.t4 + tc], r + 3u < p.rows);
+        let b = select(neg, logits[min(r + 1u, top_row) * p.t4 + tc], r + 1u < p.end);
+        let c = select(neg, logits[min(r + 2u, top_row) * p.t4 + tc], r + 2u < p.end);
+        let d = select(neg, logits[min(r + 3u, top_row) * p.t4 + tc], r + 3u < p.end);
         let top = max(m, max(max(a, b), max(c, d)));
         l = l * exp(m - top) + (exp(a - top) + exp(b - top)) + (exp(c - top) + exp(d - top));
         m = top;
@@ -61,20 +66,16 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) loca
 #endif
     if local.y == 0u && t < p.t4 {
         var target_logit = vec4<f32>();
-        if p.first > 0u {
-            let m0 = state[t];
-            let l0 = state[p.t4 + t];
+        if continued {
             target_logit = state[2u * p.t4 + t];
-            let top = max(m0, m);
-            l = l0 * exp(m0 - top) + l * exp(m - top);
-            m = top;
         }
-        // Wraps around for targets before the chunk, so one comparison covers both sides.
-        let row = targets[t] - vec4<u32>(p.first);
-        if row.x < p.rows { target_logit.x = logits[row.x * p.t4 + t].x; }
-        if row.y < p.rows { target_logit.y = logits[row.y * p.t4 + t].y; }
-        if row.z < p.rows { target_logit.z = logits[row.z * p.t4 + t].z; }
-        if row.w < p.rows { target_logit.w = logits[row.w * p.t4 + t].w; }
+        // Wraps around for targets before the rows, so one comparison covers both sides.
+        let row = targets[t] - vec4<u32>(p.first + p.start);
+        let rows = p.end - p.start;
+        if row.x < rows { target_logit.x = logits[(p.start + row.x) * p.t4 + t].x; }
+        if row.y < rows { target_logit.y = logits[(p.start + row.y) * p.t4 + t].y; }
+        if row.z < rows { target_logit.z = logits[(p.start + row.z) * p.t4 + t].z; }
+        if row.w < rows { target_logit.w = logits[(p.start + row.w) * p.t4 + t].w; }
         state[t] = m;
         state[p.t4 + t] = l;
         state[2u * p.t4 + t] = target_logit;

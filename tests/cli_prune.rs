@@ -43,6 +43,25 @@ fn eval(model: &Path, mask: Option<&Path>) -> Value {
     json(&succeeds(&args).out)
 }
 
+/// What `eval --against` says about the same windows.
+fn against(model: &Path, dense: &Path) -> Value {
+    let heldout = village_text("heldout");
+    let args = args![
+        "eval",
+        model,
+        "--text",
+        heldout,
+        "--window",
+        "32",
+        "--windows",
+        "8",
+        "--against",
+        dense,
+        "--json"
+    ];
+    json(&succeeds(&[args, args!["--preset", preset()]].concat()).out)
+}
+
 #[track_caller]
 fn same(a: f64, b: f64, relative: f64) {
     assert!((a / b - 1.0).abs() <= relative, "{a} and {b} differ by more than {relative:e}");
@@ -68,7 +87,9 @@ fn every_method_writes_a_whole_run() {
         let args = prune(&out, &[&["--method", method], &evaluated[..], more].concat());
         let ran = succeeds(&args);
         assert!(ran.err.contains("adapter: "), "{}", ran.err);
-        for word in ["model", "perplexity", "dense", "result", "8 windows of 32 tokens", "written: "] {
+        for word in
+            ["model", "perplexity", "KL to dense", "dense", "result", "8 windows of 32 tokens", "written: "]
+        {
             assert!(ran.out.contains(word), "{method}: no {word:?} in\n{}", ran.out);
         }
         assert_eq!(names(&out), ["mask.safetensors", "metrics.jsonl", "model", "run.json"], "{method}");
@@ -94,6 +115,16 @@ fn every_method_writes_a_whole_run() {
             eval(&out.join("model"), None)["perplexity"].as_f64().unwrap(),
             1e-5,
         );
+        let row = |model: &str| {
+            run["results"].as_array().unwrap().iter().find(|r| r["model"] == model).unwrap().clone()
+        };
+        assert!(row("dense")["kl_to_dense"].is_null(), "the dense model has no divergence");
+        let kl = row("result")["kl_to_dense"].as_f64().expect("a divergence");
+        let against = against(&out.join("model"), &village());
+        assert!(kl > 0.01);
+        same(kl, against["kl_to_dense"].as_f64().unwrap(), 1e-4);
+        same(perplexity(&run, "dense"), against["dense_perplexity"].as_f64().unwrap(), 1e-9);
+        assert_eq!(row("result")["top1_agreement"], against["top1_agreement"]);
         assert!(perplexity(&run, "result") > 1.05 * perplexity(&run, "dense"), "half of the weights matter");
 
         let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
@@ -264,6 +295,22 @@ fn devices_and_eval_in_json() {
     let index = chosen["index"].to_string();
     let by_number = json(&succeeds(args!["devices", "--json", "--device", index]).out);
     assert_eq!(by_number[chosen["index"].as_u64().unwrap() as usize]["chosen"], true);
+}
+
+/// A model is no distance from itself; one with another vocabulary is refused.
+#[test]
+fn eval_against_a_dense_model() {
+    let itself = against(&village(), &village());
+    assert_eq!((&itself["kl_to_dense"], &itself["top1_agreement"]), (&0.0.into(), &1.0.into()));
+    same(
+        itself["perplexity"].as_f64().unwrap(),
+        eval(&village(), None)["perplexity"].as_f64().unwrap(),
+        1e-9,
+    );
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/mistral_bf16");
+    let args =
+        args!["eval", village(), "--text", village_text("heldout"), "--window", "32", "--against", other];
+    fails(args, &["mistral_bf16", "cannot be compared", "130 and 768", "same tokenizer and vocabulary"]);
 }
 
 /// MaskPro's theorem 2, on a real model: same mean, and tracked <= residual < loss in variance.

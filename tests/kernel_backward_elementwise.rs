@@ -64,9 +64,9 @@ fn twins_of_the_losses_against_differences() {
     check_differences("vocab_gradient", &x, &gradient.value, |x| {
         against(&scored, &reference::vocab_reduce(x, &targets, tokens).loss)
     });
-    let [gradient, _] = reference::vocab_kl(&x, &other, &targets, 0.75, tokens);
+    let ([gradient, _], _) = reference::vocab_kl(&x, &other, &targets, 0.75, tokens);
     check_differences("vocab_kl", &x, &gradient.value, |x| {
-        0.75 * against(&upstream, &reference::vocab_kl(x, &other, &targets, 0.75, tokens)[1])
+        0.75 * against(&upstream, &reference::vocab_kl(x, &other, &targets, 0.75, tokens).0[1])
     });
 }
 
@@ -309,13 +309,13 @@ fn vocab_kl() {
                     (0..vocab * tokens).map(|i| make(&mut random, i / tokens, vocab)).collect();
                 let dense: Vec<f32> = logits.iter().map(|&x| other(&mut random, x)).collect();
                 let targets = targets(&mut random, vocab, tokens);
-                let want = reference::vocab_kl(&logits, &dense, &targets, 0.3, tokens);
+                let (want, agree) = reference::vocab_kl(&logits, &dense, &targets, 0.3, tokens);
                 for cut in cuts(vocab) {
                     let label = format!("{name} [{vocab}, {tokens}] {kind}, {distance}, in {cut:?}");
                     let pieces = Pieces::new(&kernels, &logits, &cut, &targets);
                     let of_dense = Pieces::new(&kernels, &dense, &cut, &targets);
                     let (mut c, on_gpu) = (commands(), vector(gpu(), &targets));
-                    let kl = vector(gpu(), &vec![0.0f32; tokens]);
+                    let kl = vector(gpu(), &vec![0.0f32; 2 * tokens]);
                     for (i, &(_, rows, _)) in pieces.pieces.iter().enumerate() {
                         let (x, d) = (pieces.padded(i), of_dense.padded(i));
                         let (state, dense_state) = (pieces.state(), of_dense.state());
@@ -323,7 +323,8 @@ fn vocab_kl() {
                             .vocab_kl(&mut c, x, d, rows, state, dense_state, &on_gpu, 0.3, &kl)
                             .expect("vocab_kl");
                     }
-                    let divergence = read(&mut c, &kl, tokens);
+                    let mut divergence = read(&mut c, &kl, 2 * tokens);
+                    same_bits(&format!("{label}: agreement"), &divergence.split_off(tokens), &agree);
                     worst[0].check(&label, &pieces.read(&label), &want[0]);
                     worst[1].check(&label, &divergence, &want[1]);
                     if *distance == "same" {

@@ -136,13 +136,14 @@ fn relaxations(n: usize, removal: f32) -> Vec<Relaxation> {
 fn effective_of_soft_top_n(pick: usize, worst: &mut Worst) {
     let small = limited();
     let mut random = Random::new(2);
-    for (n, of) in PATTERNS {
-        for (i, (scale, temperature)) in RANGES.into_iter().enumerate() {
+    for (i, (n, of)) in PATTERNS.into_iter().enumerate() {
+        for (scale, temperature) in RANGES {
             for (gpu, state, noise) in [
                 (gpu(), StateType::F16, None),
                 (gpu(), StateType::F32, Some((AT, 0.7f32))),
                 (&small, StateType::F32, None),
             ] {
+                // One type a pattern: what takes long here is to compile a kernel for each.
                 let dtype = DTYPES[i % 3];
                 let (rows, parts) = parts(gpu);
                 let cols = if of == 2 { 50 } else { 48 };
@@ -230,8 +231,9 @@ fn effective_of_soft_patterns() {
     let small = limited();
     let mut worst = Worst::new("soft patterns", 3.0);
     let mut random = Random::new(3);
-    for (n, of) in [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (2, 16)] {
-        for (i, (scale, temperature)) in RANGES.into_iter().enumerate() {
+    let patterns = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (2, 16)];
+    for (i, (n, of)) in patterns.into_iter().enumerate() {
+        for (scale, temperature) in RANGES {
             for (noise, gpu) in [(None, gpu()), (Some((AT, 1.0f32)), &small)] {
                 let dtype = DTYPES[i % 3];
                 let (rows, parts) = parts(gpu);

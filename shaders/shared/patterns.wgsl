@@ -35,22 +35,24 @@ fn among(kept: u32, q: u32) -> vec4<bool> {
 }
 
 // Adds scale * Gumbel to the keys of a group: word k % 4 of the counter (step, projection, group, 32 + k / 4) for pattern k.
-fn add_noise(y: ptr<function, array<vec2<f32>, SLOTS>>, at: vec3<u32>, seed: vec2<u32>, scale: f32) {
-    let first = vec4<f32>(gumbel4(philox4x32(vec4(at, 32u), seed))) * scale;
-    (*y)[0] += first.xy;
-    (*y)[1] += first.zw;
-#if COUNT > 4
-    // Written out: a loop this long is not unrolled, and then keys are not kept in registers.
-    let next = vec4<f32>(gumbel4(philox4x32(vec4(at, 33u), seed))) * scale;
-    (*y)[2] += next.xy;
-    (*y)[3] += next.zw;
-#endif
+// fours = ceil(COUNT / 4) comes from a parameter: with a constant, drivers unroll the loop, and what makes one noise is long.
+fn add_noise(y: ptr<function, array<vec2<f32>, SLOTS>>, at: vec3<u32>, seed: vec2<u32>, scale: f32, fours: u32) {
 #if COUNT > 8
-    for (var q = 2u; q < SLOTS / 2u; q += 1u) {
+    for (var q = 0u; q < fours; q += 1u) {
         let noise = vec4<f32>(gumbel4(philox4x32(vec4(at, 32u + q), seed))) * scale;
         (*y)[2u * q] += noise.xy;
         (*y)[2u * q + 1u] += noise.zw;
     }
+#else
+    // Written out: what a loop indexes is not kept in registers.
+    let first = vec4<f32>(gumbel4(philox4x32(vec4(at, 32u), seed))) * scale;
+    (*y)[0] += first.xy;
+    (*y)[1] += first.zw;
+#if COUNT > 4
+    let next = vec4<f32>(gumbel4(philox4x32(vec4(at, 33u), seed))) * scale;
+    (*y)[2] += next.xy;
+    (*y)[3] += next.zw;
+#endif
 #endif
 }
 

@@ -482,28 +482,43 @@ impl Job<'_> {
         let embedding = Embedding::new(checkpoint, config)?;
         let dense = Streamed { kernels, config, tensors: checkpoint, embedding: &embedding };
         let result = Streamed { tensors: made.tensors, ..dense };
-        let mut models = vec![("dense", dense, None)];
-        models.extend(made.start.as_ref().map(|start| ("start", dense, Some(start))));
-        models.push(("result", result, Some(&made.masks)));
+        let mut bar = self.blocks_bar("dense");
+        let streams = dense.streams(commands, windows, &result, |n| bar.at(n as u64, String::new))?;
+        bar.end();
+        let mut models: Vec<_> =
+            made.start.as_ref().map(|start| ("start", dense, start)).into_iter().collect();
+        models.push(("result", result, &made.masks));
         let mut rows = Vec::new();
         for (model, streamed, set) in models {
-            let mut bar = Progress::new(model, self.blocks() as u64, self.device.quiet);
+            let mut bar = self.blocks_bar(model);
             let progress = |n| bar.at(n as u64, String::new);
-            let p = streamed.perplexity(commands, windows, *tokens, set, progress)?;
+            let found = streamed.compare(commands, windows, *tokens, Some(set), &streams, progress)?;
             bar.end();
-            let (windows, window) = (p.windows, p.window);
-            rows.push(EvalRow { model, perplexity: p.perplexity, nll: p.nll, windows, window });
+            if rows.is_empty() {
+                rows.push(EvalRow::new("dense", &found.dense, None));
+            }
+            rows.push(EvalRow::new(model, &found.model, Some((found.kl, found.top1))));
         }
         Ok(rows)
+    }
+
+    fn blocks_bar(&self, model: &'static str) -> Progress {
+        Progress::new(model, self.blocks() as u64, self.device.quiet)
     }
 
     fn print(&self, rows: &[EvalRow], changed: Option<u64>, made: &Made<'_>) {
         if !rows.is_empty() {
             let cells: Vec<Vec<String>> = rows
                 .iter()
-                .map(|r| vec![r.model.to_string(), format!("{:.4}", r.perplexity), format!("{:.5}", r.nll)])
+                .map(|r| {
+                    let to_dense = r.kl_to_dense.map_or(String::new(), |kl| format!("{kl:.5}"));
+                    let top1 = r.top1_agreement.map_or(String::new(), |a| format!("{:.1} %", 100.0 * a));
+                    let (perplexity, nll) = (format!("{:.4}", r.perplexity), format!("{:.5}", r.nll));
+                    vec![r.model.to_string(), perplexity, nll, to_dense, top1]
+                })
                 .collect();
-            println!("{}", table(&["model", "perplexity", "nats/token"], &cells));
+            let head = ["model", "perplexity", "nats/token", "KL to dense", "top-1 as dense"];
+            println!("{}", table(&head, &cells));
             println!("{} windows of {} tokens", rows[0].windows, rows[0].window);
         }
         let mean = |of: fn(&ProjectionReport) -> Option<f64>| {

@@ -1,14 +1,14 @@
-//! What a mask costs: perplexity by the convention of GPTQ, SparseGPT and Wanda.
+//! What a mask costs: perplexity by the convention of GPTQ, SparseGPT and Wanda, and the divergence from the dense model.
+
+mod streamed;
+
+pub use streamed::{Comparison, Streamed, Streams};
 
 use crate::calib::Windows;
 use crate::gpu::Commands;
-use crate::kernel::{Kernels, Layout, MaskBuffer};
-use crate::mask::MaskSet;
-use crate::model::{Config, ProjectionKind};
-use crate::nn::{
-    Access, Activations, Batch, BlockPass, BlockSpace, BlockWeights, Decoder, Embedding, HeadPass, HeadSpace,
-    HeadWeights, Keep, Masks, NnError, Place, Sizes, Tensors, Workspace,
-};
+use crate::kernel::Layout;
+use crate::model::Config;
+use crate::nn::{Batch, Decoder, Masks, NnError, Sizes, Workspace};
 
 /// Tokens that go through the model together.
 const BATCH_TOKENS: usize = 4096;
@@ -47,93 +47,6 @@ pub fn workspace(decoder: &Decoder<'_, '_>, windows: &Windows, most: usize) -> R
     let gpu = decoder.kernels.gpu();
     let sizes = sizes(decoder.config, windows.count(), windows.window(), most, gpu.max_binding_bytes());
     Workspace::new(gpu, decoder.config, sizes)
-}
-
-/// Perplexity as [`perplexity`] gives it, with one block on the device at a time: for models of any depth.
-#[derive(Clone, Copy)]
-pub struct Streamed<'a, 'g> {
-    /// The kernels it runs on.
-    pub kernels: &'a Kernels<'g>,
-    /// The model's configuration.
-    pub config: &'a Config,
-    /// The model's weights.
-    pub tensors: Tensors<'a>,
-    /// Its embedding.
-    pub embedding: &'a Embedding<'a>,
-}
-
-impl<'g> Streamed<'_, 'g> {
-    /// Perplexity of `windows` (cut from `tokens` tokens) under the masks of `set`; `progress` is called with the blocks done.
-    ///
-    /// # Errors
-    /// As [`perplexity`].
-    pub fn perplexity(
-        &self,
-        c: &mut Commands<'g>,
-        windows: &Windows,
-        tokens: usize,
-        set: Option<&MaskSet>,
-        mut progress: impl FnMut(usize),
-    ) -> Result<Perplexity, NnError> {
-        let (gpu, config) = (self.kernels.gpu(), self.config);
-        let sizes = sizes(config, windows.count(), windows.window(), usize::MAX, gpu.max_binding_bytes());
-        let space = BlockSpace::new(gpu, config, &sizes)?;
-        let mut x = Activations::embed(
-            gpu,
-            config,
-            self.embedding,
-            windows.tokens(),
-            sizes.clone(),
-            Place::Host,
-            Keep::Inputs,
-        )?;
-        let access = Access { load_x: true, save_x: true, ..Default::default() };
-        let attended_rows = config.num_heads * config.head_dim;
-        for index in 0..config.num_layers {
-            let block = BlockWeights::upload(gpu, self.tensors, config, index)?;
-            let masks = ProjectionKind::ALL.map(|kind| config.projection(index, kind)).map(|p| {
-                let mask = set.and_then(|set| set.get(&p.name));
-                mask.map(|m| MaskBuffer::upload(gpu, &format!("masks:{}", p.name), m)).transpose()
-            });
-            let masks: Vec<Option<MaskBuffer>> = masks.into_iter().collect::<Result<_, _>>()?;
-            x.each(c, access, |c, batch| {
-                let masks = std::array::from_fn(|i| masks[i].as_ref());
-                let pass = BlockPass {
-                    kernels: self.kernels,
-                    config,
-                    ws: &space,
-                    layout: batch.layout,
-                    block: &block,
-                    masks,
-                };
-                let attended = batch.kept(attended_rows)?;
-                let normed = pass.attention_input(c, batch.x)?;
-                pass.attend(c, normed, attended)?;
-                pass.attention_output(c, attended, batch.x)?;
-                let normed = pass.feed_forward_input(c, batch.x)?;
-                for (first, piece) in batch.pieces(&sizes)? {
-                    pass.inner(c, normed, first, piece)?;
-                    pass.down(c, piece, first, batch.x)?;
-                }
-                Ok::<(), NnError>(())
-            })?;
-            progress(index + 1);
-        }
-        let weights = HeadWeights::upload(gpu, self.tensors, config)?;
-        let ws = HeadSpace::new(gpu, &sizes)?;
-        let head = HeadPass { kernels: self.kernels, config, weights: &weights, ws: &ws };
-        let mut ids = windows.tokens();
-        let mut means = Vec::with_capacity(windows.count());
-        x.each(c, Access { load_x: true, ..Default::default() }, |c, batch| {
-            let (now, rest) = ids.split_at(batch.layout.windows * batch.layout.length);
-            ids = rest;
-            let whole = Batch { ids: now.to_vec(), layout: batch.layout };
-            let normed = space.normed(config, batch.layout)?;
-            means.extend(head.losses(c, &whole, batch.x, normed)?.window_means());
-            Ok::<(), NnError>(())
-        })?;
-        Ok(Perplexity::of(means, tokens, windows.window()))
-    }
 }
 
 impl Perplexity {

@@ -87,7 +87,8 @@ struct Params {
     removal_or_pull: f32,
     slope: f32,
     groups: u32,
-    pad: [u32; 2],
+    fours: u32,
+    pad: u32,
     adam: AdamParams,
 }
 
@@ -257,6 +258,7 @@ impl Kernels<'_> {
                     removal_or_pull: 2.0 * regulariser,
                     slope: soft.scale / soft.temperature,
                     groups: size(name, weight.cols() / soft.pattern.m())?,
+                    fours: count.div_ceil(4) as u32,
                     ..Params::zeroed()
                 };
             }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::elementwise::sliced_defs;
+use super::elementwise::{sliced_defs, vocabulary_blocks};
 use super::preset::SUBGROUP;
 use super::{Kernels, Layout, Rows, Stream, shape_error, size};
 use crate::gpu::{Buffer, GpuError, Work};
@@ -51,10 +51,6 @@ struct KlParams {
 
 /// Rows of the logits that an invocation of `vocab_gradient` makes.
 const GRADIENT_ROWS: u32 = 16;
-
-/// Rows of the logits that one dispatch of `vocab_kl` makes where an invocation walks all rows of its tokens: on a CPU the rows of
-/// many tokens lie pages apart, and more of them than the translation buffer holds make it more than twice as slow.
-const KL_ROWS: usize = 64;
 
 /// Whether all are whole tensors of one shape.
 fn alike(rows: &[Rows<'_>]) -> bool {
@@ -210,9 +206,9 @@ impl Kernels<'_> {
         c.dispatch(&pipeline, &params, &bind, grid, work)
     }
 
-    /// Adds to `kl` `[t]` the share of one chunk of `rows` vocabulary rows in the divergence `sum p_dense * (log p_dense - log p)`,
-    /// where `p` is the softmax of `logits` with `state`, `p_dense` that of `dense` with `dense_state`; and `logits = scale * (p -
-    /// p_dense)` in place. Tokens without one of `targets` `[t]` u32 (`u32::MAX`) add nothing and get zeros; the rows of `logits` from
+    /// Adds to the first row of `kl` `[2, t]` the share of one chunk of `rows` vocabulary rows in the divergence `sum p_dense * (log
+    /// p_dense - log p)`, where `p` is the softmax of `logits` with `state`, `p_dense` that of `dense` with `dense_state`; to the
+    /// second row how many rows are the greatest logit of both; and `logits = scale * (p - p_dense)` in place. Tokens without one of `targets` `[t]` u32 (`u32::MAX`) add nothing and get zeros; the rows of `logits` from
     /// `rows` on, which pad the chunk, get zeros.
     ///
     /// # Errors
@@ -235,7 +231,7 @@ impl Kernels<'_> {
             && alike(&[logits, dense])
             && fits_state(logits, state)
             && fits_state(logits, dense_state)
-            && kl.bytes() >= 16 * logits.t4 as u64;
+            && kl.bytes() >= 32 * logits.t4 as u64;
         if !fits {
             let message = format!("{rows} of {} rows of logits, {} of dense ones", logits.count, dense.count);
             return Err(shape_error(NAME, message));
@@ -251,18 +247,16 @@ impl Kernels<'_> {
             kl.all(),
         ];
         let grid = [logits.t4.div_ceil(lanes as usize) as u32, 1, 1];
-        let block = if slices == 1 { KL_ROWS } else { logits.count };
-        for start in (0..logits.count).step_by(block) {
-            let end = logits.count.min(start + block);
+        for block in vocabulary_blocks(logits.count, slices) {
             let params = KlParams {
                 rows: size(NAME, rows)?,
-                start: size(NAME, start)?,
-                end: size(NAME, end)?,
+                start: size(NAME, block.start)?,
+                end: size(NAME, block.end)?,
                 t4: size(NAME, logits.t4)?,
                 scale,
                 pad: [0; 3],
             };
-            let values = ((end - start) * logits.t4 * 4) as f64;
+            let values = (block.len() * logits.t4 * 4) as f64;
             let work = Work { flops: 10.0 * values, bytes: 12.0 * values };
             c.dispatch(&pipeline, &params, &bind, grid, work)?;
         }

@@ -44,7 +44,8 @@ struct Params {
     gain: f32,
     noise: f32,
     removal: f32,
-    pad: [u32; 2],
+    fours: u32,
+    pad: u32,
 }
 
 /// What the logits of a masking are, and what the kernel needs to read them.
@@ -201,6 +202,7 @@ fn source<'a>(weight: &Weight, masking: Masking<'a>) -> Result<Source<'a>, GpuEr
                 seed: noise.seed,
                 gain: soft.scale * LOG2_E / soft.temperature,
                 noise: noise.factor,
+                fours: count.div_ceil(4) as u32,
                 ..out.params
             };
         }

@@ -1,5 +1,7 @@
 //! Norms, rotary embedding, attention, activation, vocabulary reduction.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::preset::SUBGROUP;
@@ -9,6 +11,17 @@ use crate::gpu::{Buffer, Defs, GpuError, Work};
 /// Shader defs of a kernel that reduces `slices` shares over a workgroup of `lanes` x `slices`.
 pub(super) fn sliced_defs(lanes: u32, slices: u32) -> Defs {
     vec![("LANES", lanes), ("SLICES", slices), ("INVOCATIONS", lanes * slices)]
+}
+
+/// Rows of the logits that one dispatch takes where an invocation walks all rows of its tokens: on a CPU the rows of many tokens lie
+/// pages apart, and more of them than the translation buffer holds take more than twice as long. A multiple of four: the cut does
+/// not change how `vocab_reduce` adds.
+const BLOCK_ROWS: usize = 64;
+
+/// The rows of each dispatch that walks `rows` rows of the vocabulary in `slices` shares.
+pub(super) fn vocabulary_blocks(rows: usize, slices: u32) -> impl Iterator<Item = Range<usize>> {
+    let block = if slices == 1 { BLOCK_ROWS } else { rows.max(1) };
+    (0..rows).step_by(block).map(move |start| start..rows.min(start + block))
 }
 
 /// Padded layout of a batch: `windows` windows of `length` tokens, each padded to `4 * window4`.
@@ -313,12 +326,16 @@ impl Kernels<'_> {
         }
         let (lanes, slices) = self.preset().reduce;
         let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
-        let params = [size(NAME, logits.count)?, size(NAME, logits.t4)?, size(NAME, first)?, 0];
-        let values = 4.0 * (logits.count * logits.t4) as f64;
-        let work = Work { flops: 4.0 * values, bytes: 4.0 * values };
         let grid = [logits.t4.div_ceil(lanes as usize) as u32, 1, 1];
         let bind = [logits.buffer.all(), targets.all(), state.buffer.all()];
-        c.dispatch(&pipeline, &params, &bind, grid, work)
+        for block in vocabulary_blocks(logits.count, slices) {
+            let (t4, first) = (size(NAME, logits.t4)?, size(NAME, first)?);
+            let params = [size(NAME, block.start)?, size(NAME, block.end)?, t4, first];
+            let values = 4.0 * (block.len() * logits.t4) as f64;
+            let work = Work { flops: 4.0 * values, bytes: 4.0 * values };
+            c.dispatch(&pipeline, &params, &bind, grid, work)?;
+        }
+        Ok(())
     }
 
     /// Multiply-adds in registers: `workgroups` workgroups run `steps` rounds each; returns the operations recorded.

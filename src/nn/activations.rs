@@ -157,6 +157,18 @@ impl<'g> Activations<'g> {
         self.layouts.len()
     }
 
+    /// The residual streams `[hidden, t]` of all batches, of activations in host memory; frees the rest.
+    ///
+    /// # Errors
+    /// For activations on the device.
+    pub fn into_residuals(self) -> Result<Vec<Vec<f32>>, NnError> {
+        if self.place == Place::Gpu {
+            let message = "residual streams of activations on the device".into();
+            return Err(GpuError::Shape { kernel: "activations", message }.into());
+        }
+        Ok(self.host.into_iter().map(|(x, _)| x).collect())
+    }
+
     /// Calls `step` with every batch in order, as `access` says. Copies of one batch run beside the work on another.
     ///
     /// # Errors

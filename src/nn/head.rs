@@ -1,6 +1,6 @@
 //! The end of the model: last norm, output matrix, and the loss of every token, without ever holding all logits.
 
-use super::head_backward::TrainingSpace;
+use super::head_compare::{DenseSide, DenseSpace};
 use super::weights::{vector, vector_bytes};
 use super::{Batch, NnError, Sizes, Tensors, TokenLoss};
 use crate::gpu::{Buffer, Commands, Gpu};
@@ -55,7 +55,9 @@ pub struct HeadSpace {
     pub(super) state: Activation,
     pub(super) targets: Buffer,
     pub(super) vocab_rows: usize,
-    pub(super) training: Option<TrainingSpace>,
+    /// What gradients take beside them: that of the normed residual stream.
+    pub(super) d_normed: Option<Activation>,
+    pub(super) dense: Option<DenseSpace>,
 }
 
 impl HeadSpace {
@@ -70,7 +72,8 @@ impl HeadSpace {
             state: Activation::new(gpu, "activations:loss", 3, t4)?,
             targets: gpu.alloc("activations:targets", f32_bytes(1, 4 * t4))?,
             vocab_rows: sizes.vocab_rows,
-            training: None,
+            d_normed: None,
+            dense: None,
         })
     }
 
@@ -81,6 +84,7 @@ impl HeadSpace {
 }
 
 /// The head on one batch.
+#[derive(Clone, Copy)]
 pub struct HeadPass<'a, 'g> {
     /// The kernels it runs on.
     pub kernels: &'a Kernels<'g>,
@@ -105,16 +109,41 @@ impl<'g> HeadPass<'_, 'g> {
         x: Rows<'_>,
         normed: Rows<'_>,
     ) -> Result<TokenLoss, NnError> {
+        self.reduce(c, batch, x, normed, self.ws.vocab_rows, None)?;
+        self.read_losses(c, &self.ws.state, batch.layout)
+    }
+
+    /// The pieces of the vocabulary, of at most `most` rows: first row and number of rows.
+    pub(super) fn chunks(&self, most: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let vocab = self.config.vocab_size;
-        c.write(&self.ws.targets, 0, &targets(batch))?;
+        (0..vocab).step_by(most).map(move |first| (first, most.min(vocab - first)))
+    }
+
+    /// Walks the vocabulary in pieces of `rows` rows: what the softmax of every token needs of all logits, also of the `dense` side.
+    pub(super) fn reduce(
+        &self,
+        c: &mut Commands<'g>,
+        batch: &Batch,
+        x: Rows<'_>,
+        normed: Rows<'_>,
+        rows: usize,
+        dense: Option<&DenseSide<'_, 'g>>,
+    ) -> Result<(), NnError> {
+        let (ws, targets) = (self.ws, &self.ws.targets);
+        c.write(targets, 0, &next_tokens(batch))?;
         self.norm(c, x, normed)?;
-        for first in (0..vocab).step_by(self.ws.vocab_rows) {
-            let rows = self.ws.vocab_rows.min(vocab - first);
-            let logits = self.logits_of(c, normed, first, rows, &self.ws.logits)?;
-            let state = self.ws.state.rows(0, 3, x.t4)?;
-            self.kernels.vocab_reduce(c, logits, first, &self.ws.targets, state)?;
+        if let Some(dense) = dense {
+            dense.start(c)?;
         }
-        self.read_losses(c, batch.layout)
+        for (first, rows) in self.chunks(rows) {
+            let logits = self.logits_of(c, normed, first, rows, &ws.logits)?;
+            self.kernels.vocab_reduce(c, logits, first, targets, ws.state.rows(0, 3, x.t4)?)?;
+            if let Some(dense) = dense {
+                let logits = dense.logits(c, first, rows)?;
+                self.kernels.vocab_reduce(c, logits, first, targets, dense.state()?)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn norm(&self, c: &mut Commands<'g>, x: Rows<'_>, normed: Rows<'_>) -> Result<(), NnError> {
@@ -138,10 +167,15 @@ impl<'g> HeadPass<'_, 'g> {
         Ok(logits)
     }
 
-    /// The state has (maximum, sum, target) per token; the rest is done in f64.
-    pub(super) fn read_losses(&self, c: &mut Commands<'g>, layout: Layout) -> Result<TokenLoss, NnError> {
+    /// `state` has (maximum, sum, target) per token; the rest is done in f64.
+    pub(super) fn read_losses(
+        &self,
+        c: &mut Commands<'g>,
+        state: &Activation,
+        layout: Layout,
+    ) -> Result<TokenLoss, NnError> {
         let tokens = 4 * layout.t4();
-        let state: Vec<f32> = c.read(self.ws.state.buffer(), 0, 3 * tokens)?;
+        let state: Vec<f32> = c.read(state.buffer(), 0, 3 * tokens)?;
         let stride = 4 * layout.window4();
         let mut nll = Vec::with_capacity(layout.windows * (layout.length - 1));
         for w in 0..layout.windows {
@@ -172,8 +206,7 @@ impl<'g> HeadPass<'_, 'g> {
         let (vocab, t4) = (self.config.vocab_size, layout.t4());
         self.norm(c, x, normed)?;
         let mut out = vec![vec![0.0; vocab]; layout.windows * layout.length];
-        for first in (0..vocab).step_by(self.ws.vocab_rows) {
-            let rows = self.ws.vocab_rows.min(vocab - first);
+        for (first, rows) in self.chunks(self.ws.vocab_rows) {
             self.logits_of(c, normed, first, rows, &self.ws.logits)?;
             let chunk: Vec<f32> = c.read(self.ws.logits.buffer(), 0, rows * 4 * t4)?;
             for (token, row) in out.iter_mut().enumerate() {
@@ -188,7 +221,7 @@ impl<'g> HeadPass<'_, 'g> {
 }
 
 /// The next token of every position but each window's last, which gets none.
-pub(super) fn targets(batch: &Batch) -> Vec<u32> {
+fn next_tokens(batch: &Batch) -> Vec<u32> {
     let stride = 4 * batch.layout.window4();
     let mut out = vec![u32::MAX; batch.layout.windows * stride];
     for (w, window) in batch.ids.chunks_exact(batch.layout.length).enumerate() {

@@ -1,9 +1,9 @@
 //! The head's backward pass: the loss of every token again, now with its gradient by the residual stream.
 
-use super::head::targets;
+use super::head_compare::DenseSpace;
 use super::{Batch, HeadPass, HeadSpace, NnError, Sizes, TokenLoss};
-use crate::gpu::{Buffer, Commands, Gpu, GpuError};
-use crate::kernel::{Activation, Layout, Masking, Rows, TransposedProduct, f32_bytes};
+use crate::gpu::{Commands, Gpu, GpuError};
+use crate::kernel::{Activation, Masking, Rows, TransposedProduct, f32_bytes};
 use crate::model::Config;
 
 /// What the head's gradient is of.
@@ -37,20 +37,6 @@ impl HeadLosses {
     }
 }
 
-/// What the gradient takes beside them.
-pub(super) struct TrainingSpace {
-    d_normed: Activation,
-    dense: Option<DenseSpace>,
-}
-
-/// What the dense model's logits take.
-struct DenseSpace {
-    normed: Activation,
-    logits: Activation,
-    state: Activation,
-    kl: Buffer,
-}
-
 /// Vocabulary rows at once in the backward pass: its product takes four at a time.
 fn training_rows(vocab_rows: usize) -> usize {
     (vocab_rows / 4 * 4).max(4)
@@ -65,21 +51,12 @@ impl HeadSpace {
         let (hidden, t4) = (config.hidden_size, sizes.layout.t4());
         let rows = training_rows(sizes.vocab_rows);
         let new = |name: &str, rows| Activation::new(gpu, &format!("activations:{name}"), rows, t4);
-        let dense = || -> Result<DenseSpace, NnError> {
-            Ok(DenseSpace {
-                normed: new("normed of the dense model", hidden)?,
-                logits: new("vocabulary of the dense model", rows)?,
-                state: new("loss of the dense model", 3)?,
-                kl: gpu.alloc("activations:divergence", f32_bytes(1, 4 * t4))?,
-            })
-        };
-        let dense = if kl { Some(dense()?) } else { None };
-        let d_normed = new("gradient of the normed", hidden)?;
         let mut out = Self::new(gpu, sizes)?;
         if rows > sizes.vocab_rows {
             out.logits = new("vocabulary", rows)?;
         }
-        out.training = Some(TrainingSpace { d_normed, dense });
+        out.d_normed = Some(new("gradient of the normed", hidden)?);
+        out.dense = kl.then(|| DenseSpace::new(gpu, hidden, rows, t4)).transpose()?;
         Ok(out)
     }
 
@@ -87,8 +64,9 @@ impl HeadSpace {
     pub fn training_bytes(config: &Config, sizes: &Sizes, kl: bool) -> u64 {
         let rows = training_rows(sizes.vocab_rows);
         let more = rows.saturating_sub(sizes.vocab_rows) + config.hidden_size;
-        let dense = if kl { config.hidden_size + rows + 3 + 1 } else { 0 };
-        Self::bytes(sizes) + f32_bytes(more + dense, 4 * sizes.layout.t4())
+        let t4 = sizes.layout.t4();
+        let dense = if kl { DenseSpace::bytes(config.hidden_size, rows, t4) } else { 0 };
+        Self::bytes(sizes) + f32_bytes(more, 4 * t4) + dense
     }
 }
 
@@ -114,55 +92,27 @@ impl<'g> HeadPass<'_, 'g> {
         scale: f32,
     ) -> Result<HeadLosses, NnError> {
         let missing = || shape("no room for gradients of this loss: made with HeadSpace::training?");
-        let (ws, vocab, t4) = (self.ws, self.config.vocab_size, x.t4);
-        let training = ws.training.as_ref().ok_or_else(missing)?;
+        let (ws, t4) = (self.ws, x.t4);
+        let d_normed = ws.d_normed.as_ref().ok_or_else(missing)?.rows(0, x.count, t4)?;
         let dense = match loss {
             HeadLoss::CrossEntropy => None,
-            HeadLoss::Kl { dense } => Some((training.dense.as_ref().ok_or_else(missing)?, dense)),
+            HeadLoss::Kl { dense } => Some(self.dense_side(dense, self.weights).ok_or_else(missing)?),
         };
         let rows = training_rows(ws.vocab_rows);
-        let chunks = || (0..vocab).step_by(rows).map(|first| (first, rows.min(vocab - first)));
-        let state = ws.state.rows(0, 3, t4)?;
-        c.write(&ws.targets, 0, &targets(batch))?;
-        self.norm(c, x, normed)?;
-        if let Some((space, dense)) = dense {
-            self.norm(c, dense, space.normed.rows(0, x.count, t4)?)?;
-            c.clear(&space.kl, 16 * t4 as u64)?;
-        }
-        for (first, rows) in chunks() {
-            let logits = self.logits_of(c, normed, first, rows, &ws.logits)?;
-            self.kernels.vocab_reduce(c, logits, first, &ws.targets, state)?;
-            if let Some((space, _)) = dense {
-                let normed = space.normed.rows(0, x.count, t4)?;
-                let logits = self.logits_of(c, normed, first, rows, &space.logits)?;
-                let state = space.state.rows(0, 3, t4)?;
-                self.kernels.vocab_reduce(c, logits, first, &ws.targets, state)?;
-            }
-        }
-        let d_normed = training.d_normed.rows(0, x.count, t4)?;
+        self.reduce(c, batch, x, normed, rows, dense.as_ref())?;
         // The logits of a single chunk are still there.
-        let again = chunks().count() > 1;
-        for (first, rows) in chunks() {
+        let again = self.chunks(rows).count() > 1;
+        for (first, rows) in self.chunks(rows) {
             if again {
                 self.logits_of(c, normed, first, rows, &ws.logits)?;
             }
-            let padded = rows.next_multiple_of(4);
-            let logits = ws.logits.rows(0, padded, t4)?;
-            match dense {
+            let logits = ws.logits.rows(0, rows.next_multiple_of(4), t4)?;
+            match &dense {
                 None => {
+                    let state = ws.state.rows(0, 3, t4)?;
                     self.kernels.vocab_gradient(c, logits, rows, first, &ws.targets, state, scale)?;
                 }
-                Some((space, _)) => {
-                    if again {
-                        let normed = space.normed.rows(0, x.count, t4)?;
-                        self.logits_of(c, normed, first, rows, &space.logits)?;
-                    }
-                    let of_dense = space.logits.rows(0, padded, t4)?;
-                    let states = (state, space.state.rows(0, 3, t4)?);
-                    let targets = &ws.targets;
-                    self.kernels
-                        .vocab_kl(c, logits, of_dense, rows, states.0, states.1, targets, scale, &space.kl)?;
-                }
+                Some(dense) => self.divergence(c, logits, (first, rows), again, dense, scale)?,
             }
             let product = TransposedProduct {
                 outputs: first..first + rows,
@@ -174,31 +124,15 @@ impl<'g> HeadPass<'_, 'g> {
         c.clear(d_x.buffer, f32_bytes(d_x.count, 4 * t4))?;
         let gain = &self.weights.final_norm;
         self.kernels.rms_norm_backward(c, x, gain, self.config.rms_norm_eps, d_normed, d_x)?;
-        let tokens = self.read_losses(c, batch.layout)?;
-        let kl = match dense {
+        let tokens = self.read_losses(c, &ws.state, batch.layout)?;
+        let kl = match &dense {
             None => None,
-            Some((space, _)) => Some(self.read_kl(c, &space.kl, batch.layout)?),
+            Some(dense) => Some(dense.read(c, batch.layout)?.kl),
         };
         Ok(HeadLosses { tokens, kl })
     }
-
-    /// Divergences of the predicted tokens.
-    fn read_kl(&self, c: &mut Commands<'g>, kl: &Buffer, layout: Layout) -> Result<Vec<f64>, NnError> {
-        let all: Vec<f32> = c.read(kl, 0, 4 * layout.t4())?;
-        let mut out = Vec::with_capacity(layout.windows * (layout.length - 1));
-        for (window, tokens) in all.chunks_exact(4 * layout.window4()).enumerate() {
-            for &value in &tokens[..layout.length - 1] {
-                let value = f64::from(value);
-                if !value.is_finite() {
-                    return Err(NnError::NotFinite { window, value });
-                }
-                out.push(value);
-            }
-        }
-        Ok(out)
-    }
 }
 
-fn shape(message: &str) -> NnError {
+pub(super) fn shape(message: &str) -> NnError {
     GpuError::Shape { kernel: "head", message: message.to_string() }.into()
 }

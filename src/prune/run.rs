@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::PruneError;
+use crate::eval::Perplexity;
 use crate::fsio;
 
 /// One line of the closing table.
@@ -22,6 +23,27 @@ pub struct EvalRow {
     pub windows: usize,
     /// Tokens of a window.
     pub window: usize,
+    /// Mean of `sum p_dense * (log p_dense - log p)`, nats per predicted token; the dense model has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_to_dense: Option<f64>,
+    /// Share of the predicted tokens with the dense model's most likely token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top1_agreement: Option<f64>,
+}
+
+impl EvalRow {
+    /// The row of a model, with divergence and agreement where it is not the dense one.
+    pub fn new(model: &'static str, measured: &Perplexity, to_dense: Option<(f64, f64)>) -> Self {
+        Self {
+            model,
+            perplexity: measured.perplexity,
+            nll: measured.nll,
+            windows: measured.windows,
+            window: measured.window,
+            kl_to_dense: to_dense.map(|(kl, _)| kl),
+            top1_agreement: to_dense.map(|(_, top1)| top1),
+        }
+    }
 }
 
 /// A run's folder. `run.json` is written last, so that a folder without it is an unfinished run. An error before the first

@@ -75,9 +75,15 @@ pub fn vocab_gradient(logits: &[f32], targets: &[u32], scale: f32, tokens: usize
 }
 
 /// `scale * (p - p_dense)` of all `[vocab, tokens]` logits, and per token `sum p_dense * (log p_dense - log p)`; zeros for tokens
-/// without a target. With `e = EPS * (4 + |logit - max| + |log p|)` and what the sums of exponentials are off, for both models,
+/// without a target; and how many rows are the greatest logit of both models, exact. With `e = EPS * (4 + |logit - max| + |log p|)` and what the sums of exponentials are off, for both models,
 /// units: `scale * (p * e + p_dense * e_dense)`; `sum p_dense * (e + e_dense + (sqrt(vocab) * EPS + e_dense) * |difference|)`.
-pub fn vocab_kl(logits: &[f32], dense: &[f32], targets: &[u32], scale: f32, tokens: usize) -> [Twin; 2] {
+pub fn vocab_kl(
+    logits: &[f32],
+    dense: &[f32],
+    targets: &[u32],
+    scale: f32,
+    tokens: usize,
+) -> ([Twin; 2], Vec<f32>) {
     let vocab = logits.len() / tokens;
     let mut out = [Twin::new(tokens), Twin::new(tokens)];
     let states = |x: &[f32]| (0..tokens).map(|t| log_sum(x, tokens, t)).collect::<Vec<_>>();
@@ -87,7 +93,7 @@ pub fn vocab_kl(logits: &[f32], dense: &[f32], targets: &[u32], scale: f32, toke
         let gap = f64::from(logit) - max;
         (gap - log, EPS * (4.0 + gap.abs() + (gap - log).abs()) + unit)
     };
-    let mut sums = vec![[0.0, 0.0]; tokens];
+    let (mut sums, mut agree) = (vec![[0.0, 0.0]; tokens], vec![0.0; tokens]);
     for i in 0..logits.len() {
         let t = i % tokens;
         if targets[t] == u32::MAX {
@@ -95,6 +101,9 @@ pub fn vocab_kl(logits: &[f32], dense: &[f32], targets: &[u32], scale: f32, toke
             continue;
         }
         let ((q, q_off), (d, d_off)) = (log(logits[i], of_sparse[t]), log(dense[i], of_dense[t]));
+        if f64::from(logits[i]) == of_sparse[t].0 && f64::from(dense[i]) == of_dense[t].0 {
+            agree[t] += 1.0;
+        }
         let size = f64::from(scale.abs());
         out[0]
             .push(f64::from(scale) * (q.exp() - d.exp()), size * (q.exp() * q_off + d.exp() * d_off + TINY));
@@ -103,5 +112,5 @@ pub fn vocab_kl(logits: &[f32], dense: &[f32], targets: &[u32], scale: f32, toke
         sums[t][1] += (d.exp() + TINY) * (q_off + d_off + relative * (d - q).abs());
     }
     sums.into_iter().for_each(|[sum, unit]| out[1].push(sum, unit));
-    out
+    (out, agree)
 }

@@ -1,0 +1,199 @@
+//! A model beside the dense one, with one block on the device at a time: for models of any depth.
+
+use super::{Perplexity, sizes};
+use crate::calib::Windows;
+use crate::gpu::{Commands, GpuError};
+use crate::kernel::{Activation, Kernels, MaskBuffer};
+use crate::mask::MaskSet;
+use crate::model::{Config, ProjectionKind};
+use crate::nn::{
+    Access, Activations, Batch, BlockPass, BlockSpace, BlockWeights, DenseHead, Embedding, HeadPass,
+    HeadSpace, HeadWeights, Keep, NnError, Place, Sizes, Tensors,
+};
+
+/// A model whose blocks are on the device one at a time.
+#[derive(Clone, Copy)]
+pub struct Streamed<'a, 'g> {
+    /// The kernels it runs on.
+    pub kernels: &'a Kernels<'g>,
+    /// The model's configuration.
+    pub config: &'a Config,
+    /// The model's weights.
+    pub tensors: Tensors<'a>,
+    /// Its embedding.
+    pub embedding: &'a Embedding<'a>,
+}
+
+/// Residual streams of all windows behind the last block of a dense model, in host memory: what others are compared with.
+pub struct Streams<'a, 'g> {
+    model: Streamed<'a, 'g>,
+    /// Windows of a batch.
+    at_once: usize,
+    /// `[hidden, t]` each.
+    batches: Vec<Vec<f32>>,
+}
+
+/// A model beside the dense one, on the same text.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// Of the model.
+    pub model: Perplexity,
+    /// Of the dense model.
+    pub dense: Perplexity,
+    /// Mean over the predicted tokens of `sum p_dense * (log p_dense - log p)`, in nats.
+    pub kl: f64,
+    /// Share of the predicted tokens for which both models have the same most likely token.
+    pub top1: f64,
+}
+
+impl<'a, 'g> Streamed<'a, 'g> {
+    fn sizes(&self, windows: &Windows, most: usize) -> Sizes {
+        let limit = self.kernels.gpu().max_binding_bytes();
+        sizes(self.config, windows.count(), windows.window(), most, limit)
+    }
+
+    /// Runs the blocks under the masks of `set`.
+    fn blocks(
+        &self,
+        c: &mut Commands<'g>,
+        windows: &Windows,
+        sizes: &Sizes,
+        set: Option<&MaskSet>,
+        mut progress: impl FnMut(usize),
+    ) -> Result<(Activations<'g>, BlockSpace), NnError> {
+        let (gpu, config) = (self.kernels.gpu(), self.config);
+        let space = BlockSpace::new(gpu, config, sizes)?;
+        let mut x = Activations::embed(
+            gpu,
+            config,
+            self.embedding,
+            windows.tokens(),
+            sizes.clone(),
+            Place::Host,
+            Keep::Inputs,
+        )?;
+        let access = Access { load_x: true, save_x: true, ..Default::default() };
+        let attended_rows = config.num_heads * config.head_dim;
+        for index in 0..config.num_layers {
+            let block = BlockWeights::upload(gpu, self.tensors, config, index)?;
+            let masks = ProjectionKind::ALL.map(|kind| config.projection(index, kind)).map(|p| {
+                let mask = set.and_then(|set| set.get(&p.name));
+                mask.map(|m| MaskBuffer::upload(gpu, &format!("masks:{}", p.name), m)).transpose()
+            });
+            let masks: Vec<Option<MaskBuffer>> = masks.into_iter().collect::<Result<_, _>>()?;
+            x.each(c, access, |c, batch| {
+                let masks = std::array::from_fn(|i| masks[i].as_ref());
+                let pass = BlockPass {
+                    kernels: self.kernels,
+                    config,
+                    ws: &space,
+                    layout: batch.layout,
+                    block: &block,
+                    masks,
+                };
+                let attended = batch.kept(attended_rows)?;
+                let normed = pass.attention_input(c, batch.x)?;
+                pass.attend(c, normed, attended)?;
+                pass.attention_output(c, attended, batch.x)?;
+                let normed = pass.feed_forward_input(c, batch.x)?;
+                for (first, piece) in batch.pieces(sizes)? {
+                    pass.inner(c, normed, first, piece)?;
+                    pass.down(c, piece, first, batch.x)?;
+                }
+                Ok::<(), NnError>(())
+            })?;
+            progress(index + 1);
+        }
+        Ok((x, space))
+    }
+
+    /// The residual streams of `windows` behind the last block of this model, which is the dense one, in batches for which `other`,
+    /// which will be compared with it, has room, too; `progress` is called with the blocks done.
+    ///
+    /// # Errors
+    /// What the device reports; a token outside the vocabulary.
+    pub fn streams(
+        self,
+        c: &mut Commands<'g>,
+        windows: &Windows,
+        other: &Streamed<'_, 'g>,
+        progress: impl FnMut(usize),
+    ) -> Result<Streams<'a, 'g>, NnError> {
+        let sizes = self.sizes(windows, other.sizes(windows, usize::MAX).layout.windows);
+        let (x, _) = self.blocks(c, windows, &sizes, None, progress)?;
+        Ok(Streams { model: self, at_once: sizes.layout.windows, batches: x.into_residuals()? })
+    }
+
+    /// This model under the masks of `set` beside the `dense` one, on the `windows` (cut from `tokens` tokens) of its streams;
+    /// `progress` is called with the blocks done.
+    ///
+    /// # Errors
+    /// What the device reports; a token outside the vocabulary; a loss that is not finite; streams of other windows.
+    pub fn compare(
+        &self,
+        c: &mut Commands<'g>,
+        windows: &Windows,
+        tokens: usize,
+        set: Option<&MaskSet>,
+        dense: &Streams<'_, 'g>,
+        progress: impl FnMut(usize),
+    ) -> Result<Comparison, NnError> {
+        let (gpu, config) = (self.kernels.gpu(), self.config);
+        let sizes = self.sizes(windows, dense.at_once);
+        let at_once = sizes.layout.windows;
+        if at_once != dense.at_once || windows.count().div_ceil(at_once) != dense.batches.len() {
+            let message = format!("batches of {at_once} windows, streams of {}", dense.at_once);
+            return Err(GpuError::Shape { kernel: "head", message }.into());
+        }
+        let (mut x, space) = self.blocks(c, windows, &sizes, set, progress)?;
+        let weights = HeadWeights::upload(gpu, self.tensors, config)?;
+        // A pruned model has the head of the dense one.
+        let of_dense = match self.same_head(&dense.model)? {
+            true => None,
+            false => Some(HeadWeights::upload(gpu, dense.model.tensors, dense.model.config)?),
+        };
+        let hidden = dense.model.config.hidden_size;
+        let ws = HeadSpace::comparing(gpu, hidden, &sizes)?;
+        let stream = Activation::new(gpu, "activations:dense residual", hidden, sizes.layout.t4())?;
+        let head = HeadPass { kernels: self.kernels, config, weights: &weights, ws: &ws };
+        let mut ids = windows.tokens();
+        let (mut means, mut dense_means) = (Vec::new(), Vec::new());
+        let (mut kl, mut agreeing, mut predicted) = (0.0, 0, 0);
+        x.each(c, Access { load_x: true, ..Default::default() }, |c, batch| {
+            let (now, rest) = ids.split_at(batch.layout.windows * batch.layout.length);
+            ids = rest;
+            let whole = Batch { ids: now.to_vec(), layout: batch.layout };
+            c.write(stream.buffer(), 0, &dense.batches[batch.index])?;
+            let beside = DenseHead {
+                x: stream.rows(0, hidden, batch.layout.t4())?,
+                weights: of_dense.as_ref().unwrap_or(&weights),
+                config: dense.model.config,
+            };
+            let normed = space.normed(config, batch.layout)?;
+            let found = head.compare(c, &whole, batch.x, normed, beside)?;
+            means.extend(found.tokens.window_means());
+            dense_means.extend(found.dense.window_means());
+            kl += found.kl.iter().sum::<f64>();
+            agreeing += found.agree.iter().filter(|a| **a).count();
+            predicted += found.kl.len();
+            Ok::<(), NnError>(())
+        })?;
+        let mean = |sum: f64| sum / predicted.max(1) as f64;
+        Ok(Comparison {
+            model: Perplexity::of(means, tokens, windows.window()),
+            dense: Perplexity::of(dense_means, tokens, windows.window()),
+            kl: mean(kl),
+            top1: mean(agreeing as f64),
+        })
+    }
+
+    /// Whether two models have the same last norm and output matrix, byte for byte.
+    fn same_head(&self, other: &Streamed<'_, '_>) -> Result<bool, NnError> {
+        let same = |own: &str, others: &str| -> Result<bool, NnError> {
+            let (a, b) = (self.tensors.tensor(own)?, other.tensors.tensor(others)?);
+            Ok(a.dtype == b.dtype && a.shape == b.shape && a.data == b.data)
+        };
+        Ok(same(self.config.final_norm_name(), other.config.final_norm_name())?
+            && same(self.config.output_name(), other.config.output_name())?)
+    }
+}

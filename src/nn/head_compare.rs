@@ -1,0 +1,195 @@
+//! The head beside that of the dense model: how far apart the distributions of the next token are, without ever holding all logits.
+
+use super::head_backward::shape;
+use super::{Batch, HeadPass, HeadSpace, HeadWeights, NnError, Sizes, TokenLoss};
+use crate::gpu::{Buffer, Commands, Gpu};
+use crate::kernel::{Activation, Layout, Rows, f32_bytes};
+use crate::model::Config;
+
+/// What the dense model's logits take.
+pub(super) struct DenseSpace {
+    normed: Activation,
+    logits: Activation,
+    state: Activation,
+    /// `[2, t]`: divergences, and whether the greatest logits are of the same row.
+    kl: Buffer,
+}
+
+impl DenseSpace {
+    /// Allocates for `rows` rows of the vocabulary at once, and a residual stream `[hidden, 4 * t4]`.
+    pub(super) fn new(gpu: &Gpu, hidden: usize, rows: usize, t4: usize) -> Result<Self, NnError> {
+        let new = |name: &str, rows| Activation::new(gpu, &format!("activations:{name}"), rows, t4);
+        Ok(Self {
+            normed: new("normed of the dense model", hidden)?,
+            logits: new("vocabulary of the dense model", rows)?,
+            state: new("loss of the dense model", 3)?,
+            kl: gpu.alloc("activations:divergence", f32_bytes(2, 4 * t4))?,
+        })
+    }
+
+    /// Bytes of [`DenseSpace::new`].
+    pub(super) fn bytes(hidden: usize, rows: usize, t4: usize) -> u64 {
+        f32_bytes(hidden + rows + 3 + 2, 4 * t4)
+    }
+}
+
+impl HeadSpace {
+    /// Allocates for [`HeadPass::compare`], too, with a model whose residual stream has `hidden` features.
+    ///
+    /// # Errors
+    /// When the device or one binding has no room.
+    pub fn comparing(gpu: &Gpu, hidden: usize, sizes: &Sizes) -> Result<Self, NnError> {
+        let dense = DenseSpace::new(gpu, hidden, sizes.vocab_rows, sizes.layout.t4())?;
+        Ok(Self { dense: Some(dense), ..Self::new(gpu, sizes)? })
+    }
+}
+
+/// The dense model's head on the same batch.
+pub(super) struct DenseSide<'a, 'g> {
+    pass: HeadPass<'a, 'g>,
+    space: &'a DenseSpace,
+    x: Rows<'a>,
+}
+
+/// Divergences and agreement of the predicted tokens of a batch, `[windows, length - 1]`.
+pub(super) struct Divergences {
+    pub(super) kl: Vec<f64>,
+    pub(super) agree: Vec<bool>,
+}
+
+impl<'a, 'g> DenseSide<'a, 'g> {
+    fn normed(&self) -> Result<Rows<'a>, NnError> {
+        Ok(self.space.normed.rows(0, self.x.count, self.x.t4)?)
+    }
+
+    pub(super) fn start(&self, c: &mut Commands<'g>) -> Result<(), NnError> {
+        c.clear(&self.space.kl, f32_bytes(2, 4 * self.x.t4))?;
+        self.pass.norm(c, self.x, self.normed()?)
+    }
+
+    pub(super) fn logits(
+        &self,
+        c: &mut Commands<'g>,
+        first: usize,
+        rows: usize,
+    ) -> Result<Rows<'a>, NnError> {
+        self.pass.logits_of(c, self.normed()?, first, rows, &self.space.logits)
+    }
+
+    pub(super) fn state(&self) -> Result<Rows<'a>, NnError> {
+        Ok(self.space.state.rows(0, 3, self.x.t4)?)
+    }
+
+    pub(super) fn read(&self, c: &mut Commands<'g>, layout: Layout) -> Result<Divergences, NnError> {
+        let tokens = 4 * layout.t4();
+        let all: Vec<f32> = c.read(&self.space.kl, 0, 2 * tokens)?;
+        let (mut kl, mut agree) = (Vec::new(), Vec::new());
+        for window in 0..layout.windows {
+            let first = window * 4 * layout.window4();
+            for t in first..first + layout.length - 1 {
+                let value = f64::from(all[t]);
+                if !value.is_finite() {
+                    return Err(NnError::NotFinite { window, value });
+                }
+                kl.push(value);
+                agree.push(all[tokens + t] > 0.0);
+            }
+        }
+        Ok(Divergences { kl, agree })
+    }
+}
+
+/// What [`HeadPass::compare`] reports of the predicted tokens of a batch.
+#[derive(Clone, Debug)]
+pub struct HeadComparison {
+    /// Negative log-likelihoods of the model.
+    pub tokens: TokenLoss,
+    /// Those of the dense model.
+    pub dense: TokenLoss,
+    /// `sum p_dense * (log p_dense - log p)`, `[windows, length - 1]` in nats.
+    pub kl: Vec<f64>,
+    /// Whether both models have the same most likely token; equally likely ones count.
+    pub agree: Vec<bool>,
+}
+
+impl<'g> HeadPass<'_, 'g> {
+    /// The dense model's head with `weights`, on its residual stream `x` `[hidden, t]`, if there is room for it.
+    pub(super) fn dense_side<'b>(
+        &'b self,
+        x: Rows<'b>,
+        weights: &'b HeadWeights,
+    ) -> Option<DenseSide<'b, 'g>> {
+        let space = self.ws.dense.as_ref()?;
+        Some(DenseSide { pass: HeadPass { weights, ..*self }, space, x })
+    }
+
+    /// Adds the chunk's share to the divergences, and leaves `scale` times their gradient in `logits`, which may be padded. The
+    /// logits of both sides are made `again` where others have taken their place: then the caller has made this side's.
+    pub(super) fn divergence(
+        &self,
+        c: &mut Commands<'g>,
+        logits: Rows<'_>,
+        chunk: (usize, usize),
+        again: bool,
+        dense: &DenseSide<'_, 'g>,
+        scale: f32,
+    ) -> Result<(), NnError> {
+        let (first, rows) = chunk;
+        if again {
+            dense.logits(c, first, rows)?;
+        }
+        let of_dense = dense.space.logits.rows(0, logits.count, logits.t4)?;
+        let state = self.ws.state.rows(0, 3, logits.t4)?;
+        let (targets, kl) = (&self.ws.targets, &dense.space.kl);
+        Ok(self.kernels.vocab_kl(c, logits, of_dense, rows, state, dense.state()?, targets, scale, kl)?)
+    }
+
+    /// Losses and divergences of `batch` from the residual streams `x` `[hidden, t]` behind the last blocks of this model and of
+    /// the dense one, which has a head of its own; `normed` `[hidden, t]` is scratch. Blocks until the result is there.
+    ///
+    /// # Errors
+    /// What the device reports; a space that was not made for this; a loss that is not finite.
+    pub fn compare(
+        &self,
+        c: &mut Commands<'g>,
+        batch: &Batch,
+        x: Rows<'_>,
+        normed: Rows<'_>,
+        dense: DenseHead<'_>,
+    ) -> Result<HeadComparison, NnError> {
+        let missing = || shape("no room for another model: made with HeadSpace::comparing?");
+        let mut side = self.dense_side(dense.x, dense.weights).ok_or_else(missing)?;
+        side.pass.config = dense.config;
+        if dense.config.vocab_size != self.config.vocab_size || dense.x.t4 != x.t4 {
+            return Err(shape("two models with other vocabularies or batches"));
+        }
+        let (ws, rows) = (self.ws, self.ws.vocab_rows);
+        self.reduce(c, batch, x, normed, rows, Some(&side))?;
+        let again = self.chunks(rows).count() > 1;
+        for (first, rows) in self.chunks(rows) {
+            let logits = match again {
+                true => self.logits_of(c, normed, first, rows, &ws.logits)?,
+                false => ws.logits.rows(0, rows, x.t4)?,
+            };
+            self.divergence(c, logits, (first, rows), again, &side, 0.0)?;
+        }
+        let Divergences { kl, agree } = side.read(c, batch.layout)?;
+        Ok(HeadComparison {
+            tokens: self.read_losses(c, &ws.state, batch.layout)?,
+            dense: self.read_losses(c, &side.space.state, batch.layout)?,
+            kl,
+            agree,
+        })
+    }
+}
+
+/// The dense model at its head.
+#[derive(Clone, Copy)]
+pub struct DenseHead<'a> {
+    /// Its residual stream behind the last block `[hidden, t]`.
+    pub x: Rows<'a>,
+    /// Its last norm and output matrix.
+    pub weights: &'a HeadWeights,
+    /// Its configuration.
+    pub config: &'a Config,
+}
