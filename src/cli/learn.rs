@@ -10,7 +10,8 @@ use super::context::stop_flag;
 use super::method_args::Start;
 use super::output::{Progress, bytes};
 use super::plan::largest;
-use super::prune::{Job, Made};
+use super::prune::Job;
+use super::result::Made;
 use super::{CliError, Outcome};
 use crate::calib::Windows;
 use crate::gpu::Commands;
@@ -45,7 +46,7 @@ impl Job<'_> {
         };
         let gpu = self.device.open()?;
         let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
-        let walk = match self.args.walk_options()? {
+        let walk = match self.args.walk_options(None, &[])? {
             Some(options) => Some(self.walk_plan(&kernels, &options)?.0),
             None => None,
         };

@@ -13,6 +13,7 @@ mod method_args;
 mod output;
 mod plan;
 mod prune;
+mod result;
 mod stages;
 mod train_args;
 mod variance;

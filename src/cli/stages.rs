@@ -270,7 +270,9 @@ fn tell_again(
     let steps = |block: Option<usize>, before: u32| {
         earlier.iter().filter(move |l| {
             let step = l["step"].as_u64().filter(|s| *s < u64::from(before));
-            step.is_some() && l["stage"] == json!(number + 1) && l["block"].as_u64() == block.map(|b| b as u64)
+            step.is_some()
+                && l["stage"] == json!(number + 1)
+                && l["block"].as_u64() == block.map(|b| b as u64)
         })
     };
     for learned in store.learned() {

@@ -234,7 +234,7 @@ pub(super) struct Walk<'a> {
     pub(super) model: &'a Model,
     pub(super) selection: &'a Selection,
     pub(super) options: &'a OneShotOptions,
-    /// Masks that descent starts from, where they come from a file.
+    /// Masks that are started from, where they come from a file.
     pub(super) starts: Option<&'a MaskSet>,
 }
 
@@ -394,7 +394,9 @@ pub(super) fn conditions(
     put("weight files", shards.into());
     if let Value::Object(options) = json!(options) {
         for (key, value) in options {
-            put(&key, value);
+            // As text: numbers do not all come back from JSON as they went.
+            let nested = value.is_object();
+            put(&key, if nested { value.to_string().into() } else { value });
         }
     }
     let names: Vec<&str> = selection.pruned.iter().map(|(_, p)| p.name.as_str()).collect();

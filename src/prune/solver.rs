@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use super::PruneError;
+use super::learn::Stage;
+use super::learn::layer::Layer;
 use super::oneshot::{OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{
@@ -119,7 +121,8 @@ impl<'a, 'g> Solver<'a, 'g> {
         }
     }
 
-    /// Chooses the mask of a projection, from `start` where descent starts from a file, and re-fits the weights if asked for.
+    /// Chooses the mask of projection `number` of the model, from `start` where a file is started from, and re-fits the weights if
+    /// asked for.
     ///
     /// # Errors
     /// What the device reports.
@@ -127,6 +130,7 @@ impl<'a, 'g> Solver<'a, 'g> {
         &self,
         c: &mut Commands<'g>,
         name: &str,
+        number: usize,
         weight: &Weight,
         start: Option<&BitMask>,
     ) -> Result<Solved, PruneError> {
@@ -151,8 +155,21 @@ impl<'a, 'g> Solver<'a, 'g> {
         work.choose(c, start.is_some())?;
         if let Some(statistics) = &self.statistics {
             let panel = statistics.panel(weight);
-            for first in (0..weight.rows()).step_by(panel) {
-                work.panel(c, statistics, first..(first + panel).min(weight.rows()))?;
+            let panels = || (0..weight.rows()).step_by(panel).map(|r| r..(r + panel).min(weight.rows()));
+            for rows in panels() {
+                work.panel(c, statistics, rows)?;
+            }
+            if let Some(stage) = &self.options.learn {
+                work.learn(c, statistics, stage, number as u32)?;
+                for rows in panels() {
+                    work.products(c, statistics, rows.clone())?;
+                    work.measure(c, statistics, rows)?;
+                }
+            }
+            if let Some(scratch) = &statistics.lstsq {
+                for rows in panels() {
+                    work.refit(c, statistics, scratch, rows)?;
+                }
             }
         }
         let mut solved = work.finish(c)?;
@@ -166,7 +183,7 @@ impl<'a, 'g> Solver<'a, 'g> {
             OneShot::Magnitude => Some(Score::Magnitude),
             OneShot::Wanda => Some(Score::Wanda(diagonal?)),
             OneShot::Ria => Some(Score::Ria(diagonal?, self.sums.as_ref()?)),
-            OneShot::SparseGpt | OneShot::Descent => None,
+            OneShot::SparseGpt | OneShot::Descent | OneShot::Given => None,
         }
     }
 }
@@ -224,7 +241,7 @@ struct Work<'s, 'a, 'g> {
     solver: &'s Solver<'a, 'g>,
     weight: &'s Weight,
     mask: MaskBuffer,
-    /// What descent started from.
+    /// What descent, or then learning, started from.
     start: Option<BitMask>,
     /// Squared output of all rows.
     energy: f64,
@@ -293,17 +310,54 @@ impl<'g> Work<'_, '_, 'g> {
         if self.options().method != OneShot::Descent {
             self.products(c, s, rows.clone())?;
         }
-        k.spread(c, self.weight, Part::Pruned(&self.mask), rows.clone(), change)?;
+        self.measure(c, s, rows)
+    }
+
+    /// Errors of a panel whose products are there, and the start mask where they are worse.
+    fn measure(
+        &mut self,
+        c: &mut Commands<'g>,
+        s: &Statistics<'_>,
+        rows: Range<usize>,
+    ) -> Result<(), PruneError> {
+        let k4 = self.weight.k4();
+        let (products, change) = (s.products.rows(0, rows.len(), k4)?, s.change.rows(0, rows.len(), k4)?);
+        let part = Part::Pruned(&self.mask);
+        self.solver.kernels.spread(c, self.weight, part, rows.clone(), change)?;
         let errors = self.row_errors(c, s, change, products)?;
         self.errors.extend(errors);
-        self.take_back_worse(c, rows.clone())?;
-        if let Some(scratch) = &s.lstsq {
-            self.refit(c, s, scratch, rows, change)?;
-        }
+        self.take_back_worse(c, rows)
+    }
+
+    /// Goes on from the mask so far, which becomes the start mask, to the one that is learned.
+    fn learn(
+        &mut self,
+        c: &mut Commands<'g>,
+        s: &Statistics<'_>,
+        stage: &Stage,
+        number: u32,
+    ) -> Result<(), PruneError> {
+        let start = self.read_mask(c)?;
+        let layer = Layer {
+            kernels: self.solver.kernels,
+            stage,
+            name: &self.report.name,
+            number,
+            weight: self.weight,
+            h: s.h,
+            energy: self.energy,
+            panel: s.panel(self.weight),
+            change: &s.change,
+            products: &s.products,
+        };
+        let learned = layer.learn(c, &start)?;
+        c.write(self.mask.buffer(), 0, learned.words())?;
+        self.start = Some(start);
+        self.start_errors = std::mem::take(&mut self.errors);
         Ok(())
     }
 
-    /// Rounding must not leave a row worse than it was: such rows get their start mask again.
+    /// Neither rounding nor learning may leave a row worse than it was: such rows get their start mask again.
     fn take_back_worse(&mut self, c: &mut Commands<'g>, rows: Range<usize>) -> Result<(), PruneError> {
         let Some(start) = &self.start else {
             return Ok(());
@@ -329,8 +383,8 @@ impl<'g> Work<'_, '_, 'g> {
         s: &Statistics<'_>,
         scratch: &LstsqScratch,
         rows: Range<usize>,
-        out: Rows<'_>,
     ) -> Result<(), PruneError> {
+        let out = s.change.rows(0, rows.len(), self.weight.k4())?;
         let options = LstsqOptions { damping: self.options().repair_damp, ..Default::default() };
         let values = rows.len() * self.weight.cols();
         let job = Lstsq { weight: self.weight, mask: &self.mask, rows, h: s.h, options };
@@ -389,7 +443,7 @@ impl<'g> Work<'_, '_, 'g> {
             // The error that these weights make: change = W - panel.
             let k = self.solver.kernels;
             let products = s.products.rows(0, rows.len(), self.weight.k4())?;
-            k.spread(c, self.weight, Part::Minus, rows.clone(), panel)?;
+            k.spread(c, self.weight, Part::Minus(1.0), rows.clone(), panel)?;
             k.times_square(c, panel, s.h, products)?;
             let errors = self.row_errors(c, s, panel, products)?;
             self.add_repaired(&errors);

@@ -2,6 +2,8 @@
 
 mod blockwise;
 mod endtoend;
+pub(super) mod layer;
+mod logits;
 mod options;
 pub mod plan;
 mod sink;
