@@ -9,11 +9,11 @@ use super::context::{DeviceArgs, Model};
 use super::prune::Method;
 use super::walk::{Walk, WalkArgs};
 use crate::calib::Windows;
-use crate::gpu::Commands;
+use crate::gpu::{Commands, Gpu};
 use crate::kernel::Kernels;
 use crate::mask::soft::logits_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
-use crate::model::Projection;
+use crate::model::{Config, Projection};
 use crate::prune::learn::Stage;
 use crate::prune::maskpro::{Estimator, Options};
 use crate::prune::plan::Carried;
@@ -222,7 +222,8 @@ impl StartArgs {
             return Ok(Some(Start { masks, from: StartFrom::Mask }));
         };
         let windows = windows.clone().first(self.windows(windows.count()));
-        let carried = self.carried(walk, kernels, model, &options, &windows, Some(batch));
+        let (count, window) = (windows.count(), windows.window());
+        let carried = self.carried(walk, kernels.gpu(), &model.config, &options, count, window, Some(batch));
         // A stream of its own: what it keeps for read-back goes with it.
         let mut commands = Commands::new(kernels.gpu())?;
         let job = Walk { device, model, selection, options: &options, starts: None };
@@ -241,16 +242,18 @@ impl StartArgs {
 
     /// How the windows are carried, with little device memory where other learning (`spare` windows at a time) takes its own; a mask
     /// that does not depend on them needs none.
+    #[allow(clippy::too_many_arguments)] // what a walk depends on
     pub(super) fn carried(
         &self,
         walk: &WalkArgs,
-        kernels: &Kernels<'_>,
-        model: &Model,
+        gpu: &Gpu,
+        config: &Config,
         options: &OneShotOptions,
-        windows: &Windows,
+        windows: usize,
+        window: usize,
         spare: Option<usize>,
     ) -> Option<Carried> {
-        let carry = || walk.carried(kernels.gpu(), &model.config, windows.count(), windows.window(), spare);
+        let carry = || walk.carried(gpu, config, windows, window, spare);
         options.needs_inputs().then(carry)
     }
 }

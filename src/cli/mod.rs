@@ -14,6 +14,7 @@ mod output;
 mod plan;
 mod prune;
 mod result;
+mod stage_plan;
 mod stages;
 mod train_args;
 mod variance;

@@ -175,6 +175,23 @@ impl Args {
         Ok((layer, stages))
     }
 
+    /// How the walk carries the first of `count` calibration windows of `window` tokens.
+    pub(super) fn carried(
+        &self,
+        kernels: &Kernels<'_>,
+        config: &Config,
+        options: &OneShotOptions,
+        count: usize,
+        window: usize,
+    ) -> Option<Carried> {
+        let gpu = kernels.gpu();
+        if self.method.one_shot().is_some() {
+            return Some(self.walk.carried(gpu, config, count, window, None));
+        }
+        let spare = (!self.train.only_layer()).then(|| self.learn.batch());
+        self.start.carried(&self.walk, gpu, config, options, self.start.windows(count), window, spare)
+    }
+
     pub(super) fn select(&self, config: &Config, device: &DeviceArgs) -> Result<Selection, CliError> {
         let selection = select(config, self.select.pattern, &self.select.only, self.select.skip_indivisible)?;
         for name in &selection.skipped {
@@ -202,7 +219,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
         return Err(CliError::Usage(message.into()));
     }
     if args.dry_run && !Model::has_weights(&args.model) {
-        return dry_run_of_shape(device, args, options);
+        return dry_run_of_shape(device, args, options.as_ref(), &stages);
     }
     let model = Model::open_checked(&args.model)?;
     let selection = args.select(&model.config, device)?;
@@ -260,18 +277,10 @@ impl Job<'_> {
         kernels: &Kernels<'_>,
         options: &OneShotOptions,
     ) -> Result<(WalkPlan, Option<Carried>), CliError> {
-        let carried = match (&self.calib, self.args.method) {
-            (Some(windows), _) if self.args.method.one_shot().is_none() => {
-                let windows = windows.clone().first(self.args.start.windows(windows.count()));
-                let spare = (!self.args.train.only_layer()).then(|| self.args.learn.batch());
-                self.args.start.carried(&self.args.walk, kernels, self.model, options, &windows, spare)
-            }
-            (Some(windows), _) => {
-                let (count, window) = (windows.count(), windows.window());
-                Some(self.args.walk.carried(kernels.gpu(), &self.model.config, count, window, None))
-            }
-            (None, _) => None,
-        };
+        let carried = self.calib.as_ref().and_then(|windows| {
+            let (count, window) = (windows.count(), windows.window());
+            self.args.carried(kernels, &self.model.config, options, count, window)
+        });
         Ok((self.walk(options, None).plan(kernels, carried)?, carried))
     }
 
@@ -290,15 +299,11 @@ impl Job<'_> {
             None => (None, None),
         };
         let learning = match self.policy() {
-            true => Some(self.learning_plan(&kernels)?),
-            false if self.stages.is_empty() => None,
-            false => Some(self.stages_plan(&kernels, &self.stages)?),
+            true => vec![self.learning_plan(&kernels)?],
+            false => self.plans(&kernels).all(&self.stages)?,
         };
-        show_plan(self.device, self.args, &kernels, self.selection, walk.as_ref(), learning.as_deref())?;
-        match &walk {
-            Some(plan) => self.args.walk.check(plan, carried).map(|()| Outcome::Done),
-            None => Ok(Outcome::Done),
-        }
+        show_plan(self.device, self.args, &kernels, self.selection, walk.as_ref(), &learning)?;
+        self.args.walk.check_all(walk.as_ref(), carried, &learning).map(|()| Outcome::Done)
     }
 
     /// Prunes layer by layer, or makes a start mask in that way, and runs the stages behind it.
@@ -314,16 +319,13 @@ impl Job<'_> {
             _ => None,
         };
         let planned = options.map(|options| self.walk_plan(&kernels, options)).transpose()?;
-        if let Some((plan, carried)) = &planned {
-            self.args.walk.check(plan, *carried)?;
-        }
         let (walk_plan, carried) = planned.unzip();
-        let learning = self.stages_plan(&kernels, &self.stages)?;
-        self.args.walk.check_total(total(&learning))?;
-        let plan = largest(walk_plan.as_ref(), Some(&learning)).to_vec();
+        let carried = carried.flatten();
+        let learning = self.plans(&kernels).all(&self.stages)?;
+        self.args.walk.check_all(walk_plan.as_ref(), carried, &learning)?;
+        let plan = largest(walk_plan.as_ref(), &learning).to_vec();
         let at_once = if self.stages.is_empty() { ", one block at a time" } else { "" };
         self.device.note(|| format!("plan: {} of GPU memory{at_once}", bytes(total(&plan))));
-        let carried = carried.flatten();
         let walked = self.calib.clone().zip(carried).map(|(windows, c)| windows.first(c.windows));
         let windows: WalkWindows<'_> = walked.as_ref().zip(carried);
         let start_path = self.args.start.file().filter(|_| given.is_some());

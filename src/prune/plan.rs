@@ -110,6 +110,15 @@ pub fn walk(
     Ok(plan)
 }
 
+/// Operations of a block's forward pass: products and attention.
+pub(super) fn forward_flops(config: &Config, block: usize, windows: usize, window: usize) -> f64 {
+    let tokens = (windows * window) as f64;
+    let all = ProjectionKind::ALL.map(|kind| config.projection(block, kind));
+    let weights: f64 = all.iter().map(|p| (p.rows * p.cols) as f64).sum();
+    let heads = (config.num_heads * config.head_dim) as f64;
+    2.0 * weights * tokens + 2.0 * heads * window as f64 * tokens
+}
+
 /// One block of a plan.
 struct Block<'a, 'g> {
     kernels: &'a Kernels<'g>,
@@ -205,10 +214,7 @@ impl Block<'_, '_> {
             return 0.0;
         };
         let tokens = (c.windows * c.window) as f64;
-        let all = ProjectionKind::ALL.map(|kind| config.projection(self.block, kind));
-        let weights: f64 = all.iter().map(|p| (p.rows * p.cols) as f64).sum();
-        let heads = (config.num_heads * config.head_dim) as f64;
-        let mut flops = 2.0 * weights * tokens + 2.0 * heads * c.window as f64 * tokens;
+        let mut flops = forward_flops(config, self.block, c.windows, c.window);
         for input in Input::ALL {
             let pruned = self.pruned(input);
             let n = input.width(config) as f64;

@@ -10,15 +10,14 @@ use super::PruneError;
 use super::learn::Stage;
 use super::learn::layer::Layer;
 use super::oneshot::{OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
-use crate::gpu::{Buffer, Commands, Gpu};
+use super::statistics::Statistics;
+use crate::gpu::{Commands, Gpu};
 use crate::kernel::{
-    AbsSums, Activation, Descent, InverseFactor, Kernels, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer,
-    Part, Rows, Score, Square, Weight, f32_bytes,
+    AbsSums, Descent, Kernels, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Part, Rows, Score, Square,
+    Weight,
 };
 use crate::mask::BitMask;
 
-/// Bytes of a panel, at most.
-const PANEL: u64 = 64 << 20;
 /// Sweeps of descent between two looks at whether it has ended.
 const SWEEPS_A_PASS: u32 = 4;
 /// Rounds of descent: after the first, the products are made anew, so that rounding errors of many changes do not decide when it
@@ -43,24 +42,6 @@ pub struct Solver<'a, 'g> {
     options: &'a OneShotOptions,
     statistics: Option<Statistics<'a>>,
     sums: Option<AbsSums>,
-}
-
-/// What is known of the input, and room to work with it.
-struct Statistics<'a> {
-    h: &'a Square,
-    diagonal: Buffer,
-    factor: Option<(InverseFactor, f64)>,
-    products: Activation,
-    change: Activation,
-    errors: Buffer,
-    moves: Option<Buffer>,
-    sparsegpt: Option<Activation>,
-    lstsq: Option<LstsqScratch>,
-}
-
-/// Rows of a panel of a matrix with `n` columns, of which the largest has `rows` rows.
-fn panel_rows(limit: u64, rows: usize, n: usize) -> usize {
-    ((PANEL.min(limit) / f32_bytes(1, n).max(1)) as usize).clamp(1, rows.max(1))
 }
 
 impl<'a, 'g> Solver<'a, 'g> {
@@ -91,23 +72,8 @@ impl<'a, 'g> Solver<'a, 'g> {
 
     /// Bytes of statistics (without `h` itself) and of scratch that [`Solver::new`] takes.
     pub fn bytes(gpu: &Gpu, options: &OneShotOptions, rows: usize, n: usize) -> (u64, u64) {
-        let panel = panel_rows(gpu.max_binding_bytes(), rows, n);
-        let mut scratch = 2 * f32_bytes(panel, n) + f32_bytes(1, panel).next_multiple_of(16);
-        if options.method == OneShot::Descent {
-            scratch += Descent::moves_bytes(panel).next_multiple_of(16);
-        }
-        let mut statistics = f32_bytes(1, n).next_multiple_of(16);
-        if options.method == OneShot::SparseGpt {
-            statistics += InverseFactor::device_bytes(gpu, n);
-            scratch += Kernels::sparsegpt_scratch_bytes(panel, n);
-        }
-        if options.repair == Repair::Lstsq {
-            scratch += LstsqScratch::bytes(panel, n);
-        }
-        if uses_ria(options) {
-            scratch += AbsSums::device_bytes(rows, n);
-        }
-        (statistics, scratch)
+        let (statistics, scratch) = Statistics::bytes(gpu, options, rows, n);
+        (statistics, scratch + if uses_ria(options) { AbsSums::device_bytes(rows, n) } else { 0 })
     }
 
     /// Squared norms of the input's features `[n]`.
@@ -190,50 +156,6 @@ impl<'a, 'g> Solver<'a, 'g> {
 
 fn uses_ria(options: &OneShotOptions) -> bool {
     options.method == OneShot::Ria || options.method == OneShot::Descent && options.start == StartMask::Ria
-}
-
-impl<'a> Statistics<'a> {
-    fn new<'g>(
-        kernels: &Kernels<'g>,
-        c: &mut Commands<'g>,
-        options: &OneShotOptions,
-        h: &'a Square,
-        rows: usize,
-    ) -> Result<Self, PruneError> {
-        let (gpu, n) = (kernels.gpu(), h.n());
-        let panel = panel_rows(gpu.max_binding_bytes(), rows, n);
-        let diagonal = gpu.alloc("statistics:squared norms", f32_bytes(1, n))?;
-        kernels.diagonal(c, h, &diagonal)?;
-        let (factor, sparsegpt) = if options.method == OneShot::SparseGpt {
-            let factor = InverseFactor::new(gpu, "statistics:factor", n)?;
-            let used = kernels.inverse_factor(c, h, options.damp, &factor)?;
-            (Some((factor, used)), Some(kernels.sparsegpt_scratch(panel, n)?))
-        } else {
-            (None, None)
-        };
-        let moves = match options.method {
-            OneShot::Descent => Some(Descent::moves(gpu, panel)?),
-            _ => None,
-        };
-        Ok(Self {
-            h,
-            diagonal,
-            factor,
-            products: Activation::new(gpu, "scratch:products", panel, n / 4)?,
-            change: Activation::new(gpu, "scratch:change", panel, n / 4)?,
-            errors: gpu.alloc("scratch:row errors", f32_bytes(1, panel))?,
-            moves,
-            sparsegpt,
-            lstsq: match options.repair {
-                Repair::Lstsq => Some(LstsqScratch::new(gpu, panel, n)?),
-                _ => None,
-            },
-        })
-    }
-
-    fn panel(&self, weight: &Weight) -> usize {
-        ((self.errors.bytes() / 4) as usize).min(weight.rows())
-    }
 }
 
 /// One projection under way.
