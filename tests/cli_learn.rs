@@ -253,7 +253,7 @@ fn the_layer_objective() {
         };
         let all = errors(&out);
         let below = all.iter().filter(|(start, error)| error < start).count();
-        println!("from {start}: {below} of {} are better: {all:?}", all.len());
+        println!("from {start}: {below} of {} are better", all.len());
         assert!(all.iter().all(|(start, error)| error <= start), "{start}: {all:?}");
         assert!(below * 2 > all.len(), "{start}: {below} of {}", all.len());
         MaskFile::read(&out.join("mask.safetensors")).expect("a whole mask").set.check().expect("strict");
@@ -262,9 +262,12 @@ fn the_layer_objective() {
     assert!(errors(&f16).iter().all(|(start, error)| error <= start), "{:?}", errors(&f16));
     let repaired = run("repaired", &["layer", "--start", "wanda", "--repair", "lstsq"]);
     assert_eq!(json_file(&repaired.join("run.json"))["kept_weights_changed"], true);
-    // The block objective behind it has the five blocks' results.
+    // The block objective behind it has the five blocks' results. The walk takes other batches: other orders of sums.
     let both = run("both", &["layer,block", "--start", "wanda"]);
-    assert_eq!((learned(&both).len(), errors(&both)), (5, errors(&wanda)));
+    assert_eq!(learned(&both).len(), 5);
+    for (a, b) in errors(&both).iter().zip(&errors(&wanda)) {
+        assert!((a.1 / b.1 - 1.0).abs() < 0.01, "{a:?} {b:?}");
+    }
     let killed = dir.join("killed");
     let args = prune(&[&layer[..], &["layer", "--start", "wanda"]].concat());
     let mut child = command()

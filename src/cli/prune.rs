@@ -337,7 +337,6 @@ impl Job<'_> {
             None => (RunFolder::create(out)?, Vec::new()),
         };
         let stop = stop_flag()?;
-        let mut commands = Commands::new(&gpu)?;
         let mut tensors = Overlay::new(&self.model.checkpoint);
         let (mut masks, mut reports, mut store) = (given.clone(), Vec::new(), None);
         if let Some(options) = options {
@@ -351,6 +350,8 @@ impl Job<'_> {
             }
             let walk = self.walk(options, given.as_ref());
             let keep = Some((&mut kept, &mut folder));
+            // A stream of its own: what it keeps for read-back goes with it.
+            let mut commands = Commands::new(&gpu)?;
             let walked = walk.run(&kernels, &mut commands, windows, keep, &stop)?;
             if walked.stopped {
                 let done = format!("{} of {} blocks are finished", kept.len(), self.blocks());
@@ -367,7 +368,6 @@ impl Job<'_> {
         let staged = self.run_stages(
             &mut folder,
             &kernels,
-            &mut commands,
             &self.stages,
             masks,
             tensors,
@@ -391,7 +391,7 @@ impl Job<'_> {
             reports,
         };
         let keep_weights = made.tensors.replaces_any() && self.args.no_model;
-        let outcome = self.finish(folder, &kernels, &mut commands, made, started)?;
+        let outcome = self.finish(folder, &kernels, &mut Commands::new(&gpu)?, made, started)?;
         staged.finish(keep_weights)?;
         if let Some(store) = store {
             store.finish(keep_weights)?;

@@ -65,7 +65,6 @@ impl Job<'_> {
         &'a self,
         folder: &mut RunFolder,
         kernels: &Kernels<'g>,
-        c: &mut Commands<'g>,
         stages: &[Stage],
         start: MaskSet,
         tensors: Overlay<'a>,
@@ -118,7 +117,15 @@ impl Job<'_> {
                 by_block: stage.objective != Objective::Model,
             };
             if keeper.store.len() < layers {
-                match self.stage(kernels, c, stage, &windows, flow, &staged, &mut keeper) {
+                match self.stage(
+                    kernels,
+                    &mut Commands::new(kernels.gpu())?,
+                    stage,
+                    &windows,
+                    flow,
+                    &staged,
+                    &mut keeper,
+                ) {
                     Err(CliError::Prune(PruneError::Stopped)) => staged.stopped = true,
                     other => other?,
                 }
