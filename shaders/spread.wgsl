@@ -1,7 +1,7 @@
-// Weights as f32: out = W, or only those that a mask keeps or prunes, or W minus other weights.
+// Weights as f32: out = W, or only those that a mask keeps or prunes, or a multiple of W minus other weights.
 //
 //   MASK       out[r, j] = W[r, j] where (bit ^ flip) is 1, else 0;  bits [rows, words]
-//   MINUS      out[r, j] = W[r, j] - out[r, j]
+//   MINUS      out[r, j] = scale * (W[r, j] - out[r, j])
 // W [rows, k4] packed by four (shared/weights.wgsl), out [n, k4] vec4.
 // Dispatch: n * k4 invocations, the grid folded into two dimensions.
 #import maskwright::weights::{unpack, keep}
@@ -14,7 +14,7 @@ struct Params {
     words: u32,    // mask words per row
     flip: u32,     // all ones: the bits mark the weights that become zero
     out_first: u32, // vec4 of out at which row 0 starts
-    pad: u32,
+    scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -42,7 +42,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
 #endif
         var value = unpack(packed);
 #ifdef MINUS
-        value -= out[p.out_first + i];
+        value = p.scale * (value - out[p.out_first + i]);
 #endif
         out[p.out_first + i] = value;
     }

@@ -169,7 +169,9 @@ fn kills_inside_a_block_and_inside_a_model_run() {
 #[test]
 fn memory_is_as_planned() {
     let dir = Scratch::new();
-    let cases: [(&str, &[&str]); 6] = [
+    let cases: [(&str, &[&str]); 8] = [
+        ("layer", &["--method", "relaxed", "--objective", "layer"]),
+        ("layer,block", &["--method", "relaxed", "--objective", "layer,block"]),
         ("block", &["--method", "relaxed"]),
         ("block16", &["--method", "relaxed", "--state", "f16"]),
         ("maskllm", &["--method", "maskllm", "--objective", "block"]),
@@ -220,6 +222,74 @@ fn places_and_parts() {
     }
 }
 
+/// On the layer objective no projection ends above its start, whatever it starts from, and most end below; another stage goes on from
+/// there; a run that was killed ends with the same mask.
+#[test]
+fn the_layer_objective() {
+    let dir = Scratch::new();
+    let layer = ["--method", "relaxed", "--steps", "40", "--no-model", "--objective"];
+    let run = |name: &str, more: &[&str]| {
+        let out = dir.join(name);
+        succeeds(&into(prune(&[&layer[..], more].concat()), "--out", &out));
+        out
+    };
+    let errors = |run: &Path| -> Vec<(f64, f64)> {
+        let all = json_file(&run.join("run.json"));
+        let number = |p: &Value, key: &str| p[key].as_f64().unwrap_or_else(|| panic!("no {key} in {p}"));
+        all["projections"]
+            .as_array()
+            .expect("projections")
+            .iter()
+            .map(|p| (number(p, "start"), number(p, "error")))
+            .collect()
+    };
+    let wanda = run("wanda", &["layer", "--start", "wanda"]);
+    let file = wanda.join("mask.safetensors");
+    for start in ["wanda", "magnitude", "sparsegpt", "descent", file.to_str().expect("a path")] {
+        let out = match start {
+            "wanda" => wanda.clone(),
+            _ if start.ends_with("safetensors") => run("file", &["layer", "--start", start]),
+            _ => run(start, &["layer", "--start", start]),
+        };
+        let all = errors(&out);
+        let below = all.iter().filter(|(start, error)| error < start).count();
+        println!("from {start}: {below} of {} are better", all.len());
+        assert!(all.iter().all(|(start, error)| error <= start), "{start}: {all:?}");
+        assert!(below * 2 > all.len(), "{start}: {below} of {}", all.len());
+        MaskFile::read(&out.join("mask.safetensors")).expect("a whole mask").set.check().expect("strict");
+    }
+    let f16 = run("f16", &["layer", "--start", "wanda", "--state", "f16"]);
+    assert!(errors(&f16).iter().all(|(start, error)| error <= start), "{:?}", errors(&f16));
+    let repaired = run("repaired", &["layer", "--start", "wanda", "--repair", "lstsq"]);
+    assert_eq!(json_file(&repaired.join("run.json"))["kept_weights_changed"], true);
+    // The block objective behind it has the five blocks' results. The walk takes other batches: other orders of sums.
+    let both = run("both", &["layer,block", "--start", "wanda"]);
+    assert_eq!(learned(&both).len(), 5);
+    for (a, b) in errors(&both).iter().zip(&errors(&wanda)) {
+        assert!((a.1 / b.1 - 1.0).abs() < 0.01, "{a:?} {b:?}");
+    }
+    let killed = dir.join("killed");
+    let args = prune(&[&layer[..], &["layer", "--start", "wanda"]].concat());
+    let mut child = command()
+        .args(into(args.clone(), "--out", &killed))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the command starts");
+    let begun = Instant::now();
+    while std::fs::read_dir(killed.join("blocks")).map_or(0, Iterator::count) == 0
+        && child.try_wait().expect("a state").is_none()
+        && begun.elapsed() < Duration::from_secs(120)
+    {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().expect("a kill");
+    child.wait().expect("an end");
+    assert!(!killed.join("run.json").is_file(), "the kill came too late");
+    succeeds(&into(args, "--resume", &killed));
+    assert_eq!(mask(&killed), mask(&wanda));
+}
+
 #[test]
 fn what_does_not_fit_together() {
     let dir = Scratch::new();
@@ -229,6 +299,15 @@ fn what_does_not_fit_together() {
     refused(&["--method", "proxsparse", "--pattern", "1:4"], &["2:4 only", "relaxed"]);
     refused(&["--method", "maskllm", "--pattern", "8:16"], &["12870 patterns", "relaxed"]);
     refused(&["--method", "wanda", "--objective", "block"], &["does not learn"]);
+    for other in ["maskllm", "proxsparse", "maskpro", "descent"] {
+        refused(&["--method", other, "--objective", "layer"], &["--objective"]);
+    }
+    refused(&["--method", "relaxed", "--objective", "block,layer"], &["layer comes first"]);
+    let both = ["--method", "relaxed", "--objective", "layer,block", "--repair", "lstsq"];
+    refused(&both, &["a start mask keeps the weights"]);
+    let update =
+        ["--method", "relaxed", "--objective", "layer", "--start", "sparsegpt", "--repair", "update"];
+    refused(&update, &["a start mask keeps the weights"]);
     refused(&["--method", "relaxed", "--steps", "1,2,3"], &["--steps has 3 values"]);
     refused(&["--method", "relaxed", "--gpu-memory", "0.0001"], &["--gpu-memory"]);
     let out =

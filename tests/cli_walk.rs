@@ -301,6 +301,8 @@ fn memory_does_not_grow_with_depth() {
         &["--method", "descent", "--activations", "host"],
         &["--method", "sparsegpt", "--repair", "update"],
         &["--method", "ria", "--repair", "lstsq"],
+        &["--method", "relaxed", "--objective", "layer", "--steps", "3"],
+        &["--method", "relaxed", "--objective", "layer", "--steps", "3", "--start", "ria", "--state", "f16"],
     ] {
         let peaks = [6, 24].map(|blocks| {
             let (model, text) = random_model(dir.path(), blocks);
@@ -340,12 +342,7 @@ fn plans() {
     let dir = Scratch::new();
     let model = dir.join("shape");
     std::fs::create_dir_all(&model).unwrap();
-    let llama = value!({
-        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "hidden_act": "silu",
-        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "torch_dtype": "float16"
-    });
-    std::fs::write(model.join("config.json"), llama.to_string()).unwrap();
+    std::fs::write(model.join("config.json"), llama_7b().to_string()).unwrap();
     let dry = args!["prune", model, "--method", "descent", "--dry-run", "--preset", preset()];
     let text = succeeds(dry).out;
     for word in ["weights", "statistics", "scratch", "host memory", "224 projections", "a block, 32 blocks"] {
@@ -370,8 +367,76 @@ fn plans() {
     check(&["--gpu-memory", "1", "--window", "65536", "--windows", "1"], &["use a shorter --window"]);
     check(&["--gpu-memory", "0.5", "--window", "128"], &["a device with more memory"]);
     check(&["--activations", "host", "--windows", "1000000"], &["host memory", "use fewer --windows"]);
-    let maskpro = args!["prune", model, "--dry-run"];
-    assert!(run(maskpro).err.contains("without weights only the layer-by-layer methods"));
+    let maskpro = args!["prune", model, "--dry-run", "--method", "maskpro"];
+    assert!(run(maskpro).err.contains("cannot be planned without weights"));
+}
+
+/// So do the plans of what learns by backpropagation: the walk that makes the start mask, then each stage.
+#[test]
+fn plans_of_stages() {
+    let dir = Scratch::new();
+    let model = dir.join("shape");
+    std::fs::create_dir_all(&model).unwrap();
+    std::fs::write(model.join("config.json"), llama_7b().to_string()).unwrap();
+    let dry = args!["prune", model, "--method", "relaxed", "--dry-run", "--preset", preset()];
+    let windows = args!["--windows", "32", "--window", "2048", "--batch", "16"];
+    // A plan that this machine has no memory for is printed, then refused.
+    let planned = |more: &[&str]| {
+        let more: Vec<OsString> = more.iter().map(OsString::from).collect();
+        let ran = run(&[dry, windows, &more].concat());
+        assert!(ran.code == Some(0) || ran.err.contains("of host memory"), "{}", ran.err);
+        ran.out
+    };
+    let bytes = |plan: &Value, item: &str| -> u64 {
+        let all = plan.as_array().expect("a plan");
+        all.iter().filter(|i| i["item"] == item).map(|i| i["bytes"].as_u64().expect("bytes")).sum()
+    };
+    let of_block = 4 * 4096 * 4096 + 3 * 4096 * 11008u64;
+    let weights = 2 * of_block + 2 * 4096 * 4;
+    let layer = json(&planned(&["--objective", "layer", "--json"]));
+    assert_eq!((&layer["stages"], bytes(&layer["walk"], "moments")), (&value!([]), 8 * 11008 * 4096));
+    let block = json(&planned(&["--objective", "block", "--json"]));
+    let stage = &block["stages"][0];
+    assert_eq!(stage["stage"], "relaxed on the block objective");
+    assert_eq!(bytes(&stage["plan"], "weights"), weights);
+    assert_eq!(
+        (bytes(&stage["plan"], "logits"), bytes(&stage["plan"], "moments")),
+        (4 * of_block, 8 * of_block)
+    );
+    assert_eq!(block["total"], stage["total"], "the stage takes more than the walk");
+    // 200 steps of 16 windows, forwards and backwards, and four passes over all windows.
+    let forward = 2.0 * of_block as f64 * 2048.0 + 2.0 * 4096.0 * 2048.0 * 2048.0;
+    let flops = 32.0 * forward * (200.0 * 3.0 * 16.0 + 4.0 * 32.0);
+    let close = |flops: &Value, to: f64| (flops.as_f64().expect("operations") / to - 1.0).abs() < 1e-9;
+    assert!(close(&stage["flops"], flops), "{} {flops}", stage["flops"]);
+    let model = json(&planned(&["--objective", "model", "--blocks", "streamed", "--json"]));
+    let stage = &model["stages"][0];
+    assert_eq!(bytes(&stage["plan"], "logits"), 4 * of_block, "of one block");
+    let waiting = bytes(&stage["host"], "logits") + bytes(&stage["host"], "moments");
+    assert_eq!(waiting, 32 * 12 * of_block, "of all blocks");
+    let head = 5.0 * 2.0 * 32000.0 * 4096.0 * 2048.0;
+    let flops = 200.0 * 16.0 * (4.0 * 32.0 * forward + head) + 32.0 * (3.0 * 32.0 * forward + 2.0 * head);
+    assert!(close(&stage["flops"], flops), "{} {flops}", stage["flops"]);
+    let resident = json(&planned(&["--objective", "model", "--json"]));
+    assert_eq!(bytes(&resident["stages"][0]["plan"], "logits"), 32 * 4 * of_block);
+    let text = planned(&["--objective", "block,model", "--blocks", "streamed"]);
+    for part in [
+        "stage 1: relaxed on the block objective",
+        "stage 2: relaxed on the model objective",
+        "stage 2: 3.650e17 operations",
+    ] {
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+    }
+    println!("{text}");
+}
+
+/// The configuration of Llama-2-7B.
+fn llama_7b() -> Value {
+    value!({
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "hidden_act": "silu",
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "torch_dtype": "float16"
+    })
 }
 
 /// The real models: from a Wanda start below SparseGPT's mask on at least 95 % of the projections.

@@ -12,8 +12,8 @@ use common::{
 use half::f16;
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    Activation, Adam, AdamState, Kernels, Noise, Preset, Relaxation, SampleAt, Soft, SoftPatterns, SoftTopN, StateType,
-    Weight,
+    Activation, Adam, AdamState, Kernels, Noise, Preset, Relaxation, SampleAt, Soft, SoftPatterns, SoftTopN,
+    StateType, Weight,
 };
 use maskwright::model::Dtype;
 use reference::{AdamCase, EPS, SoftCase, Twin};

@@ -29,7 +29,7 @@ fn spread() {
                     ("all", Part::All, None),
                     ("kept", Part::Kept(&mask), Some((&bits, false))),
                     ("pruned", Part::Pruned(&mask), Some((&bits, true))),
-                    ("minus", Part::Minus, None),
+                    ("minus", Part::Minus(-4.0), None),
                 ];
                 for (what, part, twin) in parts {
                     let before = if what == "minus" { other.clone() } else { untouched(n * cols) };
@@ -39,7 +39,13 @@ fn spread() {
                     kernels.spread(&mut c, &weight, part, range.clone(), to).expect("spread");
                     let got = read(&mut c, out.buffer(), n * cols);
                     let want = match what {
-                        "minus" => reference::spread(&m.values[cut.clone()], cols, None, Some(&other)),
+                        "minus" => {
+                            let mut all = reference::spread(&m.values[cut.clone()], cols, None, Some(&other));
+                            // Exact: a power of two.
+                            all.value.iter_mut().for_each(|v| *v *= -4.0);
+                            all.unit.iter_mut().for_each(|u| *u *= 4.0);
+                            all
+                        }
                         _ => {
                             let mut all = reference::spread(&m.values, cols, twin, None);
                             all.value = all.value[cut.clone()].to_vec();

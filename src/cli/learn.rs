@@ -10,14 +10,16 @@ use super::context::stop_flag;
 use super::method_args::Start;
 use super::output::{Progress, bytes};
 use super::plan::largest;
-use super::prune::{Job, Made};
+use super::prune::Job;
+use super::result::Made;
+use super::stage_plan::StagePlan;
 use super::{CliError, Outcome};
 use crate::calib::Windows;
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
 use crate::model::Overlay;
-use crate::nn::{Decoder, DecoderWeights, Embedding, PlanItem, total};
+use crate::nn::{Decoder, DecoderWeights, Embedding, total};
 use crate::prune::RunFolder;
 use crate::prune::maskpro::{self, Learner};
 
@@ -27,13 +29,14 @@ const RUNAWAY: f64 = 0.5;
 
 impl Job<'_> {
     /// The plan of the learning itself.
-    pub(super) fn learning_plan(&self, kernels: &Kernels<'_>) -> Result<Vec<PlanItem>, CliError> {
+    pub(super) fn learning_plan(&self, kernels: &Kernels<'_>) -> Result<StagePlan, CliError> {
         let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
         let window = self.calib.as_ref().map_or(0, Windows::window);
         let sizes =
             maskpro::sizes(config, window, self.args.learn.batch(), kernels.gpu().max_binding_bytes());
         let scratch = kernels.scratch_bytes(DecoderWeights::largest_projection(checkpoint, config)?);
-        Ok(maskpro::plan(checkpoint, config, self.selection, &sizes, scratch)?)
+        let gpu = maskpro::plan(checkpoint, config, self.selection, &sizes, scratch)?;
+        Ok(StagePlan { name: "maskpro on the model's loss".into(), gpu, host: Vec::new(), flops: None })
     }
 
     /// Makes the start mask and learns from it.
@@ -45,11 +48,11 @@ impl Job<'_> {
         };
         let gpu = self.device.open()?;
         let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
-        let walk = match self.args.walk_options()? {
+        let walk = match self.args.walk_options(None, &[])? {
             Some(options) => Some(self.walk_plan(&kernels, &options)?.0),
             None => None,
         };
-        let plan = largest(walk.as_ref(), Some(&self.learning_plan(&kernels)?)).to_vec();
+        let plan = largest(walk.as_ref(), &[self.learning_plan(&kernels)?]).to_vec();
         self.device.note(|| format!("plan: {} of GPU memory", bytes(total(&plan))));
         let stop = stop_flag()?;
         let mut commands = Commands::new(&gpu)?;

@@ -9,11 +9,12 @@ use super::context::{DeviceArgs, Model};
 use super::prune::Method;
 use super::walk::{Walk, WalkArgs};
 use crate::calib::Windows;
-use crate::gpu::Commands;
+use crate::gpu::{Commands, Gpu};
 use crate::kernel::Kernels;
 use crate::mask::soft::logits_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
-use crate::model::Projection;
+use crate::model::{Config, Projection};
+use crate::prune::learn::Stage;
 use crate::prune::maskpro::{Estimator, Options};
 use crate::prune::plan::Carried;
 use crate::prune::{
@@ -41,7 +42,7 @@ pub(super) struct StartArgs {
     /// mask file [default: wanda, of relaxed, maskllm and proxsparse descent]
     #[arg(long, value_name = "METHOD|FILE")]
     start: Option<String>,
-    /// Calibration windows that a learning method's start mask is made from (default: all of --windows)
+    /// Calibration windows that a learning method's start mask is made from, and the layer objective (default: all of --windows)
     #[arg(long, value_name = "N")]
     start_windows: Option<usize>,
 }
@@ -160,7 +161,7 @@ impl StartArgs {
             Some(OneShot::Magnitude) => StartMask::Magnitude,
             Some(OneShot::Wanda) => StartMask::Wanda,
             Some(OneShot::Ria) => StartMask::Ria,
-            None => StartMask::File,
+            None | Some(OneShot::Given) => StartMask::File,
             Some(OneShot::SparseGpt | OneShot::Descent) => {
                 return Err(CliError::Usage(format!(
                     "descent starts from magnitude, wanda, ria or a mask file; for {} make its mask file first",
@@ -175,21 +176,31 @@ impl StartArgs {
         self.start_windows.unwrap_or(usize::MAX).min(windows)
     }
 
-    /// Options of the walk that makes a learning method's start mask; none for a file.
+    /// Options of the walk that makes a learning method's start mask, and goes on from it on the layer objective where `learn` says so
+    /// (`last`: nothing else is learned behind it); none for a file that is not gone on from.
     pub(super) fn walk_options(
         &self,
         walk: &WalkArgs,
         pattern: Pattern,
+        learn: Option<Stage>,
+        last: bool,
     ) -> Result<Option<OneShotOptions>, CliError> {
-        let Some(method) = self.method() else {
-            return Ok(None);
+        let (method, from) = match self.method() {
+            Some(method) => (method, StartMask::Wanda),
+            None if learn.is_some() => (OneShot::Given, StartMask::File),
+            None => return Ok(None),
         };
-        let options = walk.options(pattern, method, StartMask::Wanda)?;
-        if options.repair != Repair::None {
-            let message = "a start mask keeps the weights: learning methods take --repair block or model";
-            return Err(CliError::Usage(message.into()));
+        let options = walk.options(pattern, method, from)?;
+        match options.repair {
+            Repair::None => {}
+            Repair::Lstsq if learn.is_some() && last => {}
+            _ => {
+                let message = "a start mask keeps the weights: learning methods take --repair block or model, --objective layer also \
+                     lstsq";
+                return Err(CliError::Usage(message.into()));
+            }
         }
-        Ok(Some(options))
+        Ok(Some(OneShotOptions { learn, ..options }))
     }
 
     /// The start mask of a learning method that takes `batch` windows at a time, and what it was made of; none when stopped.
@@ -206,12 +217,13 @@ impl StartArgs {
         batch: usize,
         stop: &Arc<AtomicBool>,
     ) -> Result<Option<Start>, CliError> {
-        let Some(options) = self.walk_options(walk, pattern)? else {
+        let Some(options) = self.walk_options(walk, pattern, None, false)? else {
             let masks = start_file(model, selection, pattern, self.name().as_ref())?;
             return Ok(Some(Start { masks, from: StartFrom::Mask }));
         };
         let windows = windows.clone().first(self.windows(windows.count()));
-        let carried = self.carried(walk, kernels, model, &options, &windows, batch);
+        let (count, window) = (windows.count(), windows.window());
+        let carried = self.carried(walk, kernels.gpu(), &model.config, &options, count, window, Some(batch));
         // A stream of its own: what it keeps for read-back goes with it.
         let mut commands = Commands::new(kernels.gpu())?;
         let job = Walk { device, model, selection, options: &options, starts: None };
@@ -228,19 +240,20 @@ impl StartArgs {
         Ok(Some(Start { masks, from }))
     }
 
-    /// How the windows are carried, with little device memory, since learning takes its own; a mask that does not depend on them
-    /// needs none.
+    /// How the windows are carried, with little device memory where other learning (`spare` windows at a time) takes its own; a mask
+    /// that does not depend on them needs none.
+    #[allow(clippy::too_many_arguments)] // what a walk depends on
     pub(super) fn carried(
         &self,
         walk: &WalkArgs,
-        kernels: &Kernels<'_>,
-        model: &Model,
+        gpu: &Gpu,
+        config: &Config,
         options: &OneShotOptions,
-        windows: &Windows,
-        batch: usize,
+        windows: usize,
+        window: usize,
+        spare: Option<usize>,
     ) -> Option<Carried> {
-        let carry =
-            || walk.carried(kernels.gpu(), &model.config, windows.count(), windows.window(), Some(batch));
+        let carry = || walk.carried(gpu, config, windows, window, spare);
         options.needs_inputs().then(carry)
     }
 }

@@ -13,6 +13,8 @@ mod method_args;
 mod output;
 mod plan;
 mod prune;
+mod result;
+mod stage_plan;
 mod stages;
 mod train_args;
 mod variance;

@@ -5,12 +5,14 @@ use serde_json::json;
 use super::context::DeviceArgs;
 use super::output::table;
 use super::prune::{Args, Method};
+use super::stage_plan::{StagePlan, StagePlans, Stored};
 use super::walk::plan_rows;
 use super::{CliError, Outcome};
 use crate::gpu::Gpu;
 use crate::kernel::{Kernels, product_rate};
-use crate::model::{Config, Dtype, ModelError};
+use crate::model::{Config, Dtype};
 use crate::nn::{PlanItem, total};
+use crate::prune::learn::Stage;
 use crate::prune::plan::{self, WalkPlan};
 use crate::prune::{OneShotOptions, Selection};
 
@@ -18,65 +20,85 @@ use crate::prune::{OneShotOptions, Selection};
 pub(super) fn dry_run_of_shape(
     device: &DeviceArgs,
     args: &Args,
-    options: Option<OneShotOptions>,
+    options: Option<&OneShotOptions>,
+    stages: &[Stage],
 ) -> Result<Outcome, CliError> {
     let config = Config::read(&args.model)?;
     let selection = args.select(&config, device)?;
-    let Some(options) = options.filter(|_| args.method != Method::Maskpro) else {
-        let message =
-            "without weights only the layer-by-layer methods can be planned: name one with --method";
+    if args.method == Method::Maskpro && stages.is_empty() {
+        let message = "--method maskpro on the model's loss cannot be planned without weights: add the weight files, or take \
+             --objective block or another --method";
         return Err(CliError::Usage(message.into()));
-    };
+    }
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let choice = args.choice(&config);
-    let carried = args.walk.carried(&gpu, &config, choice.windows, choice.window, None);
-    let stored = config.dtype.unwrap_or(Dtype::F16);
-    let dtype = |_: &str| -> Result<Dtype, ModelError> { Ok(stored) };
-    let plan = plan::walk(&kernels, &config, &dtype, &selection, &options, Some(carried))?;
-    device.note(|| format!("no weights in {}: planned for {stored}", args.model.display()));
-    show_plan(device, args, &kernels, &selection, Some(&plan), None)?;
-    args.walk.check(&plan, Some(carried)).map(|()| Outcome::Done)
+    let stored = Stored::All(config.dtype.unwrap_or(Dtype::F16));
+    let carried = options.and_then(|o| args.carried(&kernels, &config, o, choice.windows, choice.window));
+    let dtype = |name: &str| stored.of(name);
+    let walk = options.map(|o| plan::walk(&kernels, &config, &dtype, &selection, o, carried)).transpose()?;
+    let plans = StagePlans {
+        kernels: &kernels,
+        config: &config,
+        stored,
+        selection: &selection,
+        args,
+        windows: choice.windows,
+        window: choice.window,
+    };
+    let learning = plans.all(stages)?;
+    if let Stored::All(dtype) = stored {
+        device.note(|| format!("no weights in {}: planned for {dtype}", args.model.display()));
+    }
+    show_plan(device, args, &kernels, &selection, walk.as_ref(), &learning)?;
+    args.walk.check_all(walk.as_ref(), carried, &learning).map(|()| Outcome::Done)
 }
 
-/// Prints what will be allocated and how long it may take.
+/// Prints what will be allocated and how long it may take: of the walk, and of what is learned behind it.
 pub(super) fn show_plan(
     device: &DeviceArgs,
     args: &Args,
     kernels: &Kernels<'_>,
     selection: &Selection,
     walk: Option<&WalkPlan>,
-    learning: Option<&[PlanItem]>,
+    stages: &[StagePlan],
 ) -> Result<(), CliError> {
     let gpu: &Gpu = kernels.gpu();
-    let plan = largest(walk, learning);
-    let seconds = match walk {
-        Some(walk) if walk.flops > 0.0 => {
+    let plan = largest(walk, stages);
+    let walk_flops = walk.map(|w| w.flops).filter(|flops| *flops > 0.0);
+    let rate = match walk_flops.or(stages.iter().find_map(|s| s.flops)) {
+        Some(_) => {
             let rate = product_rate(kernels)?;
             device.note(|| format!("measured: {:.1} GFLOP/s in products", rate * 1e-9));
-            Some(walk.flops / rate)
+            Some(rate)
         }
-        _ => None,
+        None => None,
     };
+    let seconds = walk_flops.zip(rate).map(|(flops, rate)| flops / rate);
     if args.json {
         let out = json!({
             "plan": plan, "total": total(plan), "host": walk.map(|w| &w.host),
-            "flops": walk.map(|w| w.flops), "seconds": seconds, "adapter": gpu.describe(),
+            "flops": walk.map(|w| w.flops), "seconds": seconds,
+            "walk": walk.map(|w| &w.gpu),
+            "stages": stages.iter().map(|s| s.json(rate)).collect::<Vec<_>>(),
+            "adapter": gpu.describe(),
         });
         println!("{out}");
         return Ok(());
     }
-    match (walk, learning) {
-        (Some(walk), Some(learning)) => {
-            println!("{}", table(&["GPU memory of the start mask", "bytes"], &plan_rows(&walk.gpu)));
-            println!("\n{}", table(&["GPU memory of the learning", "bytes"], &plan_rows(learning)));
-        }
-        _ => println!("{}", table(&["GPU memory until the mask is made", "bytes"], &plan_rows(plan))),
-    }
     if let Some(walk) = walk {
-        println!("\n{}", table(&["host memory", "bytes"], &plan_rows(&walk.host)));
+        let until = if stages.is_empty() { "until the mask is made" } else { "of the start mask" };
+        println!("{}", table(&[&format!("GPU memory {until}"), "bytes"], &plan_rows(&walk.gpu)));
+        println!("\n{}\n", table(&["host memory", "bytes"], &plan_rows(&walk.host)));
     }
-    println!("\n{} projections, {} weights under masks", selection.pruned.len(), selection.weights());
+    for (i, stage) in stages.iter().enumerate() {
+        let title = format!("GPU memory of stage {}: {}", i + 1, stage.name);
+        println!("{}\n", table(&[&title, "bytes"], &plan_rows(&stage.gpu)));
+        if !stage.host.is_empty() {
+            println!("{}\n", table(&["host memory", "bytes"], &plan_rows(&stage.host)));
+        }
+    }
+    println!("{} projections, {} weights under masks", selection.pruned.len(), selection.weights());
     if let (Some(walk), Some(seconds)) = (walk, seconds) {
         let blocks = (walk.flops / walk.block_flops.max(1.0)).round();
         println!(
@@ -85,16 +107,19 @@ pub(super) fn show_plan(
             duration(seconds)
         );
     }
+    for (i, stage) in stages.iter().enumerate() {
+        if let Some((flops, rate)) = stage.flops.zip(rate) {
+            println!("stage {}: {flops:.3e} operations, about {}", i + 1, duration(flops / rate));
+        }
+    }
     Ok(())
 }
 
-/// The larger of the two plans: they follow each other.
-pub(super) fn largest<'a>(walk: Option<&'a WalkPlan>, learning: Option<&'a [PlanItem]>) -> &'a [PlanItem] {
-    let walk = walk.map_or(&[][..], |w| &w.gpu);
-    match learning {
-        Some(learning) if total(learning) > total(walk) => learning,
-        _ => walk,
-    }
+/// The largest of the plans: they follow each other.
+pub(super) fn largest<'a>(walk: Option<&'a WalkPlan>, stages: &'a [StagePlan]) -> &'a [PlanItem] {
+    let all = walk.map(|w| &w.gpu[..]).into_iter().chain(stages.iter().map(|s| &s.gpu[..]));
+    // The first of equal ones.
+    all.reduce(|most, plan| if total(plan) > total(most) { plan } else { most }).unwrap_or_default()
 }
 
 /// "3.2 s", "4 min", "2.5 h".

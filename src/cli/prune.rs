@@ -3,29 +3,27 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::calib_args::{CalibArgs, CalibChoice};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs, start_file};
-use super::output::{Progress, bytes, profile, table};
+use super::output::bytes;
 use super::plan::{dry_run_of_shape, largest, show_plan};
+use super::result::Made;
 use super::train_args::{Recipe, TrainArgs};
 use super::walk::{Walk, WalkArgs, WalkWindows, conditions};
 use super::{CliError, Outcome};
 use crate::calib::Windows;
-use crate::eval::Streamed;
 use crate::export;
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
-use crate::mask::{MaskFile, MaskSet, Provenance};
+use crate::mask::{MaskSet, Provenance};
 use crate::model::{Config, Overlay};
-use crate::nn::{Embedding, PlanItem, total};
-use crate::prune::learn::Stage;
+use crate::nn::total;
+use crate::prune::learn::{Objective, Stage};
 use crate::prune::plan::{Carried, WalkPlan};
-use crate::prune::{
-    BlockStore, EvalRow, OneShot, OneShotOptions, ProjectionReport, RunFolder, Selection, StartMask, select,
-};
+use crate::prune::{BlockStore, OneShot, OneShotOptions, RunFolder, Selection, StartMask, select};
 
 /// What chooses the mask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -111,7 +109,7 @@ pub(super) struct Args {
     resume: Option<PathBuf>,
     /// Do not write the masked model
     #[arg(long)]
-    no_model: bool,
+    pub(super) no_model: bool,
     /// Text on which dense, start and result are measured at the end
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
@@ -134,6 +132,9 @@ impl Args {
     pub(super) fn choice(&self, config: &Config) -> CalibChoice {
         match self.method {
             Method::Maskpro => self.windows.maskpro(),
+            Method::Relaxed if self.train.only_layer() => {
+                self.windows.one_shot(config.max_position_embeddings)
+            }
             Method::Relaxed | Method::Maskllm | Method::Proxsparse => {
                 self.windows.learned(config.max_position_embeddings)
             }
@@ -141,8 +142,13 @@ impl Args {
         }
     }
 
-    /// Options of the walk: of the one-shot method, or of the one that makes a learning method's start mask.
-    pub(super) fn walk_options(&self) -> Result<Option<OneShotOptions>, CliError> {
+    /// Options of the walk: of the one-shot method, or of the one that makes a learning method's start mask and goes on from it with
+    /// the stage `layer`, behind which `stages` follow.
+    pub(super) fn walk_options(
+        &self,
+        layer: Option<Stage>,
+        stages: &[Stage],
+    ) -> Result<Option<OneShotOptions>, CliError> {
         let pattern = self.select.pattern;
         match self.method.one_shot() {
             Some(method) => {
@@ -152,15 +158,38 @@ impl Args {
                 };
                 Ok(Some(self.walk.options(pattern, method, start)?))
             }
-            None => self.start.walk_options(&self.walk, pattern),
+            None => {
+                let last = stages.iter().all(|stage| stage.trains.weights());
+                self.start.walk_options(&self.walk, pattern, layer, last)
+            }
         }
     }
 
-    /// The stages behind the walk.
-    fn stages(&self) -> Result<Vec<Stage>, CliError> {
+    /// What is learned in the walk, and the stages behind it.
+    fn stages(&self) -> Result<(Option<Stage>, Vec<Stage>), CliError> {
         let repairs = self.walk.trained_repairs();
         let (pattern, seed) = (self.select.pattern, self.windows.seed);
-        self.train.stages(self.method, &self.learn, &repairs, pattern, seed)
+        let mut stages = self.train.stages(self.method, &self.learn, &repairs, pattern, seed)?;
+        let in_walk = stages.first().is_some_and(|stage| stage.objective == Objective::Layer);
+        let layer = in_walk.then(|| stages.remove(0));
+        Ok((layer, stages))
+    }
+
+    /// How the walk carries the first of `count` calibration windows of `window` tokens.
+    pub(super) fn carried(
+        &self,
+        kernels: &Kernels<'_>,
+        config: &Config,
+        options: &OneShotOptions,
+        count: usize,
+        window: usize,
+    ) -> Option<Carried> {
+        let gpu = kernels.gpu();
+        if self.method.one_shot().is_some() {
+            return Some(self.walk.carried(gpu, config, count, window, None));
+        }
+        let spare = (!self.train.only_layer()).then(|| self.learn.batch());
+        self.start.carried(&self.walk, gpu, config, options, self.start.windows(count), window, spare)
     }
 
     pub(super) fn select(&self, config: &Config, device: &DeviceArgs) -> Result<Selection, CliError> {
@@ -181,8 +210,8 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     args.start.resolve(args.method);
     let args = &args;
     args.learn.check()?;
-    let options = args.walk_options()?;
-    let stages = args.stages()?;
+    let (layer, stages) = args.stages()?;
+    let options = args.walk_options(layer, &stages)?;
     let policy = args.method == Method::Maskpro && stages.is_empty();
     if args.resume.is_some() && policy {
         let message = "--resume does not go on with maskpro on the model's loss; a mask learned so far continues with \
@@ -190,7 +219,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
         return Err(CliError::Usage(message.into()));
     }
     if args.dry_run && !Model::has_weights(&args.model) {
-        return dry_run_of_shape(device, args, options);
+        return dry_run_of_shape(device, args, options.as_ref(), &stages);
     }
     let model = Model::open_checked(&args.model)?;
     let selection = args.select(&model.config, device)?;
@@ -231,22 +260,10 @@ pub(super) struct Job<'a> {
     pub(super) args: &'a Args,
     pub(super) model: &'a Model,
     pub(super) selection: &'a Selection,
-    choice: CalibChoice,
+    pub(super) choice: CalibChoice,
     pub(super) calib: Option<Windows>,
-    eval: Option<(Windows, usize)>,
+    pub(super) eval: Option<(Windows, usize)>,
     stages: Vec<Stage>,
-}
-
-/// What a method has brought, for the files of the run.
-pub(super) struct Made<'a> {
-    pub(super) masks: MaskSet,
-    pub(super) start: Option<MaskSet>,
-    /// The model's weights, with those that were re-fitted.
-    pub(super) tensors: &'a Overlay<'a>,
-    pub(super) outcome: Outcome,
-    pub(super) plan: Vec<PlanItem>,
-    pub(super) options: Value,
-    pub(super) reports: Vec<ProjectionReport>,
 }
 
 impl Job<'_> {
@@ -260,18 +277,10 @@ impl Job<'_> {
         kernels: &Kernels<'_>,
         options: &OneShotOptions,
     ) -> Result<(WalkPlan, Option<Carried>), CliError> {
-        let carried = match (&self.calib, self.args.method) {
-            (Some(windows), _) if self.args.method.one_shot().is_none() => {
-                let windows = windows.clone().first(self.args.start.windows(windows.count()));
-                let batch = self.args.learn.batch();
-                self.args.start.carried(&self.args.walk, kernels, self.model, options, &windows, batch)
-            }
-            (Some(windows), _) => {
-                let (count, window) = (windows.count(), windows.window());
-                Some(self.args.walk.carried(kernels.gpu(), &self.model.config, count, window, None))
-            }
-            (None, _) => None,
-        };
+        let carried = self.calib.as_ref().and_then(|windows| {
+            let (count, window) = (windows.count(), windows.window());
+            self.args.carried(kernels, &self.model.config, options, count, window)
+        });
         Ok((self.walk(options, None).plan(kernels, carried)?, carried))
     }
 
@@ -290,15 +299,11 @@ impl Job<'_> {
             None => (None, None),
         };
         let learning = match self.policy() {
-            true => Some(self.learning_plan(&kernels)?),
-            false if self.stages.is_empty() => None,
-            false => Some(self.stages_plan(&kernels, &self.stages)?),
+            true => vec![self.learning_plan(&kernels)?],
+            false => self.plans(&kernels).all(&self.stages)?,
         };
-        show_plan(self.device, self.args, &kernels, self.selection, walk.as_ref(), learning.as_deref())?;
-        match &walk {
-            Some(plan) => self.args.walk.check(plan, carried).map(|()| Outcome::Done),
-            None => Ok(Outcome::Done),
-        }
+        show_plan(self.device, self.args, &kernels, self.selection, walk.as_ref(), &learning)?;
+        self.args.walk.check_all(walk.as_ref(), carried, &learning).map(|()| Outcome::Done)
     }
 
     /// Prunes layer by layer, or makes a start mask in that way, and runs the stages behind it.
@@ -308,22 +313,21 @@ impl Job<'_> {
         let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
         let pattern = self.args.select.pattern;
         let given = match (options.map(|o| o.method), self.args.start.file()) {
-            (Some(OneShot::Descent) | None, Some(path)) => {
+            (Some(OneShot::Descent | OneShot::Given) | None, Some(path)) => {
                 Some(start_file(self.model, self.selection, pattern, path)?)
             }
             _ => None,
         };
         let planned = options.map(|options| self.walk_plan(&kernels, options)).transpose()?;
-        if let Some((plan, carried)) = &planned {
-            self.args.walk.check(plan, *carried)?;
-        }
         let (walk_plan, carried) = planned.unzip();
-        let learning = self.stages_plan(&kernels, &self.stages)?;
-        self.args.walk.check_total(total(&learning))?;
-        let plan = largest(walk_plan.as_ref(), Some(&learning)).to_vec();
+        let carried = carried.flatten();
+        let learning = self.plans(&kernels).all(&self.stages)?;
+        self.args.walk.check_all(walk_plan.as_ref(), carried, &learning)?;
+        let plan = largest(walk_plan.as_ref(), &learning).to_vec();
         let at_once = if self.stages.is_empty() { ", one block at a time" } else { "" };
         self.device.note(|| format!("plan: {} of GPU memory{at_once}", bytes(total(&plan))));
-        let windows: WalkWindows<'_> = self.calib.as_ref().zip(carried.flatten());
+        let walked = self.calib.clone().zip(carried).map(|(windows, c)| windows.first(c.windows));
+        let windows: WalkWindows<'_> = walked.as_ref().zip(carried);
         let start_path = self.args.start.file().filter(|_| given.is_some());
         let choice = self.calib.as_ref().map(|_| self.choice);
         let (model, selection) = (self.model, self.selection);
@@ -333,7 +337,6 @@ impl Job<'_> {
             None => (RunFolder::create(out)?, Vec::new()),
         };
         let stop = stop_flag()?;
-        let mut commands = Commands::new(&gpu)?;
         let mut tensors = Overlay::new(&self.model.checkpoint);
         let (mut masks, mut reports, mut store) = (given.clone(), Vec::new(), None);
         if let Some(options) = options {
@@ -347,6 +350,8 @@ impl Job<'_> {
             }
             let walk = self.walk(options, given.as_ref());
             let keep = Some((&mut kept, &mut folder));
+            // A stream of its own: what it keeps for read-back goes with it.
+            let mut commands = Commands::new(&gpu)?;
             let walked = walk.run(&kernels, &mut commands, windows, keep, &stop)?;
             if walked.stopped {
                 let done = format!("{} of {} blocks are finished", kept.len(), self.blocks());
@@ -363,7 +368,6 @@ impl Job<'_> {
         let staged = self.run_stages(
             &mut folder,
             &kernels,
-            &mut commands,
             &self.stages,
             masks,
             tensors,
@@ -387,7 +391,7 @@ impl Job<'_> {
             reports,
         };
         let keep_weights = made.tensors.replaces_any() && self.args.no_model;
-        let outcome = self.finish(folder, &kernels, &mut commands, made, started)?;
+        let outcome = self.finish(folder, &kernels, &mut Commands::new(&gpu)?, made, started)?;
         staged.finish(keep_weights)?;
         if let Some(store) = store {
             store.finish(keep_weights)?;
@@ -401,149 +405,11 @@ impl Job<'_> {
         Outcome::Interrupted
     }
 
-    fn blocks(&self) -> usize {
+    pub(super) fn blocks(&self) -> usize {
         self.model.config.num_layers
     }
 
     pub(super) fn provenance(&self) -> Provenance {
         Provenance::new(self.args.method.name(), self.args.windows.seed)
     }
-
-    /// Writes the files of the run, measures, prints.
-    pub(super) fn finish<'g>(
-        &self,
-        folder: RunFolder,
-        kernels: &Kernels<'g>,
-        commands: &mut Commands<'g>,
-        made: Made<'_>,
-        started: Instant,
-    ) -> Result<Outcome, CliError> {
-        let gpu = kernels.gpu();
-        let (checkpoint, config) = (&self.model.checkpoint, &self.model.config);
-        let (peak, at_peak) = (gpu.memory_peak(), gpu.memory_items());
-        made.masks.check()?;
-        let provenance = self.provenance();
-        MaskFile::new(made.masks.clone(), provenance.clone(), checkpoint)?.write(&folder.mask())?;
-        if !self.args.no_model {
-            export::hf::write(made.tensors, config, &made.masks, &provenance, &folder.model())?;
-        }
-        let rows = self.measure(kernels, commands, &made)?;
-        let changed = made.start.as_ref().map(|s| groups_changed(s, &made.masks));
-        let run = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "adapter": gpu.describe(),
-            "preset": kernels.preset().name,
-            "model": self.args.model,
-            "calib": self.args.calib,
-            "method": self.args.method.name(),
-            "options": made.options,
-            "start": self.args.start.name(),
-            "seed": self.args.windows.seed,
-            "windows": self.calib.as_ref().map(Windows::count),
-            "window": self.calib.as_ref().map(Windows::window),
-            "segments": self.calib.as_ref().map(|_| self.choice.name()),
-            "only": self.args.select.only,
-            "left_dense": self.selection.skipped,
-            "interrupted": matches!(made.outcome, Outcome::Interrupted),
-            "kept_weights_changed": made.tensors.replaces_any(),
-            "groups_changed": changed,
-            "projections": made.reports,
-            "results": rows,
-            "memory": {
-                "plan": made.plan, "plan_total": total(&made.plan), "peak": peak, "at_peak": at_peak
-            },
-            "seconds": started.elapsed().as_secs_f64(),
-        });
-        let path = folder.path().to_path_buf();
-        folder.finish(&run)?;
-        if self.args.json {
-            println!("{run}");
-        } else {
-            self.print(&rows, changed, &made);
-            println!("written: {}", path.display());
-        }
-        if self.device.profile {
-            eprintln!("{}", profile(gpu));
-        }
-        Ok(made.outcome)
-    }
-
-    /// Dense, start and result on the evaluation text, one block at a time.
-    fn measure<'g>(
-        &self,
-        kernels: &Kernels<'g>,
-        commands: &mut Commands<'g>,
-        made: &Made<'_>,
-    ) -> Result<Vec<EvalRow>, CliError> {
-        let Some((windows, tokens)) = &self.eval else {
-            return Ok(Vec::new());
-        };
-        let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
-        let embedding = Embedding::new(checkpoint, config)?;
-        let dense = Streamed { kernels, config, tensors: checkpoint, embedding: &embedding };
-        let result = Streamed { tensors: made.tensors, ..dense };
-        let mut bar = self.blocks_bar("dense");
-        let streams = dense.streams(commands, windows, &result, |n| bar.at(n as u64, String::new))?;
-        bar.end();
-        let mut models: Vec<_> =
-            made.start.as_ref().map(|start| ("start", dense, start)).into_iter().collect();
-        models.push(("result", result, &made.masks));
-        let mut rows = Vec::new();
-        for (model, streamed, set) in models {
-            let mut bar = self.blocks_bar(model);
-            let progress = |n| bar.at(n as u64, String::new);
-            let found = streamed.compare(commands, windows, *tokens, Some(set), &streams, progress)?;
-            bar.end();
-            if rows.is_empty() {
-                rows.push(EvalRow::new("dense", &found.dense, None));
-            }
-            rows.push(EvalRow::new(model, &found.model, Some((found.kl, found.top1))));
-        }
-        Ok(rows)
-    }
-
-    fn blocks_bar(&self, model: &'static str) -> Progress {
-        Progress::new(model, self.blocks() as u64, self.device.quiet)
-    }
-
-    fn print(&self, rows: &[EvalRow], changed: Option<u64>, made: &Made<'_>) {
-        if !rows.is_empty() {
-            let cells: Vec<Vec<String>> = rows
-                .iter()
-                .map(|r| {
-                    let to_dense = r.kl_to_dense.map_or(String::new(), |kl| format!("{kl:.5}"));
-                    let top1 = r.top1_agreement.map_or(String::new(), |a| format!("{:.1} %", 100.0 * a));
-                    let (perplexity, nll) = (format!("{:.4}", r.perplexity), format!("{:.5}", r.nll));
-                    vec![r.model.to_string(), perplexity, nll, to_dense, top1]
-                })
-                .collect();
-            let head = ["model", "perplexity", "nats/token", "KL to dense", "top-1 as dense"];
-            println!("{}", table(&head, &cells));
-            println!("{} windows of {} tokens", rows[0].windows, rows[0].window);
-        }
-        let mean = |of: fn(&ProjectionReport) -> Option<f64>| {
-            let values: Vec<f64> = made.reports.iter().filter_map(of).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-        };
-        if let Some(error) = mean(|r| r.error) {
-            let start = mean(|r| r.start).map_or(String::new(), |s| format!("{s:.5} under the start mask, "));
-            let repaired =
-                mean(|r| r.repaired).map_or(String::new(), |r| format!(", {r:.5} after the repair"));
-            println!("output error of the projections, mean: {start}{error:.5} under the mask{repaired}");
-        }
-        if let Some(changed) = changed {
-            let groups = self.selection.weights() / self.args.select.pattern.m() as u64;
-            println!("{changed} of {groups} groups differ from the start mask");
-        }
-        if made.tensors.replaces_any() {
-            println!(
-                "kept weights were changed (--repair): the written model is not bit-identical where it is kept"
-            );
-        }
-    }
-}
-
-fn groups_changed(a: &MaskSet, b: &MaskSet) -> u64 {
-    let pairs = a.masks.iter().filter_map(|(name, mask)| Some((mask, b.masks.get(name)?)));
-    pairs.map(|(x, y)| x.groups_changed(y, a.pattern)).sum()
 }

@@ -10,19 +10,18 @@ use serde_json::{Map, Value, json};
 use super::CliError;
 use super::output::Progress;
 use super::prune::Job;
+use super::stage_plan::{Flow, StagePlans, Stored, stage_name};
 use super::walk::put_windows;
 use crate::calib::Windows;
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
-use crate::model::{Checkpoint, Dtype, ModelError, Overlay};
-use crate::nn::{Activations, Embedding, Keep, Place, PlanItem, Sizes, total};
-use crate::prune::learn::plan::Planned;
+use crate::model::{Checkpoint, Overlay};
+use crate::nn::{Activations, Embedding, Keep};
 use crate::prune::learn::{
-    Blockwise, EndToEnd, LearnWatch, ModelLoss, Objective, Residency, Snapshot, Stage, StepReport, Streams,
+    Blockwise, EndToEnd, LearnWatch, ModelLoss, Objective, Snapshot, Stage, StepReport, Streams,
     dense_outputs, shuffled,
 };
-use crate::prune::plan::Carried;
 use crate::prune::{BlockResult, BlockStore, Learned, PruneError, RunFolder};
 
 /// The state of training in the middle, in the folder of a stage.
@@ -46,88 +45,18 @@ impl Staged<'_> {
     }
 }
 
-/// How windows go through a stage.
-pub(super) struct Flow {
-    pub(super) windows: Windows,
-    pub(super) sizes: Sizes,
-    pub(super) place: Place,
-    pub(super) residency: Residency,
-}
-
 impl Job<'_> {
-    /// Windows, batches and places of a stage.
-    pub(super) fn flow(&self, kernels: &Kernels<'_>, stage: &Stage) -> Result<Flow, CliError> {
-        let Some(windows) = &self.calib else {
-            let message = format!("--method {} needs --calib TEXT", self.args.method.name());
-            return Err(CliError::Usage(message));
-        };
-        let windows = shuffled(windows, stage.seed, stage.batch)?;
-        let (gpu, config, length) = (kernels.gpu(), &self.model.config, windows.window());
-        let carried = self.args.walk.carried(gpu, config, windows.count(), length, None);
-        let budget = self.args.walk.budget();
-        let residency = self.args.train.blocks.unwrap_or(Residency::Resident);
-        let mut flow =
-            Flow { windows, sizes: carried.sizes(gpu, config), place: carried.place, residency };
-        // As many windows at once as divide a minibatch and fit; blocks stream where even one window does not.
-        let most = flow.sizes.layout.windows.min(stage.batch);
-        for together in (1..=most).rev().filter(|n| stage.batch.is_multiple_of(*n)) {
-            flow.sizes = Carried { together, ..carried }.sizes(gpu, config);
-            if stage.objective == Objective::Model {
-                flow.sizes = flow.sizes.for_model_training(config, gpu.max_binding_bytes());
-            }
-            let Some(budget) = budget else {
-                return Ok(flow);
-            };
-            if total(&self.stage_plan(kernels, stage, &flow)?) <= budget {
-                return Ok(flow);
-            }
-            if self.args.train.blocks.is_none() && stage.objective == Objective::Model {
-                flow.residency = Residency::Streamed;
-                if total(&self.stage_plan(kernels, stage, &flow)?) <= budget {
-                    return Ok(flow);
-                }
-                flow.residency = Residency::Resident;
-            }
-        }
-        Ok(flow)
-    }
-
-    /// Device memory of a stage.
-    pub(super) fn stage_plan(
-        &self,
-        kernels: &Kernels<'_>,
-        stage: &Stage,
-        flow: &Flow,
-    ) -> Result<Vec<PlanItem>, CliError> {
-        let checkpoint = &self.model.checkpoint;
-        let dtype = |name: &str| -> Result<Dtype, ModelError> { Ok(checkpoint.tensor(name)?.dtype) };
-        let planned = Planned {
+    /// What plans the stages.
+    pub(super) fn plans<'s, 'g>(&'s self, kernels: &'s Kernels<'g>) -> StagePlans<'s, 'g> {
+        StagePlans {
             kernels,
             config: &self.model.config,
-            dtype: &dtype,
+            stored: Stored::Files(&self.model.checkpoint),
             selection: self.selection,
-            sizes: &flow.sizes,
-            windows: flow.windows.count(),
-            place: flow.place,
-            residency: flow.residency,
-        };
-        Ok(planned.memory(stage)?)
-    }
-
-    /// The plan of the stage that takes most.
-    pub(super) fn stages_plan(
-        &self,
-        kernels: &Kernels<'_>,
-        stages: &[Stage],
-    ) -> Result<Vec<PlanItem>, CliError> {
-        let mut most = Vec::new();
-        for stage in stages {
-            let plan = self.stage_plan(kernels, stage, &self.flow(kernels, stage)?)?;
-            if total(&plan) > total(&most) {
-                most = plan;
-            }
+            args: self.args,
+            windows: self.calib.as_ref().map_or(0, Windows::count),
+            window: self.calib.as_ref().map_or(0, Windows::window),
         }
-        Ok(most)
     }
 
     /// Runs the stages behind each other; each goes on from where an interrupted run left it.
@@ -136,7 +65,6 @@ impl Job<'_> {
         &'a self,
         folder: &mut RunFolder,
         kernels: &Kernels<'g>,
-        c: &mut Commands<'g>,
         stages: &[Stage],
         start: MaskSet,
         tensors: Overlay<'a>,
@@ -145,16 +73,20 @@ impl Job<'_> {
         stop: &Arc<AtomicBool>,
     ) -> Result<Staged<'a>, CliError> {
         let mut staged = Staged { masks: start, tensors, stopped: false, stores: Vec::new() };
+        let Some(calib) = self.calib.as_ref().filter(|_| !stages.is_empty()) else {
+            return Ok(staged);
+        };
         for (number, stage) in stages.iter().enumerate() {
-            let what = format!("{} on the {} objective", name(stage), objective(stage));
+            let what = stage_name(stage);
             self.device.note(|| format!("stage {}: {what}", number + 1));
-            let flow = self.flow(kernels, stage)?;
+            let windows = shuffled(calib, stage.seed, stage.batch)?;
+            let flow = self.plans(kernels).flow(stage)?;
             let path = folder.path().join(format!("stage{}", number + 1));
             let mut conditions = conditions.clone();
             // As text: numbers do not all come back from JSON as they went.
             conditions.insert("stage".into(), json!(stage).to_string().into());
             conditions.insert("blocks".into(), json!(flow.residency));
-            put_windows(&mut conditions, &flow.windows, &flow.sizes);
+            put_windows(&mut conditions, &windows, &flow.sizes);
             let (pattern, provenance) = (stage.pattern, self.provenance());
             let store = if path.join("manifest.json").exists() {
                 BlockStore::open(&path, &conditions, pattern, provenance)?
@@ -185,7 +117,15 @@ impl Job<'_> {
                 by_block: stage.objective != Objective::Model,
             };
             if keeper.store.len() < layers {
-                match self.stage(kernels, c, stage, flow, &staged, &mut keeper) {
+                match self.stage(
+                    kernels,
+                    &mut Commands::new(kernels.gpu())?,
+                    stage,
+                    &windows,
+                    flow,
+                    &staged,
+                    &mut keeper,
+                ) {
                     Err(CliError::Prune(PruneError::Stopped)) => staged.stopped = true,
                     other => other?,
                 }
@@ -205,11 +145,13 @@ impl Job<'_> {
         Ok(staged)
     }
 
+    #[allow(clippy::too_many_arguments)] // the state of a run
     fn stage<'g>(
         &self,
         kernels: &Kernels<'g>,
         c: &mut Commands<'g>,
         stage: &Stage,
+        windows: &Windows,
         flow: Flow,
         staged: &Staged<'_>,
         keeper: &mut Keeper<'_>,
@@ -217,7 +159,7 @@ impl Job<'_> {
         let (gpu, config, checkpoint) = (kernels.gpu(), &self.model.config, &self.model.checkpoint);
         let embedding = Embedding::new(checkpoint, config)?;
         let stream = || {
-            let tokens = flow.windows.tokens();
+            let tokens = windows.tokens();
             let sizes = flow.sizes.clone();
             Activations::embed(gpu, config, &embedding, tokens, sizes, flow.place, Keep::Residual)
         };
@@ -241,7 +183,7 @@ impl Job<'_> {
                 start: &staged.masks,
                 residency: flow.residency,
             };
-            return Ok(learner.run(c, &flow.windows, flow.sizes.clone(), dense.as_ref(), keeper)?);
+            return Ok(learner.run(c, windows, flow.sizes.clone(), dense.as_ref(), keeper)?);
         }
         let streams = Streams { pruned: stream()?, dense: stream()? };
         let finished = keeper.store.masks(checkpoint)?;
@@ -259,15 +201,6 @@ impl Job<'_> {
         };
         Ok(learner.run(c, streams, &finished, keeper)?)
     }
-}
-
-/// "relaxed".
-fn name(stage: &Stage) -> String {
-    json!(stage.trains).as_str().unwrap_or_default().to_string()
-}
-
-fn objective(stage: &Stage) -> String {
-    json!(stage.objective).as_str().unwrap_or_default().to_string()
 }
 
 /// Metrics of the steps of an interrupted run that are not made again, and of what its stages had finished.

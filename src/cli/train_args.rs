@@ -112,6 +112,11 @@ impl TrainArgs {
         })
     }
 
+    /// Whether nothing but the layer objective is learned.
+    pub(super) fn only_layer(&self) -> bool {
+        self.objective == [Objective::Layer]
+    }
+
     /// The stages behind the start mask, or behind the one-shot mask.
     ///
     /// # Errors
@@ -128,6 +133,17 @@ impl TrainArgs {
         let trains = self.trains(method);
         if trains.is_none() && !self.objective.is_empty() && method != Method::Maskpro {
             return bad(format!("--method {} has no --objective: it does not learn", method.name()));
+        }
+        if self.objective.contains(&Objective::Layer) && method != Method::Relaxed {
+            return bad(format!(
+                "--objective layer is for --method relaxed; {} takes block or model",
+                method.name()
+            ));
+        }
+        if self.objective.iter().skip(1).any(|o| *o == Objective::Layer) {
+            return bad(
+                "--objective layer comes first, as in layer,block: it goes on from the start mask".into()
+            );
         }
         let objectives = match (self.objective.as_slice(), self.recipe) {
             ([], Some(Recipe::Best)) => vec![Objective::Block, Objective::Model],

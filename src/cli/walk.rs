@@ -10,12 +10,13 @@ use super::CliError;
 use super::calib_args::CalibChoice;
 use super::context::{DeviceArgs, Model};
 use super::output::{Progress, bytes};
+use super::stage_plan::{StagePlan, Stored};
 use super::train_args::TrainedRepair;
 use crate::calib::Windows;
 use crate::gpu::{Commands, Gpu};
 use crate::kernel::Kernels;
 use crate::mask::{MaskSet, Pattern};
-use crate::model::{Config, Dtype, ModelError, Overlay, sha256_hex};
+use crate::model::{Config, Overlay, sha256_hex};
 use crate::nn::{Activations, Embedding, Keep, Place, PlanItem, Sizes, total};
 use crate::prune::learn::Objective;
 use crate::prune::plan::{self, Carried, WalkPlan};
@@ -165,21 +166,44 @@ impl WalkArgs {
         carried
     }
 
-    /// Refuses a stage that needs more than may be used.
-    pub(super) fn check_total(&self, needed: u64) -> Result<(), CliError> {
-        match self.budget() {
-            Some(budget) if needed > budget => Err(CliError::Usage(format!(
-                "the plan of a stage takes {} of device memory, --gpu-memory allows {}: use a smaller --batch, a shorter --window, \
-                 --activations host, --blocks streamed, or the block objective",
+    /// Refuses plans that are larger than what may be used, with what to change.
+    pub(super) fn check_all(
+        &self,
+        walk: Option<&WalkPlan>,
+        carried: Option<Carried>,
+        stages: &[StagePlan],
+    ) -> Result<(), CliError> {
+        if let Some(walk) = walk {
+            self.check(walk, carried)?;
+        }
+        stages.iter().try_for_each(|stage| self.check_stage(stage))
+    }
+
+    fn check_stage(&self, plan: &StagePlan) -> Result<(), CliError> {
+        let needed = total(&plan.gpu);
+        if let Some(budget) = self.budget().filter(|budget| needed > *budget) {
+            return Err(CliError::Usage(format!(
+                "the plan of a stage ({}) takes {} of device memory, --gpu-memory allows {}: use a smaller --batch, a shorter \
+                 --window, --activations host, --blocks streamed, or the block objective",
+                plan.name,
                 bytes(needed),
                 bytes(budget)
+            )));
+        }
+        let host = total(&plan.host);
+        match free_host_memory() {
+            Some(free) if host > free => Err(CliError::Usage(format!(
+                "the plan of a stage ({}) takes {} of host memory, {} are free: use fewer --windows, a shorter --window, \
+                 --state f16, --blocks resident, or the block objective",
+                plan.name,
+                bytes(host),
+                bytes(free)
             ))),
             _ => Ok(()),
         }
     }
 
-    /// Refuses a plan that is larger than what may be used, with what to change.
-    pub(super) fn check(&self, plan: &WalkPlan, carried: Option<Carried>) -> Result<(), CliError> {
+    fn check(&self, plan: &WalkPlan, carried: Option<Carried>) -> Result<(), CliError> {
         let needed = total(&plan.gpu);
         if let Some(budget) = self.budget()
             && needed > budget
@@ -234,15 +258,15 @@ pub(super) struct Walk<'a> {
     pub(super) model: &'a Model,
     pub(super) selection: &'a Selection,
     pub(super) options: &'a OneShotOptions,
-    /// Masks that descent starts from, where they come from a file.
+    /// Masks that are started from, where they come from a file.
     pub(super) starts: Option<&'a MaskSet>,
 }
 
 impl Walk<'_> {
     /// The plan for windows that are carried as said.
     pub(super) fn plan(&self, kernels: &Kernels<'_>, carried: Option<Carried>) -> Result<WalkPlan, CliError> {
-        let dtype =
-            |name: &str| -> Result<Dtype, ModelError> { Ok(self.model.checkpoint.tensor(name)?.dtype) };
+        let stored = Stored::Files(&self.model.checkpoint);
+        let dtype = |name: &str| stored.of(name);
         Ok(plan::walk(kernels, &self.model.config, &dtype, self.selection, self.options, carried)?)
     }
 
@@ -394,7 +418,9 @@ pub(super) fn conditions(
     put("weight files", shards.into());
     if let Value::Object(options) = json!(options) {
         for (key, value) in options {
-            put(&key, value);
+            // As text: numbers do not all come back from JSON as they went.
+            let nested = value.is_object();
+            put(&key, if nested { value.to_string().into() } else { value });
         }
     }
     let names: Vec<&str> = selection.pruned.iter().map(|(_, p)| p.name.as_str()).collect();

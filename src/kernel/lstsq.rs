@@ -238,7 +238,7 @@ impl Kernels<'_> {
             }
         }
         let state = c.read::<[f32; 4]>(&scratch.state, 0, rows)?;
-        self.spread(c, job.weight, Part::Minus, job.rows.clone(), out)?;
+        self.spread(c, job.weight, Part::Minus(1.0), job.rows.clone(), out)?;
         Ok(LstsqReport {
             iterations,
             residual: look.worst.sqrt(),

@@ -15,8 +15,8 @@ pub enum Part<'a> {
     Kept(&'a MaskBuffer),
     /// Those that a mask prunes, the others as 0.
     Pruned(&'a MaskBuffer),
-    /// All, minus what is in the panel.
-    Minus,
+    /// All, minus what is in the panel, times a number.
+    Minus(f32),
 }
 
 impl Kernels<'_> {
@@ -36,7 +36,7 @@ impl Kernels<'_> {
         let k4 = weight.k4();
         let mask = match part {
             Part::Kept(mask) | Part::Pruned(mask) => Some(mask),
-            Part::All | Part::Minus => None,
+            Part::All | Part::Minus(_) => None,
         };
         let fits = rows.end <= weight.rows()
             && rows.len() == out.count
@@ -46,12 +46,13 @@ impl Kernels<'_> {
         if !fits {
             return Err(shape_error(NAME, format!("rows {rows:?} of {} x {}", weight.rows(), weight.cols())));
         }
+        let scale = if let Part::Minus(scale) = part { scale } else { 1.0 };
         let lanes = self.preset().lanes;
         let mut defs = vec![weight_def(weight.dtype()), ("LANES", lanes)];
         match part {
             Part::All => {}
             Part::Kept(_) | Part::Pruned(_) => defs.push(("MASK", 1)),
-            Part::Minus => defs.push(("MINUS", 1)),
+            Part::Minus(_) => defs.push(("MINUS", 1)),
         }
         let pipeline = self.pipeline(NAME, defs)?;
         for chunk in &weight.chunks {
@@ -69,7 +70,7 @@ impl Kernels<'_> {
                 size(NAME, mask.map_or(0, MaskBuffer::words_per_row))?,
                 if matches!(part, Part::Pruned(_)) { u32::MAX } else { 0 },
                 size(NAME, out.at + (out.first + from - rows.start) * k4)?,
-                0,
+                scale.to_bits(),
             ];
             let mut bind = vec![chunk.buffer.all(), out.buffer.all()];
             bind.extend(mask.map(|m| m.buffer.all()));

@@ -11,6 +11,7 @@ mod schedule;
 mod scores;
 mod select;
 mod solver;
+mod statistics;
 pub mod variance;
 
 pub use checkpoint::BlockStore;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::learn::Stage;
 use crate::mask::Pattern;
 use crate::model::{Config, ProjectionKind};
 
@@ -19,6 +20,8 @@ pub enum OneShot {
     SparseGpt,
     /// Exact group descent in the Gram metric from a start mask.
     Descent,
+    /// A mask file, as it is.
+    Given,
 }
 
 /// What descent starts from.
@@ -78,6 +81,8 @@ pub struct OneShotOptions {
     pub tolerance: f32,
     /// Sweeps of descent over the groups of a row, at most.
     pub max_sweeps: u32,
+    /// Learning on the layer objective, from the mask that the method has chosen.
+    pub learn: Option<Stage>,
 }
 
 impl OneShotOptions {
@@ -93,12 +98,13 @@ impl OneShotOptions {
             repair_damp: 3e-2,
             tolerance: 1e-6,
             max_sweeps: 50,
+            learn: None,
         }
     }
 
     /// Whether the mask depends on the inputs at all.
     pub fn needs_inputs(&self) -> bool {
-        self.method != OneShot::Magnitude || self.repair != Repair::None
+        self.method != OneShot::Magnitude || self.repair != Repair::None || self.learn.is_some()
     }
 }
 
@@ -152,7 +158,7 @@ pub struct ProjectionReport {
     pub error: Option<f64>,
     /// Error after the kept weights were re-fitted.
     pub repaired: Option<f64>,
-    /// Groups that differ from the start mask.
+    /// Groups that differ from the start mask: descent's, or that which learning began with.
     pub groups_changed: Option<u64>,
     /// Passes of descent over the rows, four sweeps each.
     pub passes: Option<u32>,

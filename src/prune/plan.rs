@@ -2,6 +2,7 @@
 
 use super::PruneError;
 use super::Selection;
+use super::learn::layer;
 use super::oneshot::{Input, OneShot, OneShotOptions, Repair};
 use super::solver::Solver;
 use crate::gpu::{Gpu, PARAMS_BYTES, READ_PIECE};
@@ -109,6 +110,15 @@ pub fn walk(
     Ok(plan)
 }
 
+/// Operations of a block's forward pass: products and attention.
+pub(super) fn forward_flops(config: &Config, block: usize, windows: usize, window: usize) -> f64 {
+    let tokens = (windows * window) as f64;
+    let all = ProjectionKind::ALL.map(|kind| config.projection(block, kind));
+    let weights: f64 = all.iter().map(|p| (p.rows * p.cols) as f64).sum();
+    let heads = (config.num_heads * config.head_dim) as f64;
+    2.0 * weights * tokens + 2.0 * heads * window as f64 * tokens
+}
+
 /// One block of a plan.
 struct Block<'a, 'g> {
     kernels: &'a Kernels<'g>,
@@ -148,8 +158,8 @@ impl Block<'_, '_> {
         let mut worst: Vec<PlanItem> = Vec::new();
         let (mut masks, mut read) = (0, 0);
         let masked = if self.carried.is_some() { masked } else { 0 };
-        let mut moment = |statistics: u64, scratch: u64, masks: u64, read: u64| {
-            let items = vec![
+        let mut moment = |statistics: u64, scratch: u64, masks: u64, read: u64, learned: (u64, u64)| {
+            let mut items = vec![
                 PlanItem::new("weights", weights),
                 PlanItem::new("activations", activations),
                 PlanItem::new("statistics", statistics),
@@ -157,6 +167,10 @@ impl Block<'_, '_> {
                 PlanItem::new("scratch", scratch + masked),
                 PlanItem::new("staging", PARAMS_BYTES + read.min(READ_PIECE) + copies),
             ];
+            if learned.0 > 0 {
+                items.push(PlanItem::new("logits", learned.0));
+                items.push(PlanItem::new("moments", learned.1));
+            }
             if total(&items) > total(&worst) {
                 worst = items;
             }
@@ -169,7 +183,7 @@ impl Block<'_, '_> {
             let gram = if counted { Square::device_bytes(n) } else { 0 };
             // The input is transposed while its matrix is summed up; then the projections are solved.
             if counted {
-                moment(gram, Kernels::gram_scratch_bytes(n, tokens), masks, read);
+                moment(gram, Kernels::gram_scratch_bytes(n, tokens), masks, read, (0, 0));
             }
             for &(rows, cols) in &pruned {
                 let bytes = MaskBuffer::device_bytes(rows, cols);
@@ -183,7 +197,12 @@ impl Block<'_, '_> {
                     read = read.max(f32_bytes(rows, n));
                 }
             }
-            moment(gram + own, solver, masks, read);
+            let learned = match &self.options.learn {
+                Some(stage) if counted => layer::bytes(stage, rows, n),
+                _ => (0, 0),
+            };
+            read = read.max(learned.0);
+            moment(gram + own, solver, masks, read, learned);
         }
         Ok(worst)
     }
@@ -195,10 +214,7 @@ impl Block<'_, '_> {
             return 0.0;
         };
         let tokens = (c.windows * c.window) as f64;
-        let all = ProjectionKind::ALL.map(|kind| config.projection(self.block, kind));
-        let weights: f64 = all.iter().map(|p| (p.rows * p.cols) as f64).sum();
-        let heads = (config.num_heads * config.head_dim) as f64;
-        let mut flops = 2.0 * weights * tokens + 2.0 * heads * c.window as f64 * tokens;
+        let mut flops = forward_flops(config, self.block, c.windows, c.window);
         for input in Input::ALL {
             let pruned = self.pruned(input);
             let n = input.width(config) as f64;
@@ -216,6 +232,7 @@ impl Block<'_, '_> {
                 OneShot::Descent => 2.0 * product,
                 _ => 0.0,
             };
+            flops += self.options.learn.as_ref().map_or(0.0, |stage| f64::from(stage.steps) * product);
             flops += match self.options.repair {
                 Repair::Lstsq => ITERATIONS * product,
                 Repair::Update => product,

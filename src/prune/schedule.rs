@@ -60,7 +60,7 @@ pub struct Schedule<'a, 'g> {
     pub selection: &'a Selection,
     /// How.
     pub options: &'a OneShotOptions,
-    /// Masks that descent starts from, where they come from a file.
+    /// Masks that are started from, where they come from a file.
     pub starts: Option<&'a MaskSet>,
 }
 
@@ -151,13 +151,14 @@ impl<'g> Schedule<'_, 'g> {
         Ok(())
     }
 
-    fn projections(&self, block: usize, input: Input, solve: bool) -> Vec<&Projection> {
+    /// The projections of an input that are pruned, with their numbers in the model.
+    fn projections(&self, block: usize, input: Input, solve: bool) -> Vec<(usize, &Projection)> {
         let of_input = self
             .selection
             .pruned
             .iter()
-            .map(|(_, p)| p)
-            .filter(|p| p.block == block && Input::of(p.kind) == input);
+            .map(|(number, p)| (*number, p))
+            .filter(|(_, p)| p.block == block && Input::of(p.kind) == input);
         if solve { of_input.collect() } else { Vec::new() }
     }
 
@@ -243,21 +244,21 @@ impl<'g> Schedule<'_, 'g> {
         &self,
         c: &mut Commands<'g>,
         current: &mut Current,
-        pruned: &[&Projection],
+        pruned: &[(usize, &Projection)],
         h: Option<&Square>,
         result: &mut BlockResult,
         watch: &mut dyn Watch,
     ) -> Result<Option<Vec<f32>>, PruneError> {
-        let rows = pruned.iter().map(|p| p.rows).max().unwrap_or(0);
-        let cols = pruned.first().map_or(0, |p| p.cols);
+        let rows = pruned.iter().map(|(_, p)| p.rows).max().unwrap_or(0);
+        let cols = pruned.first().map_or(0, |(_, p)| p.cols);
         let solver = Solver::new(self.kernels, c, self.options, h, rows, cols)?;
-        for p in pruned {
+        for (number, p) in pruned {
             if watch.stop() {
                 return Err(PruneError::Stopped);
             }
             let linear = &mut current.weights.linears[p.kind as usize];
             let start = self.starts.and_then(|s| s.get(&p.name));
-            let solved = solver.solve(c, &p.name, &linear.weight, start)?;
+            let solved = solver.solve(c, &p.name, *number, &linear.weight, start)?;
             current.done += 1;
             watch.part(current.index, current.done, current.total);
             watch.projection(current.index, &solved.report);

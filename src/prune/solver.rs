@@ -7,16 +7,17 @@ use std::ops::Range;
 use std::time::Instant;
 
 use super::PruneError;
+use super::learn::Stage;
+use super::learn::layer::Layer;
 use super::oneshot::{OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
-use crate::gpu::{Buffer, Commands, Gpu};
+use super::statistics::Statistics;
+use crate::gpu::{Commands, Gpu};
 use crate::kernel::{
-    AbsSums, Activation, Descent, InverseFactor, Kernels, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer,
-    Part, Rows, Score, Square, Weight, f32_bytes,
+    AbsSums, Descent, Kernels, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Part, Rows, Score, Square,
+    Weight,
 };
 use crate::mask::BitMask;
 
-/// Bytes of a panel, at most.
-const PANEL: u64 = 64 << 20;
 /// Sweeps of descent between two looks at whether it has ended.
 const SWEEPS_A_PASS: u32 = 4;
 /// Rounds of descent: after the first, the products are made anew, so that rounding errors of many changes do not decide when it
@@ -41,24 +42,6 @@ pub struct Solver<'a, 'g> {
     options: &'a OneShotOptions,
     statistics: Option<Statistics<'a>>,
     sums: Option<AbsSums>,
-}
-
-/// What is known of the input, and room to work with it.
-struct Statistics<'a> {
-    h: &'a Square,
-    diagonal: Buffer,
-    factor: Option<(InverseFactor, f64)>,
-    products: Activation,
-    change: Activation,
-    errors: Buffer,
-    moves: Option<Buffer>,
-    sparsegpt: Option<Activation>,
-    lstsq: Option<LstsqScratch>,
-}
-
-/// Rows of a panel of a matrix with `n` columns, of which the largest has `rows` rows.
-fn panel_rows(limit: u64, rows: usize, n: usize) -> usize {
-    ((PANEL.min(limit) / f32_bytes(1, n).max(1)) as usize).clamp(1, rows.max(1))
 }
 
 impl<'a, 'g> Solver<'a, 'g> {
@@ -89,23 +72,8 @@ impl<'a, 'g> Solver<'a, 'g> {
 
     /// Bytes of statistics (without `h` itself) and of scratch that [`Solver::new`] takes.
     pub fn bytes(gpu: &Gpu, options: &OneShotOptions, rows: usize, n: usize) -> (u64, u64) {
-        let panel = panel_rows(gpu.max_binding_bytes(), rows, n);
-        let mut scratch = 2 * f32_bytes(panel, n) + f32_bytes(1, panel).next_multiple_of(16);
-        if options.method == OneShot::Descent {
-            scratch += Descent::moves_bytes(panel).next_multiple_of(16);
-        }
-        let mut statistics = f32_bytes(1, n).next_multiple_of(16);
-        if options.method == OneShot::SparseGpt {
-            statistics += InverseFactor::device_bytes(gpu, n);
-            scratch += Kernels::sparsegpt_scratch_bytes(panel, n);
-        }
-        if options.repair == Repair::Lstsq {
-            scratch += LstsqScratch::bytes(panel, n);
-        }
-        if uses_ria(options) {
-            scratch += AbsSums::device_bytes(rows, n);
-        }
-        (statistics, scratch)
+        let (statistics, scratch) = Statistics::bytes(gpu, options, rows, n);
+        (statistics, scratch + if uses_ria(options) { AbsSums::device_bytes(rows, n) } else { 0 })
     }
 
     /// Squared norms of the input's features `[n]`.
@@ -119,7 +87,8 @@ impl<'a, 'g> Solver<'a, 'g> {
         }
     }
 
-    /// Chooses the mask of a projection, from `start` where descent starts from a file, and re-fits the weights if asked for.
+    /// Chooses the mask of projection `number` of the model, from `start` where a file is started from, and re-fits the weights if
+    /// asked for.
     ///
     /// # Errors
     /// What the device reports.
@@ -127,6 +96,7 @@ impl<'a, 'g> Solver<'a, 'g> {
         &self,
         c: &mut Commands<'g>,
         name: &str,
+        number: usize,
         weight: &Weight,
         start: Option<&BitMask>,
     ) -> Result<Solved, PruneError> {
@@ -151,8 +121,21 @@ impl<'a, 'g> Solver<'a, 'g> {
         work.choose(c, start.is_some())?;
         if let Some(statistics) = &self.statistics {
             let panel = statistics.panel(weight);
-            for first in (0..weight.rows()).step_by(panel) {
-                work.panel(c, statistics, first..(first + panel).min(weight.rows()))?;
+            let panels = || (0..weight.rows()).step_by(panel).map(|r| r..(r + panel).min(weight.rows()));
+            for rows in panels() {
+                work.panel(c, statistics, rows)?;
+            }
+            if let Some(stage) = &self.options.learn {
+                work.learn(c, statistics, stage, number as u32)?;
+                for rows in panels() {
+                    work.products(c, statistics, rows.clone())?;
+                    work.measure(c, statistics, rows)?;
+                }
+            }
+            if let Some(scratch) = &statistics.lstsq {
+                for rows in panels() {
+                    work.refit(c, statistics, scratch, rows)?;
+                }
             }
         }
         let mut solved = work.finish(c)?;
@@ -166,7 +149,7 @@ impl<'a, 'g> Solver<'a, 'g> {
             OneShot::Magnitude => Some(Score::Magnitude),
             OneShot::Wanda => Some(Score::Wanda(diagonal?)),
             OneShot::Ria => Some(Score::Ria(diagonal?, self.sums.as_ref()?)),
-            OneShot::SparseGpt | OneShot::Descent => None,
+            OneShot::SparseGpt | OneShot::Descent | OneShot::Given => None,
         }
     }
 }
@@ -175,56 +158,12 @@ fn uses_ria(options: &OneShotOptions) -> bool {
     options.method == OneShot::Ria || options.method == OneShot::Descent && options.start == StartMask::Ria
 }
 
-impl<'a> Statistics<'a> {
-    fn new<'g>(
-        kernels: &Kernels<'g>,
-        c: &mut Commands<'g>,
-        options: &OneShotOptions,
-        h: &'a Square,
-        rows: usize,
-    ) -> Result<Self, PruneError> {
-        let (gpu, n) = (kernels.gpu(), h.n());
-        let panel = panel_rows(gpu.max_binding_bytes(), rows, n);
-        let diagonal = gpu.alloc("statistics:squared norms", f32_bytes(1, n))?;
-        kernels.diagonal(c, h, &diagonal)?;
-        let (factor, sparsegpt) = if options.method == OneShot::SparseGpt {
-            let factor = InverseFactor::new(gpu, "statistics:factor", n)?;
-            let used = kernels.inverse_factor(c, h, options.damp, &factor)?;
-            (Some((factor, used)), Some(kernels.sparsegpt_scratch(panel, n)?))
-        } else {
-            (None, None)
-        };
-        let moves = match options.method {
-            OneShot::Descent => Some(Descent::moves(gpu, panel)?),
-            _ => None,
-        };
-        Ok(Self {
-            h,
-            diagonal,
-            factor,
-            products: Activation::new(gpu, "scratch:products", panel, n / 4)?,
-            change: Activation::new(gpu, "scratch:change", panel, n / 4)?,
-            errors: gpu.alloc("scratch:row errors", f32_bytes(1, panel))?,
-            moves,
-            sparsegpt,
-            lstsq: match options.repair {
-                Repair::Lstsq => Some(LstsqScratch::new(gpu, panel, n)?),
-                _ => None,
-            },
-        })
-    }
-
-    fn panel(&self, weight: &Weight) -> usize {
-        ((self.errors.bytes() / 4) as usize).min(weight.rows())
-    }
-}
-
 /// One projection under way.
 struct Work<'s, 'a, 'g> {
     solver: &'s Solver<'a, 'g>,
     weight: &'s Weight,
     mask: MaskBuffer,
-    /// What descent started from.
+    /// What descent, or then learning, started from.
     start: Option<BitMask>,
     /// Squared output of all rows.
     energy: f64,
@@ -293,17 +232,54 @@ impl<'g> Work<'_, '_, 'g> {
         if self.options().method != OneShot::Descent {
             self.products(c, s, rows.clone())?;
         }
-        k.spread(c, self.weight, Part::Pruned(&self.mask), rows.clone(), change)?;
+        self.measure(c, s, rows)
+    }
+
+    /// Errors of a panel whose products are there, and the start mask where they are worse.
+    fn measure(
+        &mut self,
+        c: &mut Commands<'g>,
+        s: &Statistics<'_>,
+        rows: Range<usize>,
+    ) -> Result<(), PruneError> {
+        let k4 = self.weight.k4();
+        let (products, change) = (s.products.rows(0, rows.len(), k4)?, s.change.rows(0, rows.len(), k4)?);
+        let part = Part::Pruned(&self.mask);
+        self.solver.kernels.spread(c, self.weight, part, rows.clone(), change)?;
         let errors = self.row_errors(c, s, change, products)?;
         self.errors.extend(errors);
-        self.take_back_worse(c, rows.clone())?;
-        if let Some(scratch) = &s.lstsq {
-            self.refit(c, s, scratch, rows, change)?;
-        }
+        self.take_back_worse(c, rows)
+    }
+
+    /// Goes on from the mask so far, which becomes the start mask, to the one that is learned.
+    fn learn(
+        &mut self,
+        c: &mut Commands<'g>,
+        s: &Statistics<'_>,
+        stage: &Stage,
+        number: u32,
+    ) -> Result<(), PruneError> {
+        let start = self.read_mask(c)?;
+        let layer = Layer {
+            kernels: self.solver.kernels,
+            stage,
+            name: &self.report.name,
+            number,
+            weight: self.weight,
+            h: s.h,
+            energy: self.energy,
+            panel: s.panel(self.weight),
+            change: &s.change,
+            products: &s.products,
+        };
+        let learned = layer.learn(c, &start)?;
+        c.write(self.mask.buffer(), 0, learned.words())?;
+        self.start = Some(start);
+        self.start_errors = std::mem::take(&mut self.errors);
         Ok(())
     }
 
-    /// Rounding must not leave a row worse than it was: such rows get their start mask again.
+    /// Neither rounding nor learning may leave a row worse than it was: such rows get their start mask again.
     fn take_back_worse(&mut self, c: &mut Commands<'g>, rows: Range<usize>) -> Result<(), PruneError> {
         let Some(start) = &self.start else {
             return Ok(());
@@ -329,8 +305,8 @@ impl<'g> Work<'_, '_, 'g> {
         s: &Statistics<'_>,
         scratch: &LstsqScratch,
         rows: Range<usize>,
-        out: Rows<'_>,
     ) -> Result<(), PruneError> {
+        let out = s.change.rows(0, rows.len(), self.weight.k4())?;
         let options = LstsqOptions { damping: self.options().repair_damp, ..Default::default() };
         let values = rows.len() * self.weight.cols();
         let job = Lstsq { weight: self.weight, mask: &self.mask, rows, h: s.h, options };
@@ -389,7 +365,7 @@ impl<'g> Work<'_, '_, 'g> {
             // The error that these weights make: change = W - panel.
             let k = self.solver.kernels;
             let products = s.products.rows(0, rows.len(), self.weight.k4())?;
-            k.spread(c, self.weight, Part::Minus, rows.clone(), panel)?;
+            k.spread(c, self.weight, Part::Minus(1.0), rows.clone(), panel)?;
             k.times_square(c, panel, s.h, products)?;
             let errors = self.row_errors(c, s, panel, products)?;
             self.add_repaired(&errors);

@@ -2,6 +2,8 @@
 
 mod blockwise;
 mod endtoend;
+pub(super) mod layer;
+mod logits;
 mod options;
 pub mod plan;
 mod sink;
@@ -156,17 +158,25 @@ fn minibatch_order(seed: u64, block: usize, step: u32, minibatches: usize) -> us
     permutation(seed, minibatches)[step as usize % minibatches]
 }
 
+/// Windows in whole minibatches.
+///
+/// # Errors
+/// [`PruneError::TooFewWindows`] for less than one minibatch.
+pub fn whole_minibatches(windows: usize, batch: usize) -> Result<usize, PruneError> {
+    match windows.checked_div(batch) {
+        None | Some(0) => Err(PruneError::TooFewWindows { windows, batch }),
+        Some(whole) => Ok(whole * batch),
+    }
+}
+
 /// The windows in an order that depends on the seed, so that a minibatch is not one piece of text; without those behind the last whole
 /// minibatch.
 ///
 /// # Errors
 /// [`PruneError::TooFewWindows`] for less than one minibatch.
 pub fn shuffled(windows: &Windows, seed: u64, batch: usize) -> Result<Windows, PruneError> {
-    if batch == 0 || windows.count() < batch {
-        return Err(PruneError::TooFewWindows { windows: windows.count(), batch });
-    }
+    let whole = whole_minibatches(windows.count(), batch)?;
     let order = permutation(seed, windows.count());
-    let whole = windows.count() / batch * batch;
     let tokens = order.iter().take(whole).filter_map(|&i| windows.get(i)).flatten().copied().collect();
     Ok(Windows::new(tokens, windows.window())?)
 }

@@ -1,12 +1,14 @@
-//! What a stage takes on the device, item by item.
+//! What a stage takes: memory of device and host, item by item, and operations.
 
 use std::collections::BTreeMap;
 
-use super::{Blockwise, EndToEnd, GradientSpace, ModelLoss, Objective, Residency, Stage, state::BlockState};
+use super::state::BlockState;
+use super::{Blockwise, EndToEnd, GradientSpace, ModelLoss, Objective, Residency, Stage, Trains};
 use crate::gpu::{PARAMS_BYTES, READ_PIECE};
-use crate::kernel::{Kernels, Weight, f32_bytes};
+use crate::kernel::{Kernels, MaskBuffer, Weight, f32_bytes};
 use crate::model::{Config, Dtype, ModelError};
 use crate::nn::{Activations, BlockWeights, HeadWeights, Keep, Place, PlanItem, Sizes};
+use crate::prune::plan::forward_flops;
 use crate::prune::{PruneError, Selection};
 
 /// What a plan depends on beside the stage.
@@ -83,5 +85,63 @@ impl Planned<'_, '_> {
         put("scratch", scratch);
         put("staging", PARAMS_BYTES + read.min(READ_PIECE) + copies);
         Ok(items.into_iter().map(|(item, bytes)| PlanItem::new(item, bytes)).collect())
+    }
+
+    /// Host memory, without the mapped files of the model: residual streams, the state of blocks that wait, tokens, masks at the
+    /// start and at the end.
+    pub fn host(&self, stage: &Stage) -> Vec<PlanItem> {
+        let config = self.config;
+        let streams = match stage.objective {
+            Objective::Model => u64::from(stage.loss == ModelLoss::Kl),
+            Objective::Block | Objective::Layer => 2,
+        };
+        let (_, stream) = Activations::bytes(self.sizes, self.windows, self.place, Keep::Residual);
+        let mut items: BTreeMap<&'static str, u64> = BTreeMap::new();
+        items.insert("activations", streams * stream);
+        items.insert("tokens", 4 * (self.windows * self.sizes.layout.length) as u64);
+        let masks: u64 =
+            self.selection.projections().iter().map(|p| MaskBuffer::device_bytes(p.rows, p.cols)).sum();
+        items.insert("masks", 2 * masks);
+        if stage.objective == Objective::Model && self.residency == Residency::Streamed {
+            for index in 0..config.num_layers {
+                for (item, bytes) in BlockState::bytes(stage, config, index, self.selection) {
+                    *items.entry(item).or_default() += if item == "masks" { 0 } else { bytes };
+                }
+            }
+        }
+        items.retain(|_, bytes| *bytes > 0);
+        items.into_iter().map(|(item, bytes)| PlanItem::new(item, bytes)).collect()
+    }
+
+    /// Operations of a stage, products and attention: a backward pass counts as two forward passes (each product has two, by its input
+    /// and by its weights), and the errors and the passes that feed the blocks over all windows are counted in.
+    pub fn flops(&self, stage: &Stage) -> f64 {
+        let (config, window) = (self.config, self.sizes.layout.length);
+        let blocks = |windows: usize| -> f64 {
+            (0..config.num_layers).map(|block| forward_flops(config, block, windows, window)).sum()
+        };
+        let (step, all, steps) = (blocks(stage.batch), blocks(self.windows), f64::from(stage.steps));
+        match stage.objective {
+            Objective::Model => {
+                // The logits twice and the gradient by the head's input; the dense model's logits twice (`nn/head_backward.rs`).
+                let kl = stage.loss == ModelLoss::Kl;
+                let products = if kl { 5.0 } else { 3.0 };
+                let head = |windows: usize| {
+                    products
+                        * 2.0
+                        * (config.vocab_size * config.hidden_size) as f64
+                        * (windows * window) as f64
+                };
+                // Blocks run forwards twice; the error at the start and at the end; the dense model's output.
+                steps * (4.0 * step + head(stage.batch))
+                    + 2.0 * (all + head(self.windows))
+                    + if kl { all } else { 0.0 }
+            }
+            Objective::Block | Objective::Layer => {
+                let passes = if stage.trains == Trains::MaskPro { 1.0 } else { 3.0 };
+                // Both streams advance; the error at the start and at the end.
+                steps * passes * step + 4.0 * all
+            }
+        }
     }
 }

@@ -3,15 +3,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use half::f16;
-
+use super::logits::Logits;
 use super::options::{At, Stage, Trains};
 use crate::gpu::{Buffer, Commands, Gpu};
-use crate::kernel::{
-    AdamState, Kernels, MaskBuffer, Masking, Noise, Rows, SampleAt, SoftPatterns, SoftTopN, StateType,
-    Weight, f32_bytes,
-};
-use crate::mask::soft::{best_patterns, logits_of, pattern_logits, top_of};
+use crate::kernel::{AdamState, Kernels, MaskBuffer, Masking, Rows, SampleAt, StateType, Weight, f32_bytes};
+use crate::mask::soft::top_of;
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Config, Dtype, Projection, ProjectionKind, TensorView, encode};
 use crate::nn::{BlockWeights, NnError, Tensors, TrainLinear};
@@ -25,8 +21,7 @@ struct Trained {
     projection: Projection,
     /// Number among the model's projections: its noise is its own.
     number: u32,
-    logits: Option<Buffer>,
-    moments: Option<AdamState>,
+    logits: Option<Logits>,
     /// The weights under training, in f32.
     weight: Option<Weight>,
     weight_moments: Option<AdamState>,
@@ -41,53 +36,16 @@ pub struct BlockState {
     fixed: [Option<MaskBuffer>; KINDS],
 }
 
-/// Values as a state of that type holds them.
-fn encode_state(state: StateType, values: &[f32]) -> Vec<u8> {
-    match state {
-        StateType::F32 => bytemuck::cast_slice(values).to_vec(),
-        StateType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-    }
-}
-
-fn read_state(
-    c: &mut Commands<'_>,
-    state: StateType,
-    buffer: &Buffer,
-    values: usize,
-) -> Result<Vec<f32>, PruneError> {
-    Ok(match state {
-        StateType::F32 => c.read(buffer, 0, values)?,
-        StateType::F16 => {
-            let bits: Vec<u16> = c.read(buffer, 0, values)?;
-            bits.into_iter().map(|b| f16::from_bits(b).to_f32()).collect()
-        }
-    })
-}
-
-/// Patterns of a group.
-fn combinations(stage: &Stage) -> usize {
-    stage.pattern.combinations() as usize
-}
-
 /// Bytes of one projection's part of a [`BlockState`]: logits, weights and moments, masks.
 fn projection_bytes(stage: &Stage, rows: usize, cols: usize) -> [(&'static str, u64); 4] {
     let align = |bytes: u64| bytes.next_multiple_of(16);
     let weights = align(f32_bytes(rows, cols));
-    let logits = match stage.trains {
-        Trains::Relaxed => align((rows * cols * stage.state.size()) as u64),
-        Trains::MaskLlm => align(f32_bytes(rows * cols / stage.pattern.m(), combinations(stage))),
-        Trains::MaskPro => weights,
-        Trains::ProxSparse | Trains::Weights => 0,
-    };
-    let moments = match stage.trains {
-        Trains::MaskPro => 0,
-        Trains::ProxSparse | Trains::Weights => 2 * weights,
-        Trains::Relaxed | Trains::MaskLlm => 2 * logits,
-    };
+    let (logits, of_logits) = Logits::bytes(stage, rows, cols);
     let trained = match stage.trains {
         Trains::Weights | Trains::ProxSparse => weights,
         _ => 0,
     };
+    let moments = of_logits + 2 * trained;
     let masks = match stage.trains {
         Trains::Weights | Trains::MaskPro => align(MaskBuffer::device_bytes(rows, cols)),
         _ => 0,
@@ -195,7 +153,7 @@ impl BlockState {
         for t in self.trained.iter().flatten() {
             if let (Some(logits), Some(mask)) = (&t.logits, &t.mask) {
                 let at = SampleAt { seed: stage.seed, step, projection: t.number };
-                kernels.mask_sample(c, stage.pattern, logits, mask, at)?;
+                kernels.mask_sample(c, stage.pattern, logits.buffer(), mask, at)?;
             }
         }
         Ok(())
@@ -214,7 +172,7 @@ impl BlockState {
     ) -> Result<(), PruneError> {
         for t in self.trained.iter().flatten() {
             if let (Some(logits), Some(mask)) = (&t.logits, &t.mask) {
-                kernels.mask_update(c, stage.pattern, logits, mask, step_size)?;
+                kernels.mask_update(c, stage.pattern, logits.buffer(), mask, step_size)?;
             }
         }
         Ok(())
@@ -240,21 +198,13 @@ impl BlockState {
             return Ok(());
         };
         let weight = &weights.linears[kind as usize].weight;
-        match (t.masking(stage, at), &t.moments) {
-            (Masking::TopN(soft), Some(moments)) => {
-                kernels.adam_mask(c, weight, soft, gradient, rows, moments, at.adam)?;
-            }
-            (Masking::Patterns(soft), Some(moments)) => {
-                kernels.adam_patterns(c, weight, soft, at.regulariser, gradient, rows, moments, at.adam)?;
-            }
-            _ => {
-                if let (Some(own), Some(moments)) = (&t.weight, &t.weight_moments) {
-                    let mask = t.mask.as_ref();
-                    kernels.adam_weight(c, own, mask, gradient, rows.clone(), moments, at.adam)?;
-                    if stage.trains == Trains::ProxSparse {
-                        kernels.prox24(c, own, rows, stage.lambda)?;
-                    }
-                }
+        if let Some(logits) = &t.logits {
+            return logits.update(kernels, c, stage, at, weight, gradient, rows);
+        }
+        if let (Some(own), Some(moments)) = (&t.weight, &t.weight_moments) {
+            kernels.adam_weight(c, own, t.mask.as_ref(), gradient, rows.clone(), moments, at.adam)?;
+            if stage.trains == Trains::ProxSparse {
+                kernels.prox24(c, own, rows, stage.lambda)?;
             }
         }
         Ok(())
@@ -305,22 +255,16 @@ impl BlockState {
     ) -> Result<BTreeMap<String, BitMask>, PruneError> {
         let mut out = BTreeMap::new();
         for t in self.trained.iter().flatten() {
-            let (rows, cols) = (t.projection.rows, t.projection.cols);
-            let top = |values: &[f32]| top_of(rows, cols, stage.pattern, values);
             let mask = match (stage.trains, &t.logits, &t.weight) {
-                (Trains::MaskLlm, Some(logits), _) => {
-                    let count = rows * (cols / stage.pattern.m()) * combinations(stage);
-                    let values: Vec<f32> = c.read(logits, 0, count)?;
-                    best_patterns(rows, cols, stage.pattern, &values)?
-                }
-                (_, Some(logits), _) => top(&read_state(c, stage.state, logits, rows * cols)?)?,
+                (_, Some(logits), _) => logits.mask(c, stage)?,
                 (Trains::ProxSparse, None, Some(weight)) => {
                     let sizes: Vec<f32> = weight.read(c)?.into_iter().map(f32::abs).collect();
-                    top(&sizes)?
+                    let mask = top_of(t.projection.rows, t.projection.cols, stage.pattern, &sizes)?;
+                    mask.check(stage.pattern)?;
+                    mask
                 }
                 _ => continue,
             };
-            mask.check(stage.pattern)?;
             out.insert(t.projection.name.clone(), mask);
         }
         Ok(out)
@@ -372,28 +316,7 @@ impl Trained {
         let name = projection.name.clone();
         let (rows, cols) = (projection.rows, projection.cols);
         let label = |item: &str| format!("{item}:{name}");
-        let logits = match stage.trains {
-            Trains::Relaxed => {
-                let values = logits_of(mask, stage.logits);
-                Some(gpu.alloc_init(&label("logits"), &encode_state(stage.state, &values))?)
-            }
-            Trains::MaskPro => Some(gpu.alloc_init(&label("logits"), &logits_of(mask, stage.logits))?),
-            Trains::MaskLlm => {
-                let values = pattern_logits(mask, stage.pattern, stage.prior, stage.seed, number)?;
-                Some(gpu.alloc_init(&label("logits"), &values)?)
-            }
-            Trains::ProxSparse | Trains::Weights => None,
-        };
-        let moments = match (&logits, stage.trains) {
-            (Some(_), Trains::Relaxed) => {
-                Some(AdamState::new(gpu, &label("moments"), rows * cols, stage.state)?)
-            }
-            (Some(_), Trains::MaskLlm) => {
-                let values = rows * (cols / stage.pattern.m()) * combinations(stage);
-                Some(AdamState::new(gpu, &label("moments"), values, StateType::F32)?)
-            }
-            _ => None,
-        };
+        let logits = Logits::new(gpu, stage, &name, number, mask)?;
         let weight = match stage.trains {
             Trains::Weights | Trains::ProxSparse => {
                 let mut values = tensors.tensor(&name)?.to_f32();
@@ -419,41 +342,25 @@ impl Trained {
             Trains::Weights | Trains::MaskPro => Some(MaskBuffer::upload(gpu, &label("masks"), mask)?),
             _ => None,
         };
-        Ok(Self { projection, number, logits, moments, weight, weight_moments, mask })
+        Ok(Self { projection, number, logits, weight, weight_moments, mask })
     }
 
     /// What its weights are multiplied with in step `at`.
-    fn masking<'a>(&'a self, stage: &'a Stage, at: &At) -> Masking<'a> {
-        let noise = (at.noise > 0.0).then(|| Noise {
-            at: SampleAt { seed: stage.seed, step: at.adam.step, projection: self.number },
-            scale: at.noise,
-        });
-        let (pattern, temperature) = (stage.pattern, at.temperature);
-        match (stage.trains, &self.logits, &self.mask) {
-            (Trains::Relaxed, Some(logits), _) => {
-                let (state, relaxation) = (stage.state, at.relaxation);
-                Masking::TopN(SoftTopN { pattern, logits, state, temperature, relaxation, noise })
-            }
-            (Trains::MaskLlm, Some(logits), _) => {
-                Masking::Patterns(SoftPatterns { pattern, logits, temperature, scale: at.kappa, noise })
-            }
-            (Trains::MaskPro, _, Some(mask)) => Masking::Bits(mask),
-            // Trained weights are zero where they are pruned.
+    fn masking<'a>(&'a self, stage: &Stage, at: &At) -> Masking<'a> {
+        let soft = self.logits.as_ref().and_then(|logits| logits.masking(stage, at));
+        // The policy gradient draws a mask; trained weights are zero where they are pruned.
+        soft.unwrap_or_else(|| match (stage.trains, &self.mask) {
+            (Trains::MaskPro, Some(mask)) => Masking::Bits(mask),
             _ => Masking::Dense,
-        }
+        })
     }
 
     fn changing(&self) -> Vec<(String, &Buffer)> {
         let name = &self.projection.name;
-        let mut out = Vec::new();
-        if let Some(logits) = &self.logits {
-            out.push((format!("{name}.logits"), logits));
-        }
-        for (what, moments) in [("mask", &self.moments), ("weight", &self.weight_moments)] {
-            if let Some(moments) = moments {
-                out.push((format!("{name}.{what}.first_moment"), &moments.first));
-                out.push((format!("{name}.{what}.second_moment"), &moments.second));
-            }
+        let mut out = self.logits.as_ref().map_or(Vec::new(), |logits| logits.changing(name));
+        if let Some(moments) = &self.weight_moments {
+            out.push((format!("{name}.weight.first_moment"), &moments.first));
+            out.push((format!("{name}.weight.second_moment"), &moments.second));
         }
         if let Some(weight) = &self.weight {
             out.extend(weight.buffers().enumerate().map(|(i, b)| (format!("{name}.weight.{i}"), b)));

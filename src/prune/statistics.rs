@@ -1,0 +1,94 @@
+//! What a solver knows of the input of some projections, and its room to work with it.
+
+use super::PruneError;
+use super::oneshot::{OneShot, OneShotOptions, Repair};
+use crate::gpu::{Buffer, Commands, Gpu};
+use crate::kernel::{Activation, Descent, InverseFactor, Kernels, LstsqScratch, Square, Weight, f32_bytes};
+
+/// Bytes of a panel, at most.
+const PANEL: u64 = 64 << 20;
+
+/// What is known of the input, and room to work with it.
+pub(super) struct Statistics<'a> {
+    pub(super) h: &'a Square,
+    pub(super) diagonal: Buffer,
+    pub(super) factor: Option<(InverseFactor, f64)>,
+    pub(super) products: Activation,
+    pub(super) change: Activation,
+    pub(super) errors: Buffer,
+    pub(super) moves: Option<Buffer>,
+    pub(super) sparsegpt: Option<Activation>,
+    pub(super) lstsq: Option<LstsqScratch>,
+}
+
+/// Rows of a panel of a matrix with `n` columns, of which the largest has `rows` rows.
+fn panel_rows(limit: u64, rows: usize, n: usize) -> usize {
+    ((PANEL.min(limit) / f32_bytes(1, n).max(1)) as usize).clamp(1, rows.max(1))
+}
+
+impl<'a> Statistics<'a> {
+    /// Makes them.
+    ///
+    /// # Errors
+    /// When the device has no room, or the matrix cannot be factored.
+    pub(super) fn new<'g>(
+        kernels: &Kernels<'g>,
+        c: &mut Commands<'g>,
+        options: &OneShotOptions,
+        h: &'a Square,
+        rows: usize,
+    ) -> Result<Self, PruneError> {
+        let (gpu, n) = (kernels.gpu(), h.n());
+        let panel = panel_rows(gpu.max_binding_bytes(), rows, n);
+        let diagonal = gpu.alloc("statistics:squared norms", f32_bytes(1, n))?;
+        kernels.diagonal(c, h, &diagonal)?;
+        let (factor, sparsegpt) = if options.method == OneShot::SparseGpt {
+            let factor = InverseFactor::new(gpu, "statistics:factor", n)?;
+            let used = kernels.inverse_factor(c, h, options.damp, &factor)?;
+            (Some((factor, used)), Some(kernels.sparsegpt_scratch(panel, n)?))
+        } else {
+            (None, None)
+        };
+        let moves = match options.method {
+            OneShot::Descent => Some(Descent::moves(gpu, panel)?),
+            _ => None,
+        };
+        Ok(Self {
+            h,
+            diagonal,
+            factor,
+            products: Activation::new(gpu, "scratch:products", panel, n / 4)?,
+            change: Activation::new(gpu, "scratch:change", panel, n / 4)?,
+            errors: gpu.alloc("scratch:row errors", f32_bytes(1, panel))?,
+            moves,
+            sparsegpt,
+            lstsq: match options.repair {
+                Repair::Lstsq => Some(LstsqScratch::new(gpu, panel, n)?),
+                _ => None,
+            },
+        })
+    }
+
+    /// Rows of a panel of a projection.
+    pub(super) fn panel(&self, weight: &Weight) -> usize {
+        ((self.errors.bytes() / 4) as usize).min(weight.rows())
+    }
+
+    /// Bytes of statistics (without `h` itself) and of scratch that [`Statistics::new`] takes.
+    pub(super) fn bytes(gpu: &Gpu, options: &OneShotOptions, rows: usize, n: usize) -> (u64, u64) {
+        let panel = panel_rows(gpu.max_binding_bytes(), rows, n);
+        let mut scratch = 2 * f32_bytes(panel, n) + f32_bytes(1, panel).next_multiple_of(16);
+        if options.method == OneShot::Descent {
+            scratch += Descent::moves_bytes(panel).next_multiple_of(16);
+        }
+        let mut statistics = f32_bytes(1, n).next_multiple_of(16);
+        if options.method == OneShot::SparseGpt {
+            statistics += InverseFactor::device_bytes(gpu, n);
+            scratch += Kernels::sparsegpt_scratch_bytes(panel, n);
+        }
+        if options.repair == Repair::Lstsq {
+            scratch += LstsqScratch::bytes(panel, n);
+        }
+        (statistics, scratch)
+    }
+}
