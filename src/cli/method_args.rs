@@ -71,7 +71,7 @@ pub(super) struct MaskProArgs {
     /// half of --logits; close calls are then tried more often than clear ones
     #[arg(long, value_name = "T")]
     sharpness: Option<f32>,
-    /// Windows of a minibatch [default: 16, of maskpro 32]
+    /// Windows of a minibatch [default: 8, of maskpro 32]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// MaskPro: smoothing of the residual's moving average [default: 0.99]

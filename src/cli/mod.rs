@@ -50,7 +50,7 @@ enum Command {
     /// Choose or learn a mask and write it, with the masked model
     Prune(Box<prune::Args>),
     /// Measure mean and variance of MaskPro's gradient estimators
-    Variance(variance::Args),
+    Variance(Box<variance::Args>),
 }
 
 /// Whether a command ran to its end.

@@ -159,8 +159,7 @@ impl TrainArgs {
             let (Some(trains), n) = (trains, objectives.len()) else {
                 break;
             };
-            let later = i > 0;
-            out.push(self.stage(learn, Stage::learning(pattern, trains, objective, later), i, n)?);
+            out.push(self.stage(learn, Stage::new(pattern, trains, objective), i, n)?);
         }
         for (i, repair) in repairs.iter().enumerate() {
             let mut stage = Stage::new(pattern, Trains::Weights, repair.0);

@@ -11,7 +11,7 @@ use super::options::{Stage, Trains};
 use super::sink::GradientSpace;
 use super::state::BlockState;
 use super::steps::Minibatch;
-use super::{LearnWatch, Snapshot, StepReport, copy_rows, minibatch_order};
+use super::{LearnWatch, MEASURED, Snapshot, StepReport, copy_rows, minibatch_order};
 use crate::gpu::{Buffer, Commands};
 use crate::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, Rows, f32_bytes};
 use crate::mask::{BitMask, MaskSet};
@@ -210,7 +210,7 @@ impl<'g> Blockwise<'_, 'g> {
         Ok(names.iter().map(upload).collect::<Result<_, _>>()?)
     }
 
-    /// Error of the block over all windows under `masks`, as a share of the energy of its update.
+    /// Error of the block over the windows that are measured, under `masks`, as a share of the energy of its update.
     fn error(
         &self,
         c: &mut Commands<'g>,
@@ -220,8 +220,9 @@ impl<'g> Blockwise<'_, 'g> {
         streams: &Streams<'g>,
     ) -> Result<f64, PruneError> {
         let buffers = self.mask_buffers(block.index, masks)?;
-        let mut sum = 0.0;
-        for i in 0..streams.pruned.batches() {
+        let (mut sum, batches) = (0.0, streams.pruned.batches());
+        let measured = batches.min(MEASURED.div_ceil(streams.pruned.sizes().layout.windows));
+        for i in 0..measured {
             let batch = streams.pruned.batch(c, i)?;
             let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
             let linears = block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
@@ -231,7 +232,7 @@ impl<'g> Blockwise<'_, 'g> {
             let errors: Vec<f32> = c.read(&space.errors, 0, 4 * batch.layout.t4())?;
             sum += errors.iter().map(|&e| f64::from(e)).sum::<f64>();
         }
-        Ok(sum / block.energy)
+        Ok(sum / (block.energy * measured as f64 / batches as f64))
     }
 
     /// Trains one block; returns what it got, and its weights where they changed.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::options::{At, ModelLoss, Stage};
 use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
-use super::{Fitted, LearnWatch, Snapshot, StepReport, minibatch_order};
+use super::{Fitted, LearnWatch, MEASURED, Snapshot, StepReport, minibatch_order};
 use crate::calib::Windows;
 use crate::gpu::Commands;
 use crate::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, Rows, f32_bytes};
@@ -366,7 +366,7 @@ impl<'g> EndToEnd<'_, 'g> {
         Ok(loss)
     }
 
-    /// Mean loss over all windows with the weights of `tensors` under `masks`.
+    /// Mean loss over the windows that are measured, with the weights of `tensors` under `masks`.
     fn loss(
         &self,
         c: &mut Commands<'g>,
@@ -377,7 +377,7 @@ impl<'g> EndToEnd<'_, 'g> {
         masks: &MaskSet,
     ) -> Result<f64, PruneError> {
         let gpu = self.kernels.gpu();
-        let minibatches = windows.count() / self.stage.batch;
+        let minibatches = (windows.count() / self.stage.batch).min(MEASURED.div_ceil(self.stage.batch));
         let load = |index: usize| -> Result<_, PruneError> {
             let weights = BlockWeights::upload(gpu, tensors, self.config, index)?;
             let buffers = ProjectionKind::ALL

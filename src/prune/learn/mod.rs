@@ -44,8 +44,11 @@ pub struct StepReport {
     pub seconds: f64,
 }
 
-/// How a block, or the model, came out of a stage. Errors are the mean over all calibration windows under strict masks, in the units
-/// of [`StepReport::loss`].
+/// Windows, in whole batches, on which a stage compares what it started from with what it came to.
+const MEASURED: usize = 128;
+
+/// How a block, or the model, came out of a stage. Errors are means over 128 calibration windows under strict masks, in the units of
+/// [`StepReport::loss`].
 #[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Learned {
     /// The block; none for the whole model.

@@ -168,16 +168,17 @@ impl Stage {
             trains,
             objective,
             loss: ModelLoss::Kl,
-            steps: 200,
-            batch: 16,
-            rate: 0.05,
+            steps: if model { 200 } else { 100 },
+            batch: 8,
+            rate: if model { 0.05 } else { 0.1 },
             last_rate: 0.0,
             warm_up: 0,
             betas: (0.9, 0.999),
             epsilon: 1e-8,
             decay: 0.0,
             logits: 1.0,
-            temperature: (1.0, 0.1),
+            // A mask that is learned already starts colder.
+            temperature: if model { (0.3, 0.03) } else { (1.0, 0.05) },
             relaxation: Relaxing::of(pattern),
             noise: 0.0,
             kappa: (1.0, 1.0),
@@ -217,15 +218,8 @@ impl Stage {
                 ..relaxed
             },
             Trains::MaskPro => Self { rate: 50.0, last_rate: 1.0, logits: 10.0, steps: 2000, ..relaxed },
-            Trains::Weights => Self { rate: if model { 3e-4 } else { 1e-3 }, ..relaxed },
+            Trains::Weights => Self { rate: 1e-3, ..relaxed },
         }
-    }
-
-    /// The defaults of a stage that learns a mask; `later` behind another stage that has learned one.
-    pub fn learning(pattern: Pattern, trains: Trains, objective: Objective, later: bool) -> Self {
-        let stage = Self::new(pattern, trains, objective);
-        let _ = later;
-        stage
     }
 
     /// The numbers of step `step`, from 0.

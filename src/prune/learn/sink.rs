@@ -23,11 +23,14 @@ fn strip_rows(gpu: &Gpu, cols: usize) -> usize {
     ((STRIP.min(gpu.max_binding_bytes()) / row) as usize / 4 * 4).max(4)
 }
 
+/// Strips of a projection's gradient, with the rows that they are.
+type Strips = Vec<(Range<usize>, Activation)>;
+
 /// Rooms of the gradients.
 pub struct GradientSpace {
     strip: Activation,
     /// Strips of every projection, where gradients add up.
-    sums: Option<Vec<Vec<(Range<usize>, Activation)>>>,
+    sums: Option<Vec<Strips>>,
 }
 
 /// Strips of a projection.
