@@ -10,8 +10,8 @@ use std::time::Instant;
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
     AbsSums, Activation, Adam, AdamState, AttentionGradient, Descent, Heads, InverseFactor, Kernels, Layout,
-    Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Preset, Product, SampleAt, Score,
-    Relaxation, SoftPatterns, SoftTopN, Square, StateType, Weight, choose_preset,
+    Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Preset, Product, Relaxation,
+    SampleAt, Score, SoftPatterns, SoftTopN, Square, StateType, Weight, choose_preset,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{Dtype, TensorView};
