@@ -16,7 +16,7 @@ use maskwright::kernel::{
 };
 use maskwright::mask::Pattern;
 use maskwright::model::Dtype;
-use reference::{SoftCase, Twin};
+use reference::{SoftCase, Twin, relaxations};
 
 const PATTERNS: [(usize, usize); 9] =
     [(1, 2), (1, 4), (2, 4), (3, 4), (2, 8), (4, 8), (7, 8), (2, 16), (8, 16)];
@@ -125,13 +125,6 @@ fn part_of(twin: &Twin, rows: &Range<usize>) -> Twin {
 
 /// Keys apart by nothing, a little, and far more than f32 exponentials hold; temperatures down to 0.05.
 const RANGES: [(f32, f32); 4] = [(0.0, 1.0), (1.0, 1.0), (10.0, 1.0), (10.0, 0.05)];
-
-/// The relaxations of a pattern, the rounds with this removal.
-fn relaxations(n: usize, removal: f32) -> Vec<Relaxation> {
-    let mut out = vec![Relaxation::Rounds { removal }, Relaxation::FixedSize];
-    out.extend((n <= Relaxation::MOST_DRAWS).then_some(Relaxation::Draws));
-    out
-}
 
 fn effective_of_soft_top_n(pick: usize, worst: &mut Worst) {
     let small = limited();

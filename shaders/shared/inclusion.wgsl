@@ -16,10 +16,11 @@
 // RELAXATION 2, draws (N = 2): two keys one after the other without replacement, each by the softmax of those that are left (Plackett and
 // Luce; the law of MaskPro). With e = 2^(a - second), S its sum, o_j the sum of the others of j, w_j = e_j / (S o_j):
 //     pi_i = e_i (1 / S + sum_{j != i} w_j),
-//     d_k = p_k (V_k o_k / S - sum_{j != k} p_j V_j) + e_k (g_k sum_{i != k} w_i - sum_{i != k} w_i h_i),
-//     p = e / S,   h_i = mean of g in the second draw behind i = sum_{j != i} e_j g_j / o_i,   V_i = g_i + h_i.
+//     d pi_i / d a_k = -e_i e_k sum_{j != i, k} u_j  (i != k),   u_j = w_j (1 / S + 1 / o_j):
+// the terms of j = i and j = k cancel. Symmetric, and rows add up to 0, so again the gradient is
+//     d_k = e_k sum_{i != k} e_i (g_k - g_i) sum_{j != i, k} u_j.
 #define_import_path maskwright::inclusion
-#import maskwright::soft::{QUADS, sums, others, second}
+#import maskwright::soft::{QUADS, sums, others, second, total, within}
 
 #if RELAXATION == 1
 // A number for each lane; DUAL with its derivative along g.
@@ -243,7 +244,7 @@ fn inclusion_mask(keys: array<vec4<f32>, QUADS>) -> array<vec4<f32>, QUADS> {
 #endif
 
 #if RELAXATION == 2
-// The greatest key is at most 2^TOP times the second: a wider gap (44) changes neither probabilities nor gradients by a rounding.
+// The greatest key is at most 2^TOP times the second: behind a wider gap (44) the others' odds are below any rounding.
 const TOP: f32 = 64.0;
 
 fn powers(keys: array<vec4<f32>, QUADS>) -> array<vec4<f32>, QUADS> {
@@ -275,27 +276,50 @@ fn inclusion_gradient(keys: array<vec4<f32>, QUADS>, g: array<vec4<f32>, QUADS>)
     let share = vec4(1.0) / sums(e);
     var o = others(e);
     var along = g;
-    var first: array<vec4<f32>, QUADS>;
+    var u: array<vec4<f32>, QUADS>;
+    var all: array<vec4<f32>, QUADS>;
+    var three: array<vec4<f32>, QUADS>;
     for (var q = 0u; q < QUADS; q += 1u) {
-        first[q] = e[q] * along[q];
+        let back = vec4(1.0) / o[q];
+        u[q] = e[q] * share * back * (share + back);
+        all[q] = total(u[q]);
+        three[q] = within(u[q]);
     }
-    var mean = others(first);
-    var w: array<vec4<f32>, QUADS>;
-    var second_draw: array<vec4<f32>, QUADS>;
+    var d: array<vec4<f32>, QUADS>;
     for (var q = 0u; q < QUADS; q += 1u) {
-        let p = e[q] * share;
-        w[q] = p / o[q];
-        mean[q] /= o[q];
-        second_draw[q] = w[q] * mean[q];
-        first[q] = p * (along[q] + mean[q]);
+        // i in the quad of k
+        var rest: vec4<f32>;
+        for (var s = 0u; s < QUADS; s += 1u) {
+            if s != q {
+                rest += all[s];
+            }
+        }
+        let v = u[q];
+        let x = e[q];
+        let h = along[q];
+        var sum = x.yzwx * (h - h.yzwx) * (v.zwxy + v.wxyz + rest)
+            + x.zwxy * (h - h.zwxy) * (v.yzwx + v.wxyz + rest)
+            + x.wxyz * (h - h.wxyz) * (v.yzwx + v.zwxy + rest);
+#if M > 4
+        // i in another quad
+        for (var s = 0u; s < QUADS; s += 1u) {
+            if s != q {
+                var near = three[q];
+                for (var other = 0u; other < QUADS; other += 1u) {
+                    if other != q && other != s {
+                        near += all[other];
+                    }
+                }
+                let y = e[s];
+                let k = along[s];
+                let w = three[s];
+                sum += y * (h - k) * (near + w) + y.yzwx * (h - k.yzwx) * (near + w.yzwx)
+                    + y.zwxy * (h - k.zwxy) * (near + w.zwxy) + y.wxyz * (h - k.wxyz) * (near + w.wxyz);
+            }
+        }
+#endif
+        d[q] = x * sum;
     }
-    var first_rest = others(first);
-    var w_rest = others(w);
-    var second_rest = others(second_draw);
-    for (var q = 0u; q < QUADS; q += 1u) {
-        let by_first = share * ((along[q] + mean[q]) * (o[q] * share) - first_rest[q]);
-        along[q] = e[q] * (by_first + (along[q] * w_rest[q] - second_rest[q]));
-    }
-    return along;
+    return d;
 }
 #endif

@@ -40,8 +40,8 @@ pub use panel::{row_dot, spread};
 pub use prox::{prox_objective, prox_sweeps, prox24};
 pub use score::{abs_sum_cols, abs_sum_rows, best_exchange, score_mask, scores};
 pub use soft::{
-    AdamCase, SoftCase, adam_mask, adam_patterns, adam_weight, effective, pattern_noise, soft_patterns,
-    soft_patterns_gradient, soft_top, soft_top_gradient, weight_noise,
+    AdamCase, SoftCase, adam_mask, adam_patterns, adam_weight, effective, pattern_noise, relaxations,
+    soft_patterns, soft_patterns_gradient, soft_top, soft_top_gradient, weight_noise,
 };
 pub use sparsegpt::{Pruned, sparsegpt_block};
 pub use vocab::{VocabState, vocab_gradient, vocab_kl, vocab_reduce};

@@ -164,6 +164,13 @@ pub fn soft_patterns_gradient(keys: &[f64], pattern: Pattern, g: &[f64]) -> Vec<
     y.iter().zip(&inner).map(|(y, s)| y * (s - mean)).collect()
 }
 
+/// The relaxations of a pattern, the rounds with this removal.
+pub fn relaxations(n: usize, removal: f32) -> Vec<Relaxation> {
+    let mut out = vec![Relaxation::Rounds { removal }, Relaxation::FixedSize];
+    out.extend((n <= Relaxation::MOST_DRAWS).then_some(Relaxation::Draws));
+    out
+}
+
 /// What makes soft masks of a tensor.
 #[derive(Clone, Copy)]
 pub struct SoftCase {
