@@ -86,7 +86,7 @@ impl Logits {
 
     /// The soft mask of step `at`; none for the policy gradient.
     pub(super) fn masking<'a>(&'a self, stage: &Stage, at: &At) -> Option<Masking<'a>> {
-        let noise = (at.noise > 0.0).then(|| Noise {
+        let noise = (at.noise > 0.0).then_some(Noise {
             at: SampleAt { seed: stage.seed, step: at.adam.step, projection: self.number },
             scale: at.noise,
         });

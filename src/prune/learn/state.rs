@@ -349,7 +349,7 @@ impl Trained {
     fn masking<'a>(&'a self, stage: &Stage, at: &At) -> Masking<'a> {
         let soft = self.logits.as_ref().and_then(|logits| logits.masking(stage, at));
         // The policy gradient draws a mask; trained weights are zero where they are pruned.
-        soft.unwrap_or_else(|| match (stage.trains, &self.mask) {
+        soft.unwrap_or(match (stage.trains, &self.mask) {
             (Trains::MaskPro, Some(mask)) => Masking::Bits(mask),
             _ => Masking::Dense,
         })
