@@ -75,7 +75,7 @@ fn every_method_lowers_its_loss() {
             ],
         ),
         ("policy", &["--method", "maskpro", "--objective", "block", "--steps", "30", "--logits", "6"]),
-        ("model", &["--method", "relaxed", "--objective", "model", "--steps", "15", "--rate", "0.02"]),
+        ("model", &["--method", "relaxed", "--objective", "model", "--steps", "40"]),
         ("repair", &["--method", "wanda", "--repair", "block,model", "--repair-steps", "15"]),
     ];
     for (name, more) in cases {
@@ -327,6 +327,13 @@ fn stages_chain_over_files() {
     let more = ["--method", "relaxed", "--objective", "model", "--steps", "4", "--rate", "0.02", "--start"];
     let more = [&more[..], &[file.to_str().expect("a path")], &eval].concat();
     succeeds(&into(prune(&more), "--out", &second));
+    // A mask file as it is, its weights repaired.
+    let repaired = dir.join("repaired");
+    let more = ["--method", "given", "--repair", "model", "--repair-steps", "3", "--start"];
+    let more = [&more[..], &[file.to_str().expect("a path"), "--no-model"]].concat();
+    succeeds(&into(prune(&more), "--out", &repaired));
+    let masks = |run: &Path| MaskFile::read(&run.join("mask.safetensors")).expect("a mask").set.masks;
+    assert_eq!(masks(&repaired), masks(&first));
     let result = |run: &Path, row: &str| perplexity(&json_file(&run.join("run.json")), row);
     assert_eq!(result(&second, "start"), result(&first, "result"));
 }

@@ -149,7 +149,7 @@ fn other_conditions_are_refused() {
     succeeds(&into(wanda.clone(), "--out", &done));
     fails(&into(wanda, "--resume", &done), &["nothing to resume"]);
     let usage = run(&into(prune(&["--method", "maskpro"]), "--resume", &begun));
-    assert!(usage.err.contains("--resume goes on with the one-shot methods"), "{}", usage.err);
+    assert!(usage.err.contains("--resume does not go on with maskpro"), "{}", usage.err);
 }
 
 /// Activations in host memory, through two slots: the same masks to the last bit.

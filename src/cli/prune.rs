@@ -38,6 +38,8 @@ pub(super) enum Method {
     Sparsegpt,
     /// Improve a start mask by exact group descent on each projection's output error
     Descent,
+    /// Take the mask file of --start as it is, to repair the weights under it
+    Given,
     /// Learn by policy gradient, forward only (MaskPro)
     Maskpro,
     /// Learn by backpropagation through a relaxed top N of one logit per weight
@@ -57,6 +59,7 @@ impl Method {
             Self::Ria => OneShot::Ria,
             Self::Sparsegpt => OneShot::SparseGpt,
             Self::Descent => OneShot::Descent,
+            Self::Given => OneShot::Given,
             Self::Maskpro | Self::Relaxed | Self::Maskllm | Self::Proxsparse => return None,
         })
     }
@@ -154,6 +157,10 @@ impl Args {
             Some(method) => {
                 let start = match method {
                     OneShot::Descent => self.start.of_descent()?,
+                    OneShot::Given if self.start.file().is_none() => {
+                        return Err(CliError::Usage("--method given needs a mask file: --start FILE".into()));
+                    }
+                    OneShot::Given => StartMask::File,
                     _ => StartMask::Wanda,
                 };
                 Ok(Some(self.walk.options(pattern, method, start)?))

@@ -104,7 +104,8 @@ impl OneShotOptions {
 
     /// Whether the mask depends on the inputs at all.
     pub fn needs_inputs(&self) -> bool {
-        self.method != OneShot::Magnitude || self.repair != Repair::None || self.learn.is_some()
+        let free = matches!(self.method, OneShot::Magnitude | OneShot::Given);
+        !free || self.repair != Repair::None || self.learn.is_some()
     }
 }
 
