@@ -35,7 +35,7 @@ fn among(kept: u32, q: u32) -> vec4<bool> {
 }
 
 // Adds scale * Gumbel to the keys of a group: word k % 4 of the counter (step, projection, group, 32 + k / 4) for pattern k.
-// fours = ceil(COUNT / 4) comes from a parameter: with a constant, drivers unroll the loop, and what makes one noise is long.
+// fours = ceil(COUNT / 4) comes from a parameter, so that the loop cannot be unrolled: what makes one noise is long.
 fn add_noise(y: ptr<function, array<vec2<f32>, SLOTS>>, at: vec3<u32>, seed: vec2<u32>, scale: f32, fours: u32) {
 #if COUNT > 8
     for (var q = 0u; q < fours; q += 1u) {
