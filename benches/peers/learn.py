@@ -1,23 +1,29 @@
 """Learned N:M masks of a Llama, and trained kept weights, in plain PyTorch on the CPU.
 
-    python learn.py MODEL_DIR --calib train.txt --stages block[,model][,repair-block][,repair-model] [--eval valid.txt]
+    python learn.py MODEL_DIR --calib train.txt --stages block,model[,repair-model] [--eval valid.txt]
 
 Prints one JSON object: seconds of each stage, perplexity after each when there is a text to evaluate.
 
-Weights W of every projection are masked in groups of M along in_features by a soft mask: with p = softmax(phi /
-temperature) of a group's logits phi, the probability that N draws without replacement take a weight, which for N = 2 is
+Weights W of every projection are masked in groups of M along in_features by a soft mask of logits phi at a temperature t;
+p = softmax(phi / t) of a group:
 
-    p_i + sum over j != i of p_j p_i / (1 - p_j)
+    draw     the probability that N draws without replacement take a weight; for N = 2
+             p_i + sum over j != i of p_j p_i / (1 - p_j)
+    subsets  the marginals of a softmax over all subsets of N, by the sum of their logits / t
+    sharp    N times: mu = softmax(a / t), mask += mu, a += log(1 - mu); a = phi at first
+    plain    N times: mu = softmax(a), mask += mu, a += log(1 - mu); a = phi / t at first
 
-(for N > 2 the marginals of a softmax over all subsets of N, by the sum of their logits). It tends to the hard mask as the
-temperature falls, geometrically over the steps; the final mask keeps the N largest logits. Stages, in order:
+The first three tend to the hard mask as t falls. `plain` does not: of two kept weights, the one with the larger logit is
+taken twice half of the time, so its masks tend to (1.5, 0.5, 0, 0). The temperature falls geometrically over the steps;
+the final mask keeps the N largest logits. Stages, in order:
 
     start         a mask: wanda, descent, ... of oneshot.py
-    block         block after block, logits start at `--strength` x start mask and learn to give the output of the dense block on
-                  dense inputs from the inputs that the masks before let through; loss: squared error / variance of what
-                  the dense block adds to its input. The start mask of each block is made on those inputs as well
+    block         block after block, logits start at --strength x start mask and learn to give the output of the dense block
+                  on dense inputs from the inputs that the masks before let through; loss: squared error / variance of
+                  what the dense block adds to its input. The start mask of each block is made on those inputs as well
     joint         as block, but the weights learn with the logits
-    model         the logits of the whole model learn from KL(dense, masked) or the cross-entropy of the text
+    model         logits of the whole model, from --strength x mask, learn from KL(dense, masked) or the text's cross-entropy
+    joint-model   as model, but the weights learn with the logits; the masks harden halfway and the kept weights go on
     repair-block  masks fixed, the kept weights of block after block learn, by the loss of `block`
     repair-model  masks fixed, all kept weights learn, by the loss of `model`
 
@@ -41,7 +47,8 @@ from oneshot import Clock, Llama, Pruner, pattern, perplexity, token_windows, to
 
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-STAGES = ("start", "block", "joint", "model", "repair-block", "repair-model")
+STAGES = ("start", "block", "joint", "model", "joint-model", "repair-block", "repair-model")
+SOFT = ("draw", "subsets", "sharp", "plain")
 
 
 class Network(Llama):
@@ -79,17 +86,30 @@ class Network(Llama):
             self.weights[name] = self.dense[name]
 
 
-def soft_mask(logits, n, m, temperature):
-    """[rows, columns] of values in 0..1 that sum to n in every group."""
+def soft_mask(logits, n, m, temperature, kind="draw"):
+    """[rows, columns] of values that sum to n in every group."""
     a = logits.unflatten(1, (-1, m)) / temperature
+    itself = torch.eye(m, dtype=torch.bool)
     if n == 1:
         return a.softmax(-1).flatten(1)
-    if n == 2:
+    if kind == "draw" and n == 2:
         first = a.softmax(-1)
-        second = a[..., None, :].masked_fill(torch.eye(m, dtype=torch.bool), -torch.inf).softmax(-1)
+        second = a[..., None, :].masked_fill(itself, -torch.inf).softmax(-1)
         return (first + (first[..., None] * second).sum(-2)).flatten(1)
-    kept = torch.tensor([[float(j in subset) for j in range(m)] for subset in itertools.combinations(range(m), n)])
-    return ((a @ kept.t()).softmax(-1) @ kept).flatten(1)
+    if kind == "draw":
+        raise ValueError("draw is written for N of 1 and 2; --soft subsets is for any N")
+    if kind == "subsets":
+        kept = torch.tensor([[float(j in subset) for j in range(m)] for subset in itertools.combinations(range(m), n)])
+        kept = kept.to(a.dtype)
+        return ((a @ kept.t()).softmax(-1) @ kept).flatten(1)
+    mask = 0
+    for step in range(n):
+        mask = mask + a.softmax(-1)
+        if step < n - 1:  # log(1 - mu) without cancellation: of the others' sum of exponentials over that of all
+            others = a[..., None, :].masked_fill(itself, -torch.inf).logsumexp(-1)
+            log_rest = others - a.logsumexp(-1, keepdim=True)
+            a = a + (log_rest / temperature if kind == "sharp" else log_rest)
+    return mask.flatten(1)
 
 
 def batches(count, batch, seed):
@@ -153,7 +173,7 @@ class Learner:
     def set_soft(self, logits, weights, temperature):
         n, m = self.o.pattern
         for name, p in logits.items():
-            self.model.weights[name] = weights[name] * soft_mask(p, n, m, temperature)
+            self.model.weights[name] = weights[name] * soft_mask(p, n, m, temperature, self.o.soft)
 
     def harden(self, logits):
         """The masks that the logits end with; they replace the weights by kept ones."""
@@ -174,7 +194,7 @@ class Learner:
             self.set_soft(logits, weights, self.temperature(step, o))
             return loss(next(picks))
 
-        losses, seconds = adam([(logits, o.rate)] + [(weights, o.weight_rate)] * joint, o.steps, loss_of)
+        losses, seconds = adam([(logits, o.rate)] + [(weights, o.joint_rate)] * joint, o.steps, loss_of)
         self.step_seconds += seconds
         self.harden(logits)
         for name in names:
@@ -242,21 +262,29 @@ class Learner:
 
         return loss
 
-    def learn_model(self, o, logits=None):
-        names = self.model.all_names()
+    def learn_model(self, o, joint=False):
+        """Logits of the whole model; with `joint` its weights too, over twice the steps, the later half under hard masks."""
+        model, names = self.model, self.model.all_names()
         loss, picks = self.model_loss(o.loss), batches(len(self.ids), o.batch, o.seed)
-        logits = logits or self.logits_of(names, o.strength)
-        weights = {name: self.model.dense[name] for name in names}
-
+        logits = self.logits_of(names, o.strength)
+        weights = {name: model.dense[name].clone().requires_grad_(joint) for name in names}
         def loss_of(step):
-            self.set_soft(logits, weights, self.temperature(step, o))
+            if step < o.steps:
+                self.set_soft(logits, weights, self.temperature(step, o))
+            else:
+                if step == o.steps:
+                    self.harden(logits)
+                for name in names:
+                    model.weights[name] = weights[name] * self.masks[name]
             return loss(next(picks))
 
-        losses, seconds = adam([(logits, o.rate)], o.steps, loss_of)
+        groups = [(logits, o.rate)] + [(weights, o.joint_rate)] * joint
+        losses, seconds = adam(groups, o.steps * (2 if joint else 1), loss_of)
         self.step_seconds += seconds
-        self.harden(logits)
-        self.model.restore(names)
-        self.apply_masks(names)
+        if not joint:
+            self.harden(logits)
+        for name in names:
+            model.weights[name] = weights[name].detach() * self.masks[name]
         return losses
 
     def repair_model(self, o):
@@ -270,30 +298,31 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model", help="folder with config.json, model.safetensors (or shards) and tokenizer.json")
     p.add_argument("--calib", required=True, help="calibration text")
-    p.add_argument("--windows", type=int, default=256)
+    p.add_argument("--windows", type=int, default=512)
     p.add_argument("--window", type=int, default=256, help="tokens a window")
     p.add_argument("--pattern", type=pattern, default=(2, 4), help="N:M, keep N of M")
     p.add_argument("--stages", default="block", help="comma-separated, of " + ", ".join(STAGES))
     p.add_argument("--start", choices=oneshot.METHODS, default="descent", help="method of the start masks")
-    p.add_argument("--batch", type=int, default=16, help="windows a step")
+    p.add_argument("--batch", type=int, default=8, help="windows a step")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--soft", choices=SOFT, default="draw", help="soft masks")
     p.add_argument("--strength", type=float, default=1.0, help="logits of the weights that the start mask keeps")
     block = p.add_argument_group("stages block and joint")
-    block.add_argument("--steps", type=int, default=200, help="of each block")
-    block.add_argument("--rate", type=float, default=0.05)
+    block.add_argument("--steps", type=int, default=100, help="of each block")
+    block.add_argument("--rate", type=float, default=0.1)
     block.add_argument("--hot", type=float, default=1.0, help="first temperature")
-    block.add_argument("--cold", type=float, default=0.1, help="last temperature")
-    block.add_argument("--joint-rate", type=float, default=1e-3, help="of the weights of stage joint")
-    whole = p.add_argument_group("stage model")
-    whole.add_argument("--loss", choices=("kl", "ce"), default="kl", help="of stages model and repair-model")
-    whole.add_argument("--model-steps", type=int, default=100)
-    whole.add_argument("--model-rate", type=float, default=0.02)
-    whole.add_argument("--model-hot", type=float, default=0.5)
-    whole.add_argument("--model-cold", type=float, default=0.05)
+    block.add_argument("--cold", type=float, default=0.05, help="last temperature")
+    block.add_argument("--joint-rate", type=float, default=5e-4, help="of the weights of stages joint and joint-model")
+    whole = p.add_argument_group("stages model and joint-model")
+    whole.add_argument("--loss", choices=("kl", "ce"), default="kl", help="of all three stages of the whole model")
+    whole.add_argument("--model-steps", type=int, default=60)
+    whole.add_argument("--model-rate", type=float, default=0.05)
+    whole.add_argument("--model-hot", type=float, default=0.3)
+    whole.add_argument("--model-cold", type=float, default=0.03)
     repair = p.add_argument_group("stages repair-block and repair-model")
-    repair.add_argument("--repair-steps", type=int, default=200, help="of each block")
+    repair.add_argument("--repair-steps", type=int, default=100, help="of each block")
     repair.add_argument("--repair-rate", type=float, default=1e-3)
-    repair.add_argument("--repair-model-steps", type=int, default=100)
+    repair.add_argument("--repair-model-steps", type=int, default=60)
     repair.add_argument("--repair-model-rate", type=float, default=3e-4)
     p.add_argument("--eval", help="text to measure perplexity on, before and after every stage; not timed")
     p.add_argument("--eval-window", type=int, default=256)
@@ -325,12 +354,12 @@ def run_stage(stage, learner, o):
 
     if stage in ("start", "block", "joint"):
         model.restore(model.all_names())
-        learn = settings(o, weight_rate=o.joint_rate) if stage != "start" else None
-        learner.walk(start=True, learn=learn, joint=stage == "joint", log=log)
+        learner.walk(start=True, learn=None if stage == "start" else o, joint=stage == "joint", log=log)
     elif stage == "repair-block":
         learner.walk(repair=settings(o, steps=o.repair_steps, rate=o.repair_rate), log=log)
-    elif stage == "model":
-        losses = learner.learn_model(settings(o, steps=o.model_steps, rate=o.model_rate, hot=o.model_hot, cold=o.model_cold))
+    elif stage in ("model", "joint-model"):
+        options = settings(o, steps=o.model_steps, rate=o.model_rate, hot=o.model_hot, cold=o.model_cold)
+        losses = learner.learn_model(options, joint=stage == "joint-model")
         entries = {"first": losses[:5], "last": losses[-5:]}
     else:
         losses = learner.repair_model(settings(o, steps=o.repair_model_steps, rate=o.repair_model_rate))
