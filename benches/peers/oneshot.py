@@ -396,9 +396,8 @@ def gram_of(x, rows=8192):
     return gram
 
 
-def walk(model, ids, batch, pruner, clock):
-    """Prunes the model block by block, every step on what the masks before it let through."""
-    rotation = model.rotation(ids.shape[1])
+def walk_block(model, block, x, rotation, batch, pruner, clock, last=False):
+    """Prunes one block, its input `x` [windows, length, hidden] becoming its output in place (not of the last block)."""
 
     def in_batches(function, x):
         with clock("forward"):
@@ -415,20 +414,27 @@ def walk(model, ids, batch, pruner, clock):
             for to, part in zip(x.split(batch), a.split(batch)):
                 to.add_(model.linear(part, name))
 
-    x = in_batches(model.embed, ids)
-    for block in (f"model.layers.{i}" for i in range(model.blocks)):
-        attention, mlp = f"{block}.self_attn", f"{block}.mlp"
-        a = in_batches(lambda part: model.norm(part, f"{block}.input_layernorm"), x)
-        prune([f"{attention}.{p}_proj" for p in "qkv"], a)
-        a = in_batches(lambda part: model.attend(part, block, rotation), a)
-        prune([f"{attention}.o_proj"], a)
-        add(x, a, f"{attention}.o_proj")
-        a = in_batches(lambda part: model.norm(part, f"{block}.post_attention_layernorm"), x)
-        prune([f"{mlp}.gate_proj", f"{mlp}.up_proj"], a)
-        a = in_batches(lambda part: model.gated(part, block), a)
-        prune([f"{mlp}.down_proj"], a)
-        if block != f"model.layers.{model.blocks - 1}":
-            add(x, a, f"{mlp}.down_proj")
+    attention, mlp = f"{block}.self_attn", f"{block}.mlp"
+    a = in_batches(lambda part: model.norm(part, f"{block}.input_layernorm"), x)
+    prune([f"{attention}.{p}_proj" for p in "qkv"], a)
+    a = in_batches(lambda part: model.attend(part, block, rotation), a)
+    prune([f"{attention}.o_proj"], a)
+    add(x, a, f"{attention}.o_proj")
+    a = in_batches(lambda part: model.norm(part, f"{block}.post_attention_layernorm"), x)
+    prune([f"{mlp}.gate_proj", f"{mlp}.up_proj"], a)
+    a = in_batches(lambda part: model.gated(part, block), a)
+    prune([f"{mlp}.down_proj"], a)
+    if not last:
+        add(x, a, f"{mlp}.down_proj")
+
+
+def walk(model, ids, batch, pruner, clock):
+    """Prunes the model block by block, every step on what the masks before it let through."""
+    rotation = model.rotation(ids.shape[1])
+    with clock("forward"):
+        x = torch.cat([model.embed(part) for part in ids.split(batch)])
+    for i in range(model.blocks):
+        walk_block(model, f"model.layers.{i}", x, rotation, batch, pruner, clock, last=i == model.blocks - 1)
 
 
 # --------------------------------------------------------------------------------------------------------- command line
