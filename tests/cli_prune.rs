@@ -14,7 +14,7 @@ use host_fixture::Scratch;
 use maskwright::mask::MaskFile;
 use serde_json::Value;
 
-/// `prune` of the embedded model on few short windows.
+/// `prune` of the embedded model on few short windows, by MaskPro where `more` does not say otherwise.
 fn prune(out: &Path, more: &[&str]) -> Vec<String> {
     let text = |p: PathBuf| p.to_str().expect("a path in UTF-8").to_owned();
     let mut args = vec!["prune".to_owned(), text(village()), "--calib".into(), text(village_text("calib"))];
@@ -22,6 +22,9 @@ fn prune(out: &Path, more: &[&str]) -> Vec<String> {
     args.extend(["--preset", preset(), "--out"].map(String::from));
     args.push(text(out.to_owned()));
     args.extend(more.iter().map(ToString::to_string));
+    if !more.contains(&"--method") {
+        args.extend(["--method", "maskpro"].map(String::from));
+    }
     args
 }
 
@@ -251,8 +254,8 @@ fn ctrl_c_leaves_a_usable_mask() {
 #[test]
 fn memory_is_as_planned() {
     for options in [
-        args!["--windows", "32", "--steps", "1"],
-        args!["--windows", "32", "--steps", "1", "--batch", "4"],
+        args!["--method", "maskpro", "--windows", "32", "--steps", "1"],
+        args!["--method", "maskpro", "--windows", "32", "--steps", "1", "--batch", "4"],
         args!["--windows", "32", "--method", "wanda"],
         args!["--method", "magnitude"],
     ] {
