@@ -43,6 +43,8 @@ fn refused(dir: &Scratch, parts: &[&str]) {
         "4",
         "--batch",
         "2",
+        "--method",
+        "maskpro",
         "--out",
         out
     ];
@@ -161,7 +163,9 @@ fn texts_that_are_missing_empty_binary_or_too_short() {
 fn a_batch_larger_than_the_text() {
     let dir = setup();
     let (model, text, out) = (dir.join("model"), dir.join("text"), dir.join("out"));
-    let args = args!["prune", model, "--calib", text, "--window", "8", "--batch", "6", "--out", out];
+    let args = args![
+        "prune", model, "--calib", text, "--window", "8", "--batch", "6", "--method", "maskpro", "--out", out
+    ];
     fails(args, &["5 windows", "takes 6", "smaller --batch"]);
     assert!(!out.exists());
 }
@@ -243,7 +247,9 @@ fn masks_that_are_damaged_or_of_another_model() {
 // From here on a device is opened.
 
 /// Options that make a run of the tiny model short.
-const SHORT: [&str; 12] = [
+const SHORT: [&str; 14] = [
+    "--method",
+    "maskpro",
     "--window",
     "8",
     "--windows",

@@ -382,7 +382,8 @@ fn plans_of_stages() {
     let windows = args!["--windows", "32", "--window", "2048", "--batch", "16"];
     // A plan that this machine has no memory for is printed, then refused.
     let planned = |more: &[&str]| {
-        let more: Vec<OsString> = more.iter().map(OsString::from).collect();
+        let mut more: Vec<OsString> = more.iter().map(OsString::from).collect();
+        more.extend(args!["--steps", "200"].to_vec());
         let ran = run(&[dry, windows, &more].concat());
         assert!(ran.code == Some(0) || ran.err.contains("of host memory"), "{}", ran.err);
         ran.out
