@@ -73,15 +73,15 @@ impl Method {
 #[derive(clap::Args)]
 #[command(
     after_help = "Writes into --out: mask.safetensors, model/ (the masked model in Hugging Face layout), metrics.jsonl and run.json.
-The one-shot methods (all but maskpro) treat one block at a time, whatever the depth, and keep each finished block: after Ctrl-C
-or a crash the same command with --resume in place of --out goes on. Ctrl-C ends maskpro's learning and writes the mask learned
-so far. Both end with exit code 130.
+Every method but maskpro on the model's loss keeps what it has finished, and the state of training: after Ctrl-C or a crash the same
+command with --resume in place of --out goes on. Ctrl-C ends maskpro's learning and writes the mask learned so far. Both end
+with exit code 130.
 
 Examples:
   maskwright prune models/village --calib models/village/calib.txt --method descent --out runs/descent \\
       --windows 64 --window 256 --eval models/village/heldout.txt
-  maskwright prune models/village --calib models/village/calib.txt --method maskpro --steps 500 \\
-      --logits 8 --rate 20 --batch 8 --eval models/village/heldout.txt --out runs/first"
+  maskwright prune models/village --calib models/village/calib.txt --recipe best --steps 60 \\
+      --window 256 --eval models/village/heldout.txt --out runs/best"
 )]
 pub(super) struct Args {
     /// Model folder in Hugging Face layout (of --dry-run config.json is enough)
