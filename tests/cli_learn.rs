@@ -156,6 +156,7 @@ fn kills_inside_a_block_and_inside_a_model_run() {
     println!("{kills} kills, {inside} of them inside a stage, in a run of {:.1} s", whole.as_secs_f64());
     assert!(inside > 0, "no kill came while a stage was under way");
     assert_eq!(mask(&killed), mask(&alone));
+    assert!((1..=3).all(|n| !alone.join(format!("stage{n}")).exists()), "nothing is left of the stages");
     let weights = |run: &Path| std::fs::read(run.join("model/model.safetensors")).expect("weights");
     assert!(weights(&killed) == weights(&alone), "weights differ");
     let (a, b) = (metrics(&killed), metrics(&alone));

@@ -32,14 +32,16 @@ pub(super) struct Staged<'a> {
     pub(super) masks: MaskSet,
     pub(super) tensors: Overlay<'a>,
     pub(super) stopped: bool,
-    stores: Vec<BlockStore>,
+    stores: Vec<(PathBuf, BlockStore)>,
 }
 
 impl Staged<'_> {
     /// Removes what was kept for `--resume`, unless it holds weights that are nowhere else.
     pub(super) fn finish(self, keep_weights: bool) -> Result<(), CliError> {
-        for store in self.stores {
+        for (folder, store) in self.stores {
             store.finish(keep_weights)?;
+            // Not empty where weights are kept in it.
+            let _ = std::fs::remove_dir(folder);
         }
         Ok(())
     }
@@ -140,7 +142,7 @@ impl Job<'_> {
                 staged.masks.masks.extend(masks);
             }
             store.add_to(&mut staged.tensors)?;
-            staged.stores.push(store);
+            staged.stores.push((path, store));
         }
         Ok(staged)
     }
