@@ -13,7 +13,7 @@ use super::state::BlockState;
 use super::steps::Minibatch;
 use super::{LearnWatch, MEASURED, Snapshot, StepReport, copy_rows, minibatch_order};
 use crate::gpu::{Buffer, Commands};
-use crate::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, Rows, f32_bytes};
+use crate::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, f32_bytes};
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Checkpoint, Config, Overlay, ProjectionKind};
 use crate::nn::{Access, Activations, BlockWeights, Sizes, TrainLinear, TrainPass, TrainSpace};
@@ -50,7 +50,7 @@ pub(super) struct Space {
     pub(super) train: TrainSpace,
     /// The block's output, then its gradient.
     pub(super) y: Activation,
-    /// A copy of it where errors are only measured.
+    /// A copy of it where it is still needed.
     copy: Activation,
     pub(super) errors: Buffer,
 }
@@ -154,27 +154,13 @@ impl<'g> Blockwise<'_, 'g> {
             let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
             let pass = self.pass(space, weights, batch.layout, weights.train_linears(|_| Masking::Dense));
             pass.forward(c, batch.x, y)?;
-            energy += self.error_of_copy(c, space, y, batch.x, batch.layout)?;
+            let copy = space.copy.rows(0, y.count, y.t4)?;
+            copy_rows(c, y, copy)?;
+            energy += self.squared(c, space, copy, batch.x, 0.0, batch.layout)?;
             copy_rows(c, y, batch.x)?;
             Ok::<(), PruneError>(())
         })?;
         Ok(energy)
-    }
-
-    /// Squared error between `y` and `target`, leaving both as they are.
-    fn error_of_copy(
-        &self,
-        c: &mut Commands<'g>,
-        space: &Space,
-        y: Rows<'_>,
-        target: Rows<'_>,
-        layout: Layout,
-    ) -> Result<f64, PruneError> {
-        let copy = space.copy.rows(0, y.count, y.t4)?;
-        copy_rows(c, y, copy)?;
-        self.kernels.squared_error(c, copy, target, None, 0.0, &space.errors, layout)?;
-        let errors: Vec<f32> = c.read(&space.errors, 0, 4 * layout.t4())?;
-        Ok(errors.iter().map(|&e| f64::from(e)).sum())
     }
 
     /// Replaces the pruned stream by the output of a block that is done.
@@ -222,15 +208,9 @@ impl<'g> Blockwise<'_, 'g> {
         let buffers = self.mask_buffers(block.index, masks)?;
         let (mut sum, batches) = (0.0, streams.pruned.batches());
         let measured = batches.min(MEASURED.div_ceil(streams.pruned.sizes().layout.windows));
+        let linears = block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
         for i in 0..measured {
-            let batch = streams.pruned.batch(c, i)?;
-            let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
-            let linears = block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
-            self.pass(space, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
-            let target = streams.dense.batch(c, i)?;
-            self.kernels.squared_error(c, y, target.x, None, 0.0, &space.errors, batch.layout)?;
-            let errors: Vec<f32> = c.read(&space.errors, 0, 4 * batch.layout.t4())?;
-            sum += errors.iter().map(|&e| f64::from(e)).sum::<f64>();
+            sum += self.part(c, space, block, streams, linears, i, 0.0)?;
         }
         Ok(sum / (block.energy * measured as f64 / batches as f64))
     }

@@ -5,6 +5,7 @@ use super::options::Stage;
 use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
 use crate::gpu::Commands;
+use crate::kernel::{Layout, Rows};
 use crate::model::ProjectionKind;
 use crate::nn::TrainLinear;
 use crate::prune::PruneError;
@@ -47,7 +48,7 @@ impl<'g> Blockwise<'_, 'g> {
 
     /// Runs batch `i` forwards; `scale` times the error's derivative by the output is in `space.y` then. Returns the squared error.
     #[allow(clippy::too_many_arguments)] // the state of the walk
-    fn part(
+    pub(super) fn part(
         &self,
         c: &mut Commands<'g>,
         space: &Space,
@@ -61,8 +62,21 @@ impl<'g> Blockwise<'_, 'g> {
         let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
         self.pass(space, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
         let target = streams.dense.batch(c, i)?;
-        self.kernels.squared_error(c, y, target.x, None, scale, &space.errors, batch.layout)?;
-        let errors: Vec<f32> = c.read(&space.errors, 0, 4 * batch.layout.t4())?;
+        self.squared(c, space, y, target.x, scale, batch.layout)
+    }
+
+    /// Squared error between `y` and `target`; `y` becomes `scale` times their difference.
+    pub(super) fn squared(
+        &self,
+        c: &mut Commands<'g>,
+        space: &Space,
+        y: Rows<'_>,
+        target: Rows<'_>,
+        scale: f32,
+        layout: Layout,
+    ) -> Result<f64, PruneError> {
+        self.kernels.squared_error(c, y, target, None, scale, &space.errors, layout)?;
+        let errors: Vec<f32> = c.read(&space.errors, 0, 4 * layout.t4())?;
         Ok(errors.iter().map(|&e| f64::from(e)).sum())
     }
 
