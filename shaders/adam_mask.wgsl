@@ -2,7 +2,7 @@
 // shared/soft.wgsl, 1 and 2: shared/inclusion.wgsl; keys are made again from the logits and the same noise), and a step of Adam moves the logits in place (shared/adam.wgsl).
 //
 //   a = gain * logit + noise * Gumbel,   dmask = G * W,   dlogit = slope * (d mask / d a)^T dmask
-// ONLY_GRADIENT writes dlogit in f32 instead of a step.
+// ONLY_GRADIENT writes dlogit in f32 instead of a step. JOINT also multiplies G by the mask in place: the gradient by the weights.
 //
 // W [rows, k4] packed by four; G [rows, cols] f32 in vec4s; logits and moments [rows, cols], f32 (STATE 0) or f16 pairs (STATE 1).
 // Noise: see effective.wgsl. Random numbers of the rounding: Philox counter (Adam's step, projection, quad, 17), 13 low bits of
@@ -11,9 +11,9 @@
 // Needs: finite logits and gradients.
 
 #import maskwright::weights::unpack
-#import maskwright::soft::{QUADS, soft_gradient}
+#import maskwright::soft::{QUADS, soft_gradient, soft_mask}
 #if RELAXATION > 0
-#import maskwright::inclusion::inclusion_gradient
+#import maskwright::inclusion::{inclusion_gradient, inclusion_mask}
 #endif
 #import maskwright::philox::philox4x32
 #import maskwright::gumbel::gumbel4
@@ -52,7 +52,11 @@ struct Params {
 #else
 @group(0) @binding(1) var<storage, read> w: array<vec2<u32>>;
 #endif
+#ifdef JOINT
+@group(0) @binding(2) var<storage, read_write> gradient: array<vec4<f32>>;
+#else
 @group(0) @binding(2) var<storage, read> gradient: array<vec4<f32>>;
+#endif
 #if STATE == 0
 #if M == 2
 @group(0) @binding(3) var<storage, read_write> logits: array<vec2<f32>>;
@@ -147,6 +151,16 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
 #endif
             g[q] = gradient[p.g_at + row * p.g_stride + k0 + q];
         }
+#ifdef JOINT
+#if RELAXATION == 0
+        var soft = soft_mask(a, p.removal);
+#else
+        var soft = inclusion_mask(a);
+#endif
+        for (var q = 0u; q < QUADS; q += 1u) {
+            gradient[p.g_at + row * p.g_stride + k0 + q] = g[q] * soft[q];
+        }
+#endif
         for (var q = 0u; q < QUADS; q += 1u) {
             let weight = unpack(w[p.w_first + row * p.k4 + k0 + q]);
             g[q] *= weight;

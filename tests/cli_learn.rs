@@ -56,7 +56,7 @@ const BLOCK: [&str; 6] = ["--method", "relaxed", "--start", "wanda", "--steps", 
 #[test]
 fn every_method_lowers_its_loss() {
     let dir = Scratch::new();
-    let cases: [(&str, &[&str]); 6] = [
+    let cases: [(&str, &[&str]); 7] = [
         ("relaxed", &["--method", "relaxed", "--steps", "30", "--rate", "0.1"]),
         ("maskllm", &["--method", "maskllm", "--objective", "block", "--steps", "30", "--rate", "0.02"]),
         (
@@ -76,6 +76,7 @@ fn every_method_lowers_its_loss() {
         ),
         ("policy", &["--method", "maskpro", "--objective", "block", "--steps", "30", "--logits", "6"]),
         ("model", &["--method", "relaxed", "--objective", "model", "--steps", "40"]),
+        ("joint", &["--objective", "block,model", "--steps", "10,40", "--joint", "--weight-rate", "3e-4"]),
         ("repair", &["--method", "wanda", "--repair", "block,model", "--repair-steps", "15"]),
     ];
     for (name, more) in cases {
@@ -86,7 +87,7 @@ fn every_method_lowers_its_loss() {
         }
         succeeds(&into(args, "--out", &out));
         let lines = learned(&out);
-        let stages = if name == "repair" {
+        let stages = if name == "repair" || name == "joint" {
             6
         } else if name == "model" {
             1
@@ -106,7 +107,7 @@ fn every_method_lowers_its_loss() {
         assert!(forward_only || better * 2 > lines.len(), "{name}: {better} of {} are better", lines.len());
         MaskFile::read(&out.join("mask.safetensors")).expect("a whole mask").set.check().expect("strict");
         let all = json_file(&out.join("run.json"));
-        assert_eq!(all["kept_weights_changed"], name == "repair", "{name}");
+        assert_eq!(all["kept_weights_changed"], name == "repair" || name == "joint", "{name}");
     }
 }
 
@@ -115,7 +116,8 @@ fn every_method_lowers_its_loss() {
 fn kills_inside_a_block_and_inside_a_model_run() {
     let dir = Scratch::new();
     let more =
-        [&BLOCK[..], &["--objective", "block,model", "--repair", "block", "--repair-steps", "6"]].concat();
+        [&BLOCK[..], &["--objective", "block,model", "--joint", "--repair", "block", "--repair-steps", "6"]]
+            .concat();
     let more = [&more[..], &["--rate", "0.1,0.02", "--keep-every", "0.02"]].concat();
     let alone = dir.join("alone");
     let begun = Instant::now();
@@ -170,7 +172,7 @@ fn kills_inside_a_block_and_inside_a_model_run() {
 #[test]
 fn memory_is_as_planned() {
     let dir = Scratch::new();
-    let cases: [(&str, &[&str]); 8] = [
+    let cases: [(&str, &[&str]); 9] = [
         ("layer", &["--method", "relaxed", "--objective", "layer"]),
         ("layer,block", &["--method", "relaxed", "--objective", "layer,block"]),
         ("block", &["--method", "relaxed"]),
@@ -178,6 +180,7 @@ fn memory_is_as_planned() {
         ("maskllm", &["--method", "maskllm", "--objective", "block"]),
         ("model", &["--method", "relaxed", "--objective", "model"]),
         ("streamed", &["--method", "relaxed", "--objective", "model", "--blocks", "streamed"]),
+        ("joint", &["--method", "relaxed", "--objective", "model", "--joint"]),
         ("repair", &["--method", "magnitude", "--repair", "model", "--repair-steps", "2"]),
     ];
     let mut peaks = std::collections::BTreeMap::new();
@@ -309,6 +312,13 @@ fn what_does_not_fit_together() {
     let update =
         ["--method", "relaxed", "--objective", "layer", "--start", "sparsegpt", "--repair", "update"];
     refused(&update, &["a start mask keeps the weights"]);
+    for other in [["maskllm", "model"], ["relaxed", "layer"]] {
+        refused(
+            &["--joint", "--method", other[0], "--objective", other[1]],
+            &["--joint is for --method relaxed"],
+        );
+    }
+    refused(&["--method", "relaxed", "--joint", "--state", "f16"], &["without --joint"]);
     refused(&["--method", "relaxed", "--steps", "1,2,3"], &["--steps has 3 values"]);
     refused(&["--method", "relaxed", "--gpu-memory", "0.0001"], &["--gpu-memory"]);
     let out =

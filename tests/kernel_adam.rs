@@ -140,6 +140,56 @@ fn adam_mask_gradient_of_draws() {
     adam_mask_gradient(2, &mut Worst::new("gradient of draws", 6.0));
 }
 
+/// A step with the weights under training leaves the same logits and moments as one without, and the gradient times the soft mask.
+#[test]
+fn adam_mask_jointly_leaves_the_gradient_by_the_weights() {
+    let small = limited();
+    let mut worst = Worst::new("gradient by the weights", 6.0);
+    let mut random = Random::new(11);
+    for (gpu, (n, of)) in [(gpu(), (1, 2)), (gpu(), (2, 4)), (gpu(), (4, 8)), (&small, (2, 4))] {
+        let (rows, part) = part(gpu);
+        let cols = if of == 2 { 50 } else { 48 };
+        let p = pattern(n, of);
+        let weight = Matrix::random(rows, cols, Dtype::F32, &mut random).upload(gpu);
+        let (temperature, noise) = (0.5, Some((AT, 0.7f32)));
+        for relaxation in relaxations(n, 1.0 / temperature) {
+            let logits = random.values(rows * cols, 1.0);
+            let g = random.values(rows * cols, 1e-3);
+            let case = SoftCase { pattern: p, temperature, relaxation, scale: 1.0, noise };
+            let want = reference::effective(&g, cols, &logits, &case, true);
+            let [alone, jointly] = [false, true].map(|jointly| {
+                let buffer = vector(gpu, &logits);
+                let moments = AdamState::new(gpu, "test:moments", rows * cols, StateType::F32).expect("room");
+                let soft = SoftTopN {
+                    pattern: p,
+                    logits: &buffer,
+                    state: StateType::F32,
+                    temperature,
+                    relaxation,
+                    noise: noise.map(|(at, scale)| Noise { at, scale }),
+                };
+                let strip = strip(gpu, &g, cols, &part);
+                let taken = strip.rows(1, part.len(), weight.k4()).expect("rows");
+                let (k, adam) = (on(gpu), adam(1).0);
+                let mut c = Commands::new(gpu).expect("commands");
+                match jointly {
+                    false => k.adam_mask(&mut c, &weight, soft, taken, part.clone(), &moments, adam),
+                    true => k.adam_mask_jointly(&mut c, &weight, soft, taken, part.clone(), &moments, adam),
+                }
+                .expect("a step");
+                let state = [&buffer, &moments.first, &moments.second];
+                let left = read(&mut c, strip.buffer(), (part.len() + 1) * 4 * weight.k4());
+                (state.map(|b| read(&mut c, b, rows * cols)), left)
+            });
+            assert_eq!(alone.0, jointly.0, "{p} {relaxation:?}: the step");
+            let wide = 4 * weight.k4();
+            let got: Vec<f32> =
+                jointly.1.chunks_exact(wide).skip(1).flat_map(|r| &r[..cols]).copied().collect();
+            worst.check(&format!("{p} {relaxation:?}"), &got, &cut(&want, &part));
+        }
+    }
+}
+
 #[test]
 fn adam_patterns_gradient() {
     let small = limited();

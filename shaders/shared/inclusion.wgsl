@@ -42,6 +42,10 @@ fn plus(a: Number, b: Number) -> Number {
 fn turn(a: Number) -> Number {
     return Number(a.v.yzwx, a.d.yzwx);
 }
+
+fn constant(v: vec4<f32>) -> Number {
+    return Number(v, vec4<f32>());
+}
 #else
 struct Number {
     v: vec4<f32>,
@@ -57,6 +61,10 @@ fn plus(a: Number, b: Number) -> Number {
 
 fn turn(a: Number) -> Number {
     return Number(a.v.yzwx);
+}
+
+fn constant(v: vec4<f32>) -> Number {
+    return Number(v);
 }
 #endif
 
@@ -221,7 +229,8 @@ fn inclusion_gradient(keys: array<vec4<f32>, QUADS>, g: array<vec4<f32>, QUADS>)
     }
     return along;
 }
-#else
+#endif
+
 // The soft mask of a span of keys.
 fn inclusion_mask(keys: array<vec4<f32>, QUADS>) -> array<vec4<f32>, QUADS> {
     let t = vec4(threshold(keys));
@@ -230,8 +239,8 @@ fn inclusion_mask(keys: array<vec4<f32>, QUADS>) -> array<vec4<f32>, QUADS> {
     for (var q = 0u; q < QUADS; q += 1u) {
         let r = exp2(-abs(a[q] - t));
         let kept = a[q] > t;
-        f[q][0] = Number(select(vec4(1.0), r, kept));
-        f[q][1] = Number(select(r, vec4(1.0), kept));
+        f[q][0] = constant(select(vec4(1.0), r, kept));
+        f[q][1] = constant(select(r, vec4(1.0), kept));
     }
     var c = without(f);
     for (var q = 0u; q < QUADS; q += 1u) {
@@ -240,7 +249,6 @@ fn inclusion_mask(keys: array<vec4<f32>, QUADS>) -> array<vec4<f32>, QUADS> {
     }
     return a;
 }
-#endif
 #endif
 
 #if RELAXATION == 2

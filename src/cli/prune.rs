@@ -166,7 +166,7 @@ impl Args {
                 Ok(Some(self.walk.options(pattern, method, start)?))
             }
             None => {
-                let last = stages.iter().all(|stage| stage.trains.weights());
+                let last = !stages.iter().any(|stage| stage.trains.masks());
                 self.start.walk_options(&self.walk, pattern, layer, last)
             }
         }

@@ -158,7 +158,7 @@ impl Job<'_> {
         }
         if made.tensors.replaces_any() {
             println!(
-                "kept weights were changed (--repair): the written model is not bit-identical where it is kept"
+                "kept weights were changed (--repair, --joint): the written model is not bit-identical where it is kept"
             );
         }
     }

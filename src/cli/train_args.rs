@@ -62,6 +62,12 @@ pub(super) struct TrainArgs {
     /// relaxed: logits and moments of the optimiser in 32 or in 16 bits
     #[arg(long, value_enum, default_value_t = StateType::F32)]
     state: StateType,
+    /// relaxed: train the weights with the mask in the last objective; the kept ones change
+    #[arg(long)]
+    joint: bool,
+    /// Learning rate of the weights with --joint [default: 5e-4]
+    #[arg(long, value_name = "RATE", requires = "joint")]
+    weight_rate: Option<f32>,
     /// maskllm: factor of the logits at the first and the last step
     #[arg(long, value_name = "FIRST:LAST")]
     kappa: Option<Span>,
@@ -154,11 +160,15 @@ impl TrainArgs {
         if !(self.keep_every.is_finite() && self.keep_every >= 0.0) {
             return bad("--keep-every must be a number of at least 0".into());
         }
+        if self.joint && (trains != Some(Trains::Relaxed) || objectives.last() == Some(&Objective::Layer)) {
+            return bad("--joint is for --method relaxed on the block or the model objective".into());
+        }
         let mut out = Vec::new();
         for (i, &objective) in objectives.iter().enumerate() {
             let (Some(trains), n) = (trains, objectives.len()) else {
                 break;
             };
+            let trains = if self.joint && i + 1 == n { Trains::Joint } else { trains };
             out.push(self.stage(learn, Stage::new(pattern, trains, objective), i, n)?);
         }
         for (i, repair) in repairs.iter().enumerate() {
@@ -180,6 +190,7 @@ impl TrainArgs {
         set(&mut stage.steps, entry(&learn.steps, i, n, "--steps")?);
         set(&mut stage.rate, entry(&learn.rate, i, n, "--rate")?);
         set(&mut stage.logits, entry(&learn.logits, i, n, "--logits")?);
+        set(&mut stage.weight_rate, self.weight_rate);
         set(&mut stage.noise, entry(&self.noise, i, n, "--noise")?);
         set(&mut stage.batch, learn.batch_given());
         set(&mut stage.alpha, learn.alpha);
@@ -209,8 +220,8 @@ fn check(stage: &Stage) -> Result<(), CliError> {
     if stage.steps == 0 || stage.batch == 0 {
         return bad("--steps and --batch must be at least 1".into());
     }
-    if !(positive(stage.rate) && positive(stage.logits)) {
-        return bad("--rate and --logits must be positive numbers".into());
+    if ![stage.rate, stage.weight_rate, stage.logits].into_iter().all(positive) {
+        return bad("--rate, --weight-rate and --logits must be positive numbers".into());
     }
     let numbers = [stage.noise, stage.prior, stage.regulariser, stage.lambda];
     if numbers.iter().any(|v| !(v.is_finite() && *v >= 0.0)) {
@@ -227,11 +238,11 @@ fn check(stage: &Stage) -> Result<(), CliError> {
         Trains::MaskPro if stage.objective != Objective::Block => {
             bad("of several objectives maskpro takes --objective block, or model alone".into())
         }
-        Trains::Relaxed if !stage.relaxation.offers(pattern) => bad(format!(
+        Trains::Relaxed | Trains::Joint if !stage.relaxation.offers(pattern) => bad(format!(
             "--relaxation draws is for N of at most 2, not for {pattern}; use --relaxation fixed-size"
         )),
         _ if stage.state == StateType::F16 && !matches!(stage.trains, Trains::Relaxed) => {
-            bad("--state f16 is for --method relaxed".into())
+            bad("--state f16 is for --method relaxed without --joint".into())
         }
         _ => Ok(()),
     }

@@ -109,7 +109,40 @@ struct WeightParams {
 /// Where the result of a gradient by logits goes.
 enum Into<'a> {
     Step(&'a AdamState, Adam),
+    /// A step; the gradient by the effective weights becomes that by the weights.
+    Joint(&'a AdamState, Adam),
     Buffer(&'a Buffer),
+}
+
+/// What a kernel of logits makes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// A step.
+    Step,
+    /// A step, and the gradient by the weights.
+    Joint,
+    /// The gradient by the logits.
+    Gradient,
+}
+
+impl Goal {
+    fn defs(self) -> Option<(&'static str, u32)> {
+        match self {
+            Self::Step => None,
+            Self::Joint => Some(("JOINT", 1)),
+            Self::Gradient => Some(("ONLY_GRADIENT", 1)),
+        }
+    }
+}
+
+impl Into<'_> {
+    fn goal(&self) -> Goal {
+        match self {
+            Self::Step(..) => Goal::Step,
+            Self::Joint(..) => Goal::Joint,
+            Self::Buffer(_) => Goal::Gradient,
+        }
+    }
 }
 
 pub(super) fn mask_defs(
@@ -117,19 +150,19 @@ pub(super) fn mask_defs(
     relaxation: u32,
     state: StateType,
     noise: bool,
-    only_gradient: bool,
+    goal: Goal,
 ) -> Defs {
     let mut out = vec![("N", pattern.0), ("M", pattern.1), ("RELAXATION", relaxation), state_def(state)];
     out.extend((relaxation == 1).then_some(("DUAL", 1)));
     out.extend(noise.then_some(("NOISE", 1)));
-    out.extend(only_gradient.then_some(("ONLY_GRADIENT", 1)));
+    out.extend(goal.defs());
     out
 }
 
-pub(super) fn patterns_defs(pattern: (u32, u32), count: u32, noise: bool, only_gradient: bool) -> Defs {
+pub(super) fn patterns_defs(pattern: (u32, u32), count: u32, noise: bool, goal: Goal) -> Defs {
     let mut out = vec![("N", pattern.0), ("M", pattern.1), ("COUNT", count)];
     out.extend(noise.then_some(("NOISE", 1)));
-    out.extend(only_gradient.then_some(("ONLY_GRADIENT", 1)));
+    out.extend(goal.defs());
     out
 }
 
@@ -174,7 +207,26 @@ impl Kernels<'_> {
         self.learn(c, weight, Soft::TopN(soft), gradient, rows, &Into::Step(moments, adam))
     }
 
-    /// The same for a soft mask of patterns, with `- regulariser * sum (W mask)^2` added to the loss. Moments are f32.
+    /// [`Kernels::adam_mask`], after which `gradient` holds the gradient by the weights themselves, the one by the effective weights times
+    /// the soft mask: what [`Kernels::adam_weight`] takes where mask and weights are trained together. `weight` is the one under training.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    #[allow(clippy::too_many_arguments)] // what the step is made of
+    pub fn adam_mask_jointly(
+        &self,
+        c: Stream<'_, '_>,
+        weight: &Weight,
+        soft: SoftTopN<'_>,
+        gradient: Rows<'_>,
+        rows: Range<usize>,
+        moments: &AdamState,
+        adam: Adam,
+    ) -> Result<(), GpuError> {
+        self.learn(c, weight, Soft::TopN(soft), gradient, rows, &Into::Joint(moments, adam))
+    }
+
+    /// The same as [`Kernels::adam_mask`] for a soft mask of patterns, with `- regulariser * sum (W mask)^2` added to the loss. Moments are f32.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
@@ -219,7 +271,7 @@ impl Kernels<'_> {
         rows: Range<usize>,
         into: &Into<'_>,
     ) -> Result<(), GpuError> {
-        let only = matches!(into, Into::Buffer(_));
+        let goal = into.goal();
         let (name, logits, size_of, per_element, stride, span, mut params, mut defs);
         match soft {
             Soft::TopN(soft) => {
@@ -229,7 +281,7 @@ impl Kernels<'_> {
                 stride = soft.row_elements(name, weight)?;
                 span = (soft.pattern.m() / 4).max(1);
                 let relaxation = soft.relaxation.def(soft.pattern);
-                defs = mask_defs((n, m), relaxation, soft.state, soft.noise.is_some(), only);
+                defs = mask_defs((n, m), relaxation, soft.state, soft.noise.is_some(), goal);
                 let noise = noise_params(soft.noise, soft.temperature);
                 params = Params {
                     step: noise.step,
@@ -247,7 +299,7 @@ impl Kernels<'_> {
                 let (n, m) = (soft.pattern.n() as u32, soft.pattern.m() as u32);
                 let (count, pairs) = soft.row_pairs(name, weight)?;
                 (logits, size_of, per_element, stride, span) = (soft.logits, 4, 2, pairs, 1);
-                defs = patterns_defs((n, m), count as u32, soft.noise.is_some(), only);
+                defs = patterns_defs((n, m), count as u32, soft.noise.is_some(), goal);
                 let noise = noise_params(soft.noise, soft.temperature);
                 params = Params {
                     step: noise.step,
@@ -269,7 +321,9 @@ impl Kernels<'_> {
         let out_bytes = (stride * per_element * 4) as u64;
         let all = weight.rows() as u64;
         let room = match into {
-            Into::Step(moments, _) => moments.first.bytes().min(moments.second.bytes()) >= all * row_bytes,
+            Into::Step(moments, _) | Into::Joint(moments, _) => {
+                moments.first.bytes().min(moments.second.bytes()) >= all * row_bytes
+            }
             Into::Buffer(out) => out.bytes() >= all * out_bytes,
         };
         if !room {
@@ -278,18 +332,18 @@ impl Kernels<'_> {
                 format!("moments or gradients of {all} rows of {row_bytes} bytes"),
             ));
         }
-        if let Into::Step(_, adam) = into {
+        if let Into::Step(_, adam) | Into::Joint(_, adam) = into {
             params.adam = adam.params();
         }
         let lanes = self.preset().lanes;
         defs.extend([weight_def(weight.dtype()), ("LANES", lanes)]);
         let pipeline = self.pipeline(name, defs)?;
-        let widest = if only { row_bytes.max(out_bytes) } else { row_bytes };
+        let widest = if goal == Goal::Gradient { row_bytes.max(out_bytes) } else { row_bytes };
         for strip in self.strips(name, weight, &rows, widest, 1)? {
             let (state, skipped) = strip.bind(logits, row_bytes);
             let mut bind: Vec<Binding<'_>> = vec![strip.chunk.buffer.all(), gradient.buffer.all(), state];
             match into {
-                Into::Step(moments, _) => {
+                Into::Step(moments, _) | Into::Joint(moments, _) => {
                     bind.push(strip.bind(&moments.first, row_bytes).0);
                     bind.push(strip.bind(&moments.second, row_bytes).0);
                 }
@@ -315,7 +369,8 @@ impl Kernels<'_> {
             let states = strip.rows() as f64 * row_bytes as f64;
             let work = Work {
                 flops: 100.0 * values,
-                bytes: values * (4.0 + weight.dtype().size() as f64) + if only { 2.0 } else { 6.0 } * states,
+                bytes: values * (4.0 + weight.dtype().size() as f64)
+                    + if goal == Goal::Gradient { 2.0 } else { 6.0 } * states,
             };
             let units = if params.groups > 0 { params.groups as usize } else { k4 / span };
             c.dispatch(&pipeline, &params, &bind, self.fold(strip.rows() * units, lanes), work)?;

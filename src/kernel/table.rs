@@ -1,6 +1,7 @@
 //! The table of all kernels: their sources and the variants that tests, benches and the portability check walk.
 
 use super::StateType;
+use super::adam::Goal;
 use super::preset::{Matmul, Preset, SUBGROUP};
 use crate::gpu::{Defs, GpuError};
 
@@ -196,13 +197,14 @@ impl KernelSource {
                     let all = RELAXED.into_iter().flat_map(|p| [false, true].map(|noise| (p, noise)));
                     all.flat_map(move |((p, relaxation), noise)| {
                         [
-                            (StateType::F32, false),
-                            (StateType::F32, true),
-                            (StateType::F16, false),
-                            (StateType::F16, true),
+                            (StateType::F32, Goal::Step),
+                            (StateType::F32, Goal::Joint),
+                            (StateType::F32, Goal::Gradient),
+                            (StateType::F16, Goal::Step),
+                            (StateType::F16, Goal::Gradient),
                         ]
-                        .map(|(state, only)| {
-                            [defs.clone(), super::adam::mask_defs(p, relaxation, state, noise, only)].concat()
+                        .map(|(state, goal)| {
+                            [defs.clone(), super::adam::mask_defs(p, relaxation, state, noise, goal)].concat()
                         })
                     })
                 })
@@ -213,8 +215,8 @@ impl KernelSource {
                 .flat_map(|defs| {
                     let all = COUNTED.into_iter().flat_map(|p| [false, true].map(|noise| (p, noise)));
                     all.flat_map(move |((n, m, count), noise)| {
-                        [false, true].map(|only| {
-                            [defs.clone(), super::adam::patterns_defs((n, m), count, noise, only)].concat()
+                        [Goal::Step, Goal::Gradient].map(|goal| {
+                            [defs.clone(), super::adam::patterns_defs((n, m), count, noise, goal)].concat()
                         })
                     })
                 })

@@ -28,14 +28,14 @@ pub(super) struct Logits {
 fn count(stage: &Stage, rows: usize, cols: usize) -> usize {
     match stage.trains {
         Trains::MaskLlm => rows * (cols / stage.pattern.m()) * stage.pattern.combinations() as usize,
-        Trains::Relaxed | Trains::MaskPro => rows * cols,
+        Trains::Relaxed | Trains::Joint | Trains::MaskPro => rows * cols,
         Trains::ProxSparse | Trains::Weights => 0,
     }
 }
 
 /// How they are kept.
 fn state_type(stage: &Stage) -> StateType {
-    if stage.trains == Trains::Relaxed { stage.state } else { StateType::F32 }
+    if stage.trains.relaxed() { stage.state } else { StateType::F32 }
 }
 
 /// Values as a state of that type holds them.
@@ -59,7 +59,7 @@ impl Logits {
         start: &BitMask,
     ) -> Result<Option<Self>, PruneError> {
         let values = match stage.trains {
-            Trains::Relaxed | Trains::MaskPro => logits_of(start, stage.logits),
+            Trains::Relaxed | Trains::Joint | Trains::MaskPro => logits_of(start, stage.logits),
             Trains::MaskLlm => pattern_logits(start, stage.pattern, stage.prior, stage.seed, number)?,
             Trains::ProxSparse | Trains::Weights => return Ok(None),
         };
@@ -92,7 +92,7 @@ impl Logits {
         });
         let (pattern, temperature, logits) = (stage.pattern, at.temperature, &self.buffer);
         match stage.trains {
-            Trains::Relaxed => {
+            Trains::Relaxed | Trains::Joint => {
                 let (state, relaxation) = (stage.state, at.relaxation);
                 Some(Masking::TopN(SoftTopN { pattern, logits, state, temperature, relaxation, noise }))
             }
@@ -103,7 +103,8 @@ impl Logits {
         }
     }
 
-    /// One step of the optimiser on some rows, from the gradient of their effective weights.
+    /// One step of the optimiser on some rows, from the gradient of their effective weights; [`Trains::Joint`] makes of that the gradient
+    /// of the weights themselves.
     ///
     /// # Errors
     /// What the device reports.
@@ -119,9 +120,12 @@ impl Logits {
         rows: Range<usize>,
     ) -> Result<(), NnError> {
         match (self.masking(stage, at), &self.moments) {
-            (Some(Masking::TopN(soft)), Some(moments)) => {
-                kernels.adam_mask(c, weight, soft, gradient, rows, moments, at.adam)?;
-            }
+            (Some(Masking::TopN(soft)), Some(moments)) => match stage.trains {
+                Trains::Joint => {
+                    kernels.adam_mask_jointly(c, weight, soft, gradient, rows, moments, at.adam)?;
+                }
+                _ => kernels.adam_mask(c, weight, soft, gradient, rows, moments, at.adam)?,
+            },
             (Some(Masking::Patterns(soft)), Some(moments)) => {
                 kernels.adam_patterns(c, weight, soft, at.regulariser, gradient, rows, moments, at.adam)?;
             }

@@ -19,6 +19,8 @@ pub enum Trains {
     MaskPro,
     /// The kept weights under a fixed mask.
     Weights,
+    /// What [`Trains::Relaxed`] trains and all weights with it, of which the kept ones stay.
+    Joint,
 }
 
 impl Trains {
@@ -29,7 +31,12 @@ impl Trains {
 
     /// Whether the stage ends with other weights.
     pub fn weights(self) -> bool {
-        self == Self::Weights
+        matches!(self, Self::Weights | Self::Joint)
+    }
+
+    /// Whether there is one logit per weight, through a soft top N.
+    pub(super) fn relaxed(self) -> bool {
+        matches!(self, Self::Relaxed | Self::Joint)
     }
 }
 
@@ -108,6 +115,8 @@ pub struct Stage {
     /// Learning rate of the logits, or of the weights, at the first step; it falls to `last_rate` times
     /// that along a cosine.
     pub rate: f32,
+    /// [`Trains::Joint`]: learning rate of the weights at the first step; it falls in the same way.
+    pub weight_rate: f32,
     /// Share of the rate at the end.
     pub last_rate: f32,
     /// Steps over which the rate rises from 0.
@@ -147,6 +156,8 @@ pub struct Stage {
 pub struct At {
     /// The optimiser of the logits, or of the weights.
     pub adam: Adam,
+    /// [`Trains::Joint`]: the optimiser of the weights.
+    pub weights: Adam,
     /// Temperature of the soft masks.
     pub temperature: f32,
     /// How a soft top N is made.
@@ -171,6 +182,7 @@ impl Stage {
             steps: 100,
             batch: 8,
             rate: if model { 0.05 } else { 0.1 },
+            weight_rate: 5e-4,
             last_rate: 0.0,
             warm_up: 0,
             betas: (0.9, 0.999),
@@ -190,7 +202,7 @@ impl Stage {
             seed: 0,
         };
         match trains {
-            Trains::Relaxed => relaxed,
+            Trains::Relaxed | Trains::Joint => relaxed,
             // Section 4 and appendix of the paper and its code; the rate for small models.
             Trains::MaskLlm => Self {
                 loss: ModelLoss::Lm,
@@ -237,15 +249,17 @@ impl Stage {
         let low = f64::from(self.last_rate);
         let warm = (f64::from(step + 1) / f64::from(self.warm_up.max(1))).min(1.0);
         let fall = (low + (1.0 - low) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())) * warm;
+        let adam = |rate: f32| Adam {
+            rate: (f64::from(rate) * fall) as f32,
+            beta1: self.betas.0,
+            beta2: self.betas.1,
+            eps: self.epsilon,
+            decay: self.decay,
+            step: step + 1,
+        };
         At {
-            adam: Adam {
-                rate: (f64::from(self.rate) * fall) as f32,
-                beta1: self.betas.0,
-                beta2: self.betas.1,
-                eps: self.epsilon,
-                decay: self.decay,
-                step: step + 1,
-            },
+            adam: adam(self.rate),
+            weights: adam(self.weight_rate),
             temperature: temperature as f32,
             relaxation: self.relaxation.at(temperature),
             noise: (f64::from(self.noise) * if self.trains == Trains::MaskLlm { 1.0 } else { 1.0 - along })

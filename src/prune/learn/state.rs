@@ -42,7 +42,7 @@ fn projection_bytes(stage: &Stage, rows: usize, cols: usize) -> [(&'static str, 
     let weights = align(f32_bytes(rows, cols));
     let (logits, of_logits) = Logits::bytes(stage, rows, cols);
     let trained = match stage.trains {
-        Trains::Weights | Trains::ProxSparse => weights,
+        Trains::Weights | Trains::ProxSparse | Trains::Joint => weights,
         _ => 0,
     };
     let moments = of_logits + 2 * trained;
@@ -199,10 +199,13 @@ impl BlockState {
         };
         let weight = &weights.linears[kind as usize].weight;
         if let Some(logits) = &t.logits {
-            return logits.update(kernels, c, stage, at, weight, gradient, rows);
+            let of = t.weight.as_ref().unwrap_or(weight);
+            logits.update(kernels, c, stage, at, of, gradient, rows.clone())?;
         }
         if let (Some(own), Some(moments)) = (&t.weight, &t.weight_moments) {
-            kernels.adam_weight(c, own, t.mask.as_ref(), gradient, rows.clone(), moments, at.adam)?;
+            // Together with a mask the gradient is now the one by these weights.
+            let adam = if stage.trains == Trains::Joint { at.weights } else { at.adam };
+            kernels.adam_weight(c, own, t.mask.as_ref(), gradient, rows.clone(), moments, adam)?;
             if stage.trains == Trains::ProxSparse {
                 kernels.prox24(c, own, rows, stage.lambda)?;
             }
@@ -318,7 +321,7 @@ impl Trained {
         let label = |item: &str| format!("{item}:{name}");
         let logits = Logits::new(gpu, stage, &name, number, mask)?;
         let weight = match stage.trains {
-            Trains::Weights | Trains::ProxSparse => {
+            Trains::Weights | Trains::ProxSparse | Trains::Joint => {
                 let mut values = tensors.tensor(&name)?.to_f32();
                 if stage.trains == Trains::Weights {
                     for (i, value) in values.iter_mut().enumerate() {
