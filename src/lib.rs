@@ -1,7 +1,7 @@
 //! Learns strict N:M sparsity masks (keep N of M consecutive weights) for decoder language models on any GPU, through wgpu.
 //!
 //! The layers, each of which uses only those named before it: [`model`] and [`mask`] (files, patterns, the sampling law; no GPU),
-//! [`export`] (what is written), [`gpu`] (the only one that names wgpu), [`kernel`] (one function per shader), [`nn`] (the
+//! [`export`] (what is written), [`verify`] (whether it is right), [`gpu`] (the only one that names wgpu), [`kernel`] (one function per shader), [`nn`] (the
 //! decoder), [`eval`] and [`prune`] (what a mask costs, and how one is chosen), [`cli`].
 #![warn(missing_docs)]
 
@@ -16,3 +16,4 @@ pub mod mask;
 pub mod model;
 pub mod nn;
 pub mod prune;
+pub mod verify;

@@ -10,12 +10,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mask", &["fsio", "model"]),
     ("calib", &["model"]),
     ("export", &["fsio", "model", "mask"]),
+    ("verify", &["export", "fsio", "mask", "model"]),
     ("gpu", &[]),
     ("kernel", &["gpu", "mask", "model"]),
     ("nn", &["gpu", "kernel", "mask", "model"]),
     ("eval", &["calib", "gpu", "kernel", "mask", "model", "nn"]),
     ("prune", &["calib", "eval", "export", "fsio", "gpu", "kernel", "mask", "model", "nn"]),
-    ("cli", &["calib", "eval", "export", "fsio", "gpu", "kernel", "mask", "model", "nn", "prune"]),
+    ("cli", &["calib", "eval", "export", "fsio", "gpu", "kernel", "mask", "model", "nn", "prune", "verify"]),
 ];
 
 fn sources(path: &Path, into: &mut Vec<PathBuf>) {

@@ -7,6 +7,7 @@ use crate::mask::MaskError;
 use crate::model::ModelError;
 use crate::nn::NnError;
 use crate::prune::PruneError;
+use crate::verify::VerifyError;
 
 /// Any error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +26,19 @@ pub(super) enum CliError {
     Export(#[from] ExportError),
     #[error(transparent)]
     Prune(#[from] PruneError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error("{first}{}", more_problems(*.more))]
+    Verdict { first: String, more: usize },
     #[error("{0}")]
     Usage(String),
     #[error("cannot handle Ctrl-C: {0}; start again")]
     Signal(#[from] ctrlc::Error),
+}
+
+fn more_problems(more: usize) -> String {
+    match more {
+        0 => String::new(),
+        _ => format!(" (and {more} more tensors or files)"),
+    }
 }

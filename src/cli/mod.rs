@@ -18,6 +18,7 @@ mod stage_plan;
 mod stages;
 mod train_args;
 mod variance;
+mod verify;
 mod walk;
 
 use std::process::ExitCode;
@@ -51,6 +52,8 @@ enum Command {
     Prune(Box<prune::Args>),
     /// Measure mean and variance of MaskPro's gradient estimators
     Variance(Box<variance::Args>),
+    /// Check a masked model folder: strictly N:M, and nothing else touched
+    Verify(verify::Args),
 }
 
 /// Whether a command ran to its end.
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&cli.device, &args),
         Command::Prune(args) => prune::run(&cli.device, *args),
         Command::Variance(args) => variance::run(&cli.device, &args),
+        Command::Verify(args) => verify::run(&cli.device, &args),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -25,11 +25,28 @@ pub struct Copied {
     pub left_out: Vec<PathBuf>,
 }
 
-/// Copies everything under `source` to `target` except `skip` (relative paths), other weight files, and folders whose
-/// name starts with a dot. Links to files are followed (the Hugging Face cache is made of them), links to folders are not.
+/// Copies what [`list_others`] says to copy.
 pub fn copy_others(source: &Path, target: &Path, skip: &[PathBuf]) -> Result<Copied, ExportError> {
+    let list = list_others(source, skip)?;
+    for relative in &list.copied {
+        let to = target.join(relative);
+        if let Some(parent) = to.parent() {
+            fsio::create_folder(parent)?;
+        }
+        one(&source.join(relative), &to)?;
+    }
+    Ok(list)
+}
+
+/// What a copy takes along: everything under `source` except `skip` (relative paths), other weight files, and folders
+/// whose name starts with a dot. Links to files are followed (the Hugging Face cache is made of them), links to folders
+/// are not.
+///
+/// # Errors
+/// [`ExportError::Read`] and [`ExportError::TooDeep`].
+pub fn list_others(source: &Path, skip: &[PathBuf]) -> Result<Copied, ExportError> {
     let mut done = Copied::default();
-    folder(source, target, Path::new(""), skip, &mut done, 0)?;
+    folder(source, Path::new(""), skip, &mut done, 0)?;
     done.copied.sort();
     done.left_out.sort();
     Ok(done)
@@ -37,7 +54,6 @@ pub fn copy_others(source: &Path, target: &Path, skip: &[PathBuf]) -> Result<Cop
 
 fn folder(
     source: &Path,
-    target: &Path,
     below: &Path,
     skip: &[PathBuf],
     done: &mut Copied,
@@ -60,12 +76,8 @@ fn folder(
         let file = fs::metadata(&path).map_err(unreadable)?.is_file();
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
         if kind.is_dir() && !hidden {
-            fsio::create_folder(&target.join(&relative))?;
-            folder(source, target, &relative, skip, done, depth + 1)?;
-            // Removed again when nothing in it was copied.
-            let _ = fs::remove_dir(target.join(&relative));
+            folder(source, &relative, skip, done, depth + 1)?;
         } else if file && !is_weights(&relative) {
-            one(&path, &target.join(&relative))?;
             done.copied.push(relative);
         } else {
             done.left_out.push(relative);
@@ -74,7 +86,8 @@ fn folder(
     Ok(())
 }
 
-fn is_weights(path: &Path) -> bool {
+/// Whether a file holds weights, by its name.
+pub fn is_weights(path: &Path) -> bool {
     let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
     // The index of another format's shards goes with them; `model.safetensors.index.json` does not.
     let index = name.ends_with(".bin.index.json") || name.ends_with(".h5.index.json");

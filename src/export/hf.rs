@@ -92,20 +92,12 @@ fn fill(
     folder: &Path,
 ) -> Result<Summary, ExportError> {
     let checkpoint = tensors.base();
-    // Shards are masked; an older report of the source, if it was masked itself, makes way for the new one.
-    let mut skip = vec![PathBuf::from(REPORT)];
     let mut weight_bytes = 0;
     for shard in checkpoint.files() {
-        let name = PathBuf::from(shard.file_name());
-        write_shard(shard, tensors, masks, &folder.join(&name))?;
+        write_shard(shard, tensors, masks, &folder.join(shard.file_name()))?;
         weight_bytes += shard.len() as u64;
-        skip.push(name);
     }
-    // A single file hides an index, so an index beside one describes other files.
-    if !checkpoint.files().is_empty() && skip.contains(&PathBuf::from("model.safetensors")) {
-        skip.push("model.safetensors.index.json".into());
-    }
-    let copied = copy_others(checkpoint.folder(), folder, &skip)?;
+    let copied = copy_others(checkpoint.folder(), folder, &not_copied(checkpoint))?;
     let lines = lines(config, masks);
     let projection_weights = lines.iter().map(|l| l.rows as u64 * l.cols as u64).sum();
     let pruned_weights = lines.iter().map(|l| l.pruned).sum();
@@ -118,6 +110,17 @@ fn fill(
         pruned_weights,
         left_out: copied.left_out,
     })
+}
+
+/// The files of a folder that the export writes anew or leaves away: the shards, an older report of a source that was
+/// masked itself, and beside a single file an index, which describes other files.
+pub(crate) fn not_copied(checkpoint: &Checkpoint) -> Vec<PathBuf> {
+    let mut skip = vec![PathBuf::from(REPORT)];
+    skip.extend(checkpoint.files().iter().map(|shard| PathBuf::from(shard.file_name())));
+    if skip.contains(&PathBuf::from("model.safetensors")) {
+        skip.push("model.safetensors.index.json".into());
+    }
+    skip
 }
 
 /// Copies one safetensors file with the pruned weights set to +0.0.
@@ -154,14 +157,23 @@ fn put_masked(file: &mut AtomicFile, data: &[u8], mask: &BitMask, size: usize) -
     let mut row = vec![0; mask.cols() * size];
     for (words, bytes) in words.zip(data.chunks_exact(row.len().max(1))) {
         row.copy_from_slice(bytes);
-        for (weight, col) in row.chunks_exact_mut(size).zip(0..) {
-            if words[col / 32] >> (col % 32) & 1 == 0 {
-                weight.fill(0);
-            }
+        match size {
+            2 => zero_pruned::<2>(&mut row, words),
+            _ => zero_pruned::<4>(&mut row, words),
         }
         file.put(&row)?;
     }
     Ok(())
+}
+
+/// Zeroes the pruned weights, of `S` bytes each, of a row. Without a branch on the mask's bits, which no processor predicts.
+fn zero_pruned<const S: usize>(row: &mut [u8], words: &[u32]) {
+    for (weights, word) in row.chunks_mut(32 * S).zip(words) {
+        for (weight, i) in weights.chunks_exact_mut(S).zip(0..32) {
+            let keep = ((word >> i & 1) as u8).wrapping_neg();
+            weight.iter_mut().for_each(|byte| *byte &= keep);
+        }
+    }
 }
 
 fn lines(config: &Config, masks: &MaskSet) -> Vec<Line> {

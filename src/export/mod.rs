@@ -1,6 +1,6 @@
 //! Writing what a deployment needs. No GPU.
 
-mod copy;
+pub(crate) mod copy;
 mod error;
 pub mod hf;
 

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::parallel::in_parallel;
 use super::{Config, Dtype, ModelError, Shard, TensorView, read_json_object};
 
 const SINGLE: &str = "model.safetensors";
@@ -188,41 +187,14 @@ impl Checkpoint {
         self.parallel(names, |tensor| sha256_hex(tensor.data))
     }
 
-    /// Runs `work` on each named tensor, on up to 16 threads, and returns the results in the order of `names`.
+    /// Runs `work` on each named tensor and returns the results in the order of `names`.
     fn parallel<R: Send>(
         &self,
         names: &[String],
         work: impl Fn(&TensorView<'_>) -> R + Sync,
     ) -> Result<Vec<R>, ModelError> {
         let tensors = names.iter().map(|name| self.tensor(name)).collect::<Result<Vec<_>, _>>()?;
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(16).min(tensors.len());
-        let next = AtomicUsize::new(0);
-        let take = || {
-            let mut done = Vec::new();
-            while let Some((i, tensor)) = {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                tensors.get(i).map(|tensor| (i, tensor))
-            } {
-                done.push((i, work(tensor)));
-            }
-            done
-        };
-        let mut results: Vec<(usize, R)> = if threads <= 1 {
-            take()
-        } else {
-            thread::scope(|scope| {
-                let workers: Vec<_> = (0..threads).map(|_| scope.spawn(take)).collect();
-                workers
-                    .into_iter()
-                    .flat_map(|worker| match worker.join() {
-                        Ok(done) => done,
-                        Err(panic) => std::panic::resume_unwind(panic),
-                    })
-                    .collect()
-            })
-        };
-        results.sort_by_key(|(i, _)| *i);
-        Ok(results.into_iter().map(|(_, result)| result).collect())
+        Ok(in_parallel(&tensors, work))
     }
 }
 

@@ -1,0 +1,112 @@
+//! `maskwright verify`.
+
+use std::path::PathBuf;
+
+use super::context::DeviceArgs;
+use super::output::{bytes, table};
+use super::{CliError, Outcome};
+use crate::mask::{MaskFile, Pattern};
+use crate::verify::{Line, Options, Verdict, verify};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "A weight counts as pruned when all its bits are zero, so a -0.0 at a pruned place is a fault. Exit code 0: all is \
+right; 1: something is wrong, and the error names the first tensor, row and group.
+
+Example:
+  maskwright verify runs/first/model --against models/village --mask runs/first/mask.safetensors"
+)]
+pub(super) struct Args {
+    /// Masked model folder
+    folder: PathBuf,
+    /// Folder of the dense model: kept weights and all other tensors and files must be equal to its bytes
+    #[arg(long, value_name = "MODEL")]
+    against: Option<PathBuf>,
+    /// Mask file that the folder must have been made with
+    #[arg(long, value_name = "FILE")]
+    mask: Option<PathBuf>,
+    /// Pattern, keep N of M [default: the mask's, else that of sparsity_report.json]
+    #[arg(long, value_name = "N:M")]
+    pattern: Option<Pattern>,
+    /// Kept weights were re-fitted: do not hold them against the dense model
+    #[arg(long)]
+    repaired: bool,
+    /// Projections may be wholly dense, although neither the mask nor the report leaves them so
+    #[arg(long)]
+    allow_dense: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+    let mask = args.mask.as_ref().map(|path| MaskFile::read(path)).transpose()?;
+    let options = Options {
+        pattern: args.pattern,
+        mask: mask.as_ref().map(|file| &file.set),
+        against: args.against.as_deref(),
+        repaired: args.repaired,
+        allow_dense: args.allow_dense,
+    };
+    let verdict = verify(&args.folder, &options)?;
+    if args.json {
+        println!("{}", serde_json::json!(verdict));
+    } else {
+        show(device, &verdict);
+    }
+    match verdict.problems.first() {
+        None => Ok(Outcome::Done),
+        Some(first) => Err(CliError::Verdict { first: first.to_string(), more: verdict.problems.len() - 1 }),
+    }
+}
+
+fn show(device: &DeviceArgs, verdict: &Verdict) {
+    let yes = |refused: &Option<String>| if refused.is_none() { "yes" } else { "no" }.to_string();
+    let row = |line: &Line| {
+        let weights = (line.rows as f64 * line.cols as f64).max(1.0);
+        vec![
+            line.name.clone(),
+            format!("{} {} x {}", line.dtype, line.rows, line.cols),
+            if line.dense { "dense".into() } else { format!("{:.2}", 100.0 * line.kept as f64 / weights) },
+            line.short_groups.to_string(),
+            line.violations.to_string(),
+            yes(&line.backends.cutlass),
+            yes(&line.backends.cusparselt),
+            yes(&line.backends.tensorrt),
+        ]
+    };
+    let rows: Vec<_> = verdict.projections.iter().map(row).collect();
+    let header =
+        ["projection", "stored", "kept %", "short groups", "wrong", "CUTLASS", "cuSPARSELt", "TensorRT"];
+    println!("{}\n", table(&header, &rows));
+    let size = &verdict.bytes;
+    let form = |name: &str, n: u64| vec![name.to_string(), bytes(n)];
+    let forms = [
+        form("dense with zeros", size.dense),
+        form("torch24", size.torch24),
+        form("ct24", size.ct24),
+        form("cuSPARSELt (estimate)", size.cusparselt_estimate),
+        form("mask file", size.mask_file),
+    ];
+    println!("{}\n", table(&["the projections as", "bytes"], &forms));
+    for problem in &verdict.problems {
+        println!("{problem}");
+    }
+    let dense = verdict.projections.iter().filter(|l| l.dense).count();
+    let masked = verdict.projections.len() - dense;
+    let what = match verdict.compared {
+        true => "kept weights and all other tensors and files held against the source",
+        false => "not held against a source",
+    };
+    match verdict.ok {
+        true => {
+            println!("right: {masked} projections are strictly {}, {dense} dense; {what}", verdict.pattern)
+        }
+        false => println!("wrong: {} tensors or files", verdict.problems.len()),
+    }
+    if !verdict.compared {
+        device.note(|| {
+            "give --against MODEL to check the kept weights and everything that is not pruned".into()
+        });
+    }
+}
