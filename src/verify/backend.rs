@@ -14,7 +14,7 @@ use crate::model::Dtype;
 pub struct Fitness {
     /// PyTorch, `SparseSemiStructuredTensorCUTLASS`.
     pub cutlass: Option<String>,
-    /// PyTorch or TensorRT-free use of cuSPARSELt.
+    /// PyTorch, `SparseSemiStructuredTensorCUSPARSELT`.
     pub cusparselt: Option<String>,
     /// TensorRT with sparse weights.
     pub tensorrt: Option<String>,
