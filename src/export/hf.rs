@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::fsio::{self, FsError, PendingFolder};
-use crate::mask::{BitMask, MaskSet, Provenance};
+use crate::mask::{BitMask, MaskError, MaskSet, Provenance};
 use crate::model::{Checkpoint, Config, Dtype, Overlay, ProjectionKind, Shard, ShardEntry};
 
 use super::ExportError;
@@ -84,6 +84,31 @@ pub fn check_destination(checkpoint: &Checkpoint, out: &Path) -> Result<(), Expo
         return Err(ExportError::InsideSource { out: out.into(), source_folder: source.into() });
     }
     Ok(())
+}
+
+/// How many weights that the masks prune are not zero in the tensors (-0.0 is not counted).
+///
+/// # Errors
+/// [`ExportError::Model`] when a tensor is missing, [`ExportError::Mask`] when one has another shape.
+pub fn nonzero_pruned(tensors: &Overlay<'_>, masks: &MaskSet) -> Result<u64, ExportError> {
+    let mut count = 0;
+    for (name, mask) in &masks.masks {
+        let view = tensors.tensor(name)?;
+        let found = [mask.rows(), mask.cols()];
+        if view.shape != found {
+            let expected = [view.rows(), view.row_len()];
+            return Err(MaskError::Shape { tensor: name.clone(), expected, found }.into());
+        }
+        let (size, dtype) = (view.dtype.size(), super::packed::stored(view.dtype));
+        let words = mask.words().chunks_exact(mask.words_per_row().max(1));
+        for (words, row) in words.zip(view.data.chunks_exact((mask.cols() * size).max(1))) {
+            for (weight, col) in row.chunks_exact(size).zip(0..) {
+                let pruned = words.get(col / 32).is_some_and(|w| w >> (col % 32) & 1 == 0);
+                count += u64::from(pruned && !super::packed::is_zero(weight, dtype));
+            }
+        }
+    }
+    Ok(count)
 }
 
 fn fill(

@@ -78,10 +78,10 @@ impl Layout {
         let (group, interleave) = if self.meta == 2 { (32, 4) } else { (16, 2) };
         let mut row = r / group * group + r % 8 * interleave + r % group / 8;
         let mut col = c;
-        if row % 2 == 0 && col % 2 == 1 {
-            (row, col) = (row + 1, col - 1);
-        } else if row % 2 == 1 && col % 2 == 0 {
-            (row, col) = (row - 1, col + 1);
+        match (row % 2, col % 2) {
+            (0, 1) => (row, col) = (row + 1, col - 1),
+            (1, 0) => (row, col) = (row - 1, col + 1),
+            _ => {}
         }
         col / 2 * 2 * rows + row * 2 + col % 2
     }
