@@ -6,25 +6,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use host_fixture::{Scratch, mentions, model, tensors, write_config, write_shards};
+use host_fixture::{Scratch, masks, mentions, model, tensors, write_config, write_shards};
 use maskwright::export::hf;
 use maskwright::mask::{BitMask, MaskFile, MaskSet, Pattern, Provenance};
 use maskwright::model::{Checkpoint, Config, Overlay};
 use serde_json::Value;
-
-/// Magnitude masks of every projection.
-fn masks(checkpoint: &Checkpoint, config: &Config, pattern: Pattern) -> MaskSet {
-    let mut set = MaskSet::new(pattern);
-    for p in config.projections() {
-        let weight = checkpoint.tensor(&p.name).unwrap();
-        let mask = BitMask::top_n(p.rows, p.cols, pattern, |r, scores| {
-            assert!(weight.row_f32(r, scores));
-            scores.iter_mut().for_each(|s| *s = s.abs());
-        });
-        set.masks.insert(p.name, mask.unwrap());
-    }
-    set
-}
 
 /// Every file below a folder with its bytes.
 fn listing(dir: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -135,6 +135,12 @@ impl Model {
     pub(super) fn mask(&self, path: &Path) -> Result<MaskSet, CliError> {
         let file = MaskFile::read(path)?;
         file.set.check_model(&self.config)?;
+        self.warn_of_sources(&file, path)?;
+        Ok(file.set)
+    }
+
+    /// Says when a mask was made for other weights than these.
+    pub(super) fn warn_of_sources(&self, file: &MaskFile, path: &Path) -> Result<(), CliError> {
         let differing = file.differing_sources(&self.checkpoint)?;
         if let Some(first) = differing.first() {
             log::warn!(
@@ -144,7 +150,7 @@ impl Model {
                 file.sources.len()
             );
         }
-        Ok(file.set)
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ mod context;
 mod devices;
 mod error;
 mod eval;
+mod export;
 mod learn;
 mod method_args;
 mod output;
@@ -50,6 +51,10 @@ enum Command {
     Eval(eval::Args),
     /// Choose or learn a mask and write it, with the masked model
     Prune(Box<prune::Args>),
+    /// Write the masked model or the mask in a format for deployment
+    Export(export::ExportArgs),
+    /// Set the pruned weights of a mask to zero again, in any checkpoint of the same shapes
+    ApplyMask(export::ApplyArgs),
     /// Measure mean and variance of MaskPro's gradient estimators
     Variance(Box<variance::Args>),
     /// Check a masked model folder: strictly N:M, and nothing else touched
@@ -73,6 +78,8 @@ pub fn main() -> ExitCode {
         Command::Devices(args) => devices::run(&cli.device, &args),
         Command::Eval(args) => eval::run(&cli.device, &args),
         Command::Prune(args) => prune::run(&cli.device, *args),
+        Command::Export(args) => export::export(&cli.device, &args),
+        Command::ApplyMask(args) => export::apply(&args),
         Command::Variance(args) => variance::run(&cli.device, &args),
         Command::Verify(args) => verify::run(&cli.device, &args),
     };

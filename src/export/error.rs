@@ -34,6 +34,14 @@ pub enum ExportError {
         /// The folder.
         path: PathBuf,
     },
+    /// The mask or the model cannot be written in the format asked for.
+    #[error("this model cannot be written as {format}: {problem}")]
+    Format {
+        /// The format.
+        format: &'static str,
+        /// Why, and what to do.
+        problem: String,
+    },
     /// The mask does not fit the model, or is not strict.
     #[error(transparent)]
     Mask(#[from] MaskError),

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::fsio::{self, AtomicFile, FsError, PendingFolder};
-use crate::mask::{BitMask, MaskSet, Provenance};
-use crate::model::{Checkpoint, Config, Dtype, Overlay, ProjectionKind, Shard};
+use crate::fsio::{self, FsError, PendingFolder};
+use crate::mask::{BitMask, MaskError, MaskSet, Provenance};
+use crate::model::{Checkpoint, Config, Dtype, Overlay, ProjectionKind, Shard, ShardEntry};
 
 use super::ExportError;
 use super::copy::{copy_others, inside};
@@ -34,6 +34,8 @@ pub struct Summary {
     pub pruned_weights: u64,
     /// Files of the source that were not copied, relative to it: other copies of the dense weights and hidden folders.
     pub left_out: Vec<PathBuf>,
+    /// Projections that a packed format stores dense, with the reason; empty for the others.
+    pub stored_dense: Vec<(String, String)>,
 }
 
 /// One projection in the report.
@@ -84,6 +86,31 @@ pub fn check_destination(checkpoint: &Checkpoint, out: &Path) -> Result<(), Expo
     Ok(())
 }
 
+/// How many weights that the masks prune are not zero in the tensors (-0.0 is not counted).
+///
+/// # Errors
+/// [`ExportError::Model`] when a tensor is missing, [`ExportError::Mask`] when one has another shape.
+pub fn nonzero_pruned(tensors: &Overlay<'_>, masks: &MaskSet) -> Result<u64, ExportError> {
+    let mut count = 0;
+    for (name, mask) in &masks.masks {
+        let view = tensors.tensor(name)?;
+        let found = [mask.rows(), mask.cols()];
+        if view.shape != found {
+            let expected = [view.rows(), view.row_len()];
+            return Err(MaskError::Shape { tensor: name.clone(), expected, found }.into());
+        }
+        let (size, dtype) = (view.dtype.size(), super::packed::stored(view.dtype));
+        let words = mask.words().chunks_exact(mask.words_per_row().max(1));
+        for (words, row) in words.zip(view.data.chunks_exact((mask.cols() * size).max(1))) {
+            for (weight, col) in row.chunks_exact(size).zip(0..) {
+                let pruned = words.get(col / 32).is_some_and(|w| w >> (col % 32) & 1 == 0);
+                count += u64::from(pruned && !super::packed::is_zero(weight, dtype));
+            }
+        }
+    }
+    Ok(count)
+}
+
 fn fill(
     tensors: &Overlay<'_>,
     config: &Config,
@@ -98,17 +125,31 @@ fn fill(
         weight_bytes += shard.len() as u64;
     }
     let copied = copy_others(checkpoint.folder(), folder, &not_copied(checkpoint))?;
+    let summary = finish(tensors, config, masks, provenance, folder, copied.left_out)?;
+    Ok(Summary { weight_bytes, ..summary })
+}
+
+/// Writes the report; the summary lacks the bytes of the weights.
+pub(super) fn finish(
+    tensors: &Overlay<'_>,
+    config: &Config,
+    masks: &MaskSet,
+    provenance: &Provenance,
+    folder: &Path,
+    left_out: Vec<PathBuf>,
+) -> Result<Summary, ExportError> {
     let lines = lines(config, masks);
     let projection_weights = lines.iter().map(|l| l.rows as u64 * l.cols as u64).sum();
     let pruned_weights = lines.iter().map(|l| l.pruned).sum();
-    let report = report(tensors, masks, provenance, &lines, &copied.left_out);
+    let report = report(tensors, masks, provenance, &lines, &left_out);
     fsio::write_bytes(&folder.join(REPORT), report.as_bytes())?;
     Ok(Summary {
         folder: folder.into(),
-        weight_bytes,
+        weight_bytes: 0,
         projection_weights,
         pruned_weights,
-        left_out: copied.left_out,
+        left_out,
+        stored_dense: Vec::new(),
     })
 }
 
@@ -134,15 +175,11 @@ fn write_shard(
         file.put(shard.header_bytes())?;
         // The entries cover the data without a gap and in order.
         for entry in shard.entries() {
-            // A re-fitted weight has the shape and type of the one in the file.
-            let data = match tensors.tensor(&entry.name) {
-                Ok(view) if tensors.replaces(&entry.name) => view.data,
-                _ => shard.data(entry),
-            };
+            let data = bytes_of(tensors, shard, entry);
             match (masks.get(&entry.name), Dtype::from_stored(entry.dtype)) {
                 // The same name in two shards: only the one of the right shape can be the projection.
                 (Some(mask), Some(dtype)) if entry.shape == [mask.rows(), mask.cols()] => {
-                    put_masked(file, data, mask, dtype.size())?;
+                    for_masked_rows(data, mask, dtype.size(), |row| file.put(row))?;
                 }
                 _ => file.put(data)?,
             }
@@ -151,8 +188,21 @@ fn write_shard(
     })
 }
 
-/// Writes a weight `[rows, cols]` row by row; all bytes of a pruned weight become 0, which is +0.0 in every type.
-fn put_masked(file: &mut AtomicFile, data: &[u8], mask: &BitMask, size: usize) -> Result<(), FsError> {
+/// The stored bytes of a shard's entry. A re-fitted weight has the shape and type of the one in the file.
+pub(super) fn bytes_of<'a>(tensors: &'a Overlay<'_>, shard: &'a Shard, entry: &ShardEntry) -> &'a [u8] {
+    match tensors.tensor(&entry.name) {
+        Ok(view) if tensors.replaces(&entry.name) => view.data,
+        _ => shard.data(entry),
+    }
+}
+
+/// Hands on a weight `[rows, cols]` row by row; all bytes of a pruned weight become 0, which is +0.0 in every type.
+pub(super) fn for_masked_rows(
+    data: &[u8],
+    mask: &BitMask,
+    size: usize,
+    mut take: impl FnMut(&[u8]) -> Result<(), FsError>,
+) -> Result<(), FsError> {
     let words = mask.words().chunks_exact(mask.words_per_row().max(1));
     let mut row = vec![0; mask.cols() * size];
     for (words, bytes) in words.zip(data.chunks_exact(row.len().max(1))) {
@@ -161,7 +211,7 @@ fn put_masked(file: &mut AtomicFile, data: &[u8], mask: &BitMask, size: usize) -
             2 => zero_pruned::<2>(&mut row, words),
             _ => zero_pruned::<4>(&mut row, words),
         }
-        file.put(&row)?;
+        take(&row)?;
     }
     Ok(())
 }
@@ -229,7 +279,7 @@ fn report(
 }
 
 /// Puts the destination in the place of the temporary folder in an error's path.
-fn rename_in_error(error: ExportError, temporary: &Path, out: &Path) -> ExportError {
+pub(super) fn rename_in_error(error: ExportError, temporary: &Path, out: &Path) -> ExportError {
     match error {
         ExportError::Write(FsError::Os { action, path, source }) => {
             let path = path.strip_prefix(temporary).map(|rest| out.join(rest)).unwrap_or(path);

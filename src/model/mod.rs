@@ -23,6 +23,7 @@ pub use rope::{Llama3, Rope};
 pub use shard::{Shard, ShardEntry};
 pub use tensor::{Dtype, TensorView, encode};
 pub use tokenizer::Tokenizer;
+pub(crate) use writer::header_bytes;
 pub use writer::{OutTensor, write_safetensors};
 
 use std::fs::File;

@@ -28,23 +28,33 @@ pub fn write_safetensors(
     metadata: Map<String, Value>,
     tensors: &[OutTensor<'_>],
 ) -> Result<(), FsError> {
+    let parts = tensors.iter().map(|t| (t.name, t.dtype.to_string(), t.shape.as_slice(), t.data.len()));
+    let header = header_bytes(metadata, parts);
+    fsio::write_atomic(path, |file| {
+        file.put(&header)?;
+        tensors.iter().try_for_each(|t| file.put(t.data))
+    })
+}
+
+/// What stands before the data: length and header. Takes name, type, shape and bytes of each tensor, in the order of their data.
+pub(crate) fn header_bytes<'a>(
+    metadata: Map<String, Value>,
+    tensors: impl Iterator<Item = (&'a str, String, &'a [usize], usize)>,
+) -> Vec<u8> {
     let mut header = Map::new();
     if !metadata.is_empty() {
         header.insert("__metadata__".into(), Value::Object(metadata));
     }
     let mut end = 0;
-    for t in tensors {
+    for (name, dtype, shape, bytes) in tensors {
         let begin = end;
-        end += t.data.len();
-        let entry = json!({ "dtype": t.dtype, "shape": t.shape, "data_offsets": [begin, end] });
-        header.insert(t.name.into(), entry);
+        end += bytes;
+        header.insert(name.into(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] }));
     }
     let mut text = Value::Object(header).to_string();
     let padded = text.len().next_multiple_of(8);
     text.extend(std::iter::repeat_n(' ', padded - text.len()));
-    fsio::write_atomic(path, |file| {
-        file.put(&(padded as u64).to_le_bytes())?;
-        file.put(text.as_bytes())?;
-        tensors.iter().try_for_each(|t| file.put(t.data))
-    })
+    let mut out = (padded as u64).to_le_bytes().to_vec();
+    out.extend_from_slice(text.as_bytes());
+    out
 }

@@ -175,3 +175,17 @@ pub fn magnitude_masks(checkpoint: &Checkpoint, selection: &Selection, pattern: 
     }
     set
 }
+
+/// Magnitude masks of every projection.
+pub fn masks(checkpoint: &Checkpoint, config: &Config, pattern: Pattern) -> MaskSet {
+    let mut set = MaskSet::new(pattern);
+    for p in config.projections() {
+        let weight = checkpoint.tensor(&p.name).unwrap();
+        let mask = BitMask::top_n(p.rows, p.cols, pattern, |r, scores| {
+            assert!(weight.row_f32(r, scores));
+            scores.iter_mut().for_each(|s| *s = s.abs());
+        });
+        set.masks.insert(p.name, mask.unwrap());
+    }
+    set
+}

@@ -1,0 +1,185 @@
+//! `maskwright export` and `maskwright apply-mask`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::context::{DeviceArgs, Model};
+use super::{CliError, Outcome};
+use crate::export::{ExportError, ct24, hf, torch24};
+use crate::mask::MaskFile;
+use crate::model::Overlay;
+
+#[derive(clap::Args)]
+#[command(after_help = "Formats:
+  hf       the model with zeros in Hugging Face layout, which everything reads; stored as large as the dense one
+  mask     the mask alone, as a mask file for this model
+  torch24  packed for PyTorch's semi-structured tensors, with load_torch24.py; patterns that keep at most 2 of every 4
+  ct24     sparse-24-bitmask of compressed-tensors, a legacy format: needs --legacy-ct24
+
+No format is a promise of speed: see docs/export.md.
+
+Example:
+  maskwright export models/village --mask runs/first/mask.safetensors --format torch24 --out village-24")]
+pub(super) struct ExportArgs {
+    /// The dense model, in Hugging Face layout
+    model: PathBuf,
+    /// The mask file
+    #[arg(long, value_name = "FILE")]
+    mask: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = Format::Hf)]
+    format: Format,
+    /// A new folder; for `mask` a file
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// Re-fitted weights: a safetensors file, or a folder of them. Those of a run (`prune --repair`) are found beside its mask
+    #[arg(long, value_name = "PATH")]
+    weights: Option<PathBuf>,
+    /// Allow ct24. Read by compressed-tensors 0.9.0 to 0.14.0.1 with transformers up to 5.10.0, and by vLLM 0.7.2 to 0.18.1.
+    /// Newer transformers with compressed-tensors 0.15.0 or newer load it without an error and with random weights; vLLM 0.19.0
+    /// and newer refuse it
+    #[arg(long)]
+    legacy_ct24: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Hf,
+    Mask,
+    Torch24,
+    Ct24,
+}
+
+pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, CliError> {
+    if args.format == Format::Ct24 && !args.legacy_ct24 {
+        return Err(CliError::Usage(format!(
+            "{}; give --legacy-ct24 to write it all the same",
+            ct24::WARNING
+        )));
+    }
+    let model = Model::open(&args.model)?;
+    let file = MaskFile::read(&args.mask)?;
+    file.set.check_model(&model.config)?;
+    model.warn_of_sources(&file, &args.mask)?;
+    let provenance = &file.provenance;
+    if args.format == Format::Mask {
+        if args.weights.is_some() {
+            return Err(CliError::Usage(
+                "--weights has no use with --format mask, which holds no weights".into(),
+            ));
+        }
+        let written = MaskFile::new(file.set, provenance.clone(), &model.checkpoint)?;
+        written.write(&args.out)?;
+        println!("written: {}", args.out.display());
+        return Ok(Outcome::Done);
+    }
+    let mut tensors = Overlay::new(&model.checkpoint);
+    if let Some(path) = args.weights.clone().map_or_else(|| refitted(&args.mask), |path| Ok(Some(path)))? {
+        for shard in shards(&path)? {
+            tensors.add(&shard)?;
+        }
+        device.note(|| format!("re-fitted weights are taken from {}", path.display()));
+    }
+    let write = match args.format {
+        Format::Torch24 => torch24::write,
+        Format::Ct24 => ct24::write,
+        Format::Hf | Format::Mask => hf::write,
+    };
+    let summary = write(&tensors, &model.config, &file.set, provenance, &args.out)?;
+    print(&summary);
+    if args.format == Format::Ct24 {
+        log::warn!("{}", ct24::WARNING);
+    }
+    Ok(Outcome::Done)
+}
+
+fn print(summary: &hf::Summary) {
+    for (name, reason) in &summary.stored_dense {
+        println!("stored dense: {name}: {reason}");
+    }
+    println!(
+        "{} of {} projection weights are zero; {} bytes of weights",
+        summary.pruned_weights, summary.projection_weights, summary.weight_bytes
+    );
+    println!("written: {}", summary.folder.display());
+}
+
+/// Where the run that the mask lies in keeps re-fitted weights: in the files of its blocks, or in its model.
+fn refitted(mask: &Path) -> Result<Option<PathBuf>, CliError> {
+    let run = mask.parent().unwrap_or(Path::new(""));
+    let Ok(text) = fs::read(run.join("run.json")) else { return Ok(None) };
+    let told: Value = serde_json::from_slice(&text).map_err(|e| {
+        CliError::Usage(format!(
+            "{} cannot be parsed: {e}; copy the mask out of that folder",
+            run.join("run.json").display()
+        ))
+    })?;
+    if told.get("kept_weights_changed") != Some(&Value::Bool(true)) {
+        return Ok(None);
+    }
+    let found = [run.join("model"), run.join("blocks")].into_iter().find(|p| p.is_dir());
+    found.map(Some).ok_or_else(|| {
+        CliError::Usage(format!(
+            "the run {} changed kept weights, but they are not there any more; name them with --weights, or copy the mask out \
+             of that folder to use it with the dense weights",
+            run.display()
+        ))
+    })
+}
+
+/// A file, or the safetensors files of a folder, sorted.
+fn shards(path: &Path) -> Result<Vec<PathBuf>, CliError> {
+    if !path.is_dir() {
+        return Ok(vec![path.into()]);
+    }
+    let fail = |source| ExportError::Read { path: path.into(), source };
+    let mut all = Vec::new();
+    for entry in fs::read_dir(path).map_err(fail)? {
+        let file = entry.map_err(fail)?.path();
+        if file.extension().is_some_and(|e| e == "safetensors") {
+            all.push(file);
+        }
+    }
+    all.sort();
+    if all.is_empty() {
+        return Err(CliError::Usage(format!(
+            "{} has no .safetensors files to take weights from",
+            path.display()
+        )));
+    }
+    Ok(all)
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "For a model that was fine-tuned, or that a LoRA was merged into, after pruning.
+
+Example:
+  maskwright apply-mask tuned --mask runs/first/mask.safetensors --out tuned-24")]
+pub(super) struct ApplyArgs {
+    /// A model folder whose projections have the mask's shapes
+    checkpoint: PathBuf,
+    /// The mask file
+    #[arg(long, value_name = "FILE")]
+    mask: PathBuf,
+    /// A new folder
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+pub(super) fn apply(args: &ApplyArgs) -> Result<Outcome, CliError> {
+    let model = Model::open(&args.checkpoint)?;
+    let file = MaskFile::read(&args.mask)?;
+    file.set.check_model(&model.config)?;
+    let differing = file.differing_sources(&model.checkpoint)?.len();
+    let tensors = Overlay::new(&model.checkpoint);
+    let nonzero = hf::nonzero_pruned(&tensors, &file.set)?;
+    let summary = hf::write(&tensors, &model.config, &file.set, &file.provenance, &args.out)?;
+    println!(
+        "{differing} of {} tensors differ from those that the mask was made for; {nonzero} pruned weights were not zero",
+        file.sources.len()
+    );
+    print(&summary);
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,209 @@
+//! The format `sparse-24-bitmask` of compressed-tensors 0.9.0 to 0.14.0.1. A legacy format: newer versions load such a model
+//! without an exception and with random weights.
+
+use std::fs;
+use std::path::Path;
+
+use safetensors::Dtype as Stored;
+use serde_json::{Map, Value, json};
+
+use crate::fsio;
+use crate::mask::{MaskSet, Pattern, Provenance};
+use crate::model::{Config, Overlay, TensorView};
+
+use super::ExportError;
+use super::hf::Summary;
+use super::packed::{self, Codec, Coded, Part};
+
+/// Which versions read the format and which load it wrong.
+pub const WARNING: &str = "ct24 is a legacy format, read only by compressed-tensors 0.9.0 to 0.14.0.1 (with transformers up to \
+    5.10.0, and vLLM 0.7.2 to 0.18.1 on Hopper and newer); transformers 5.11.0 and newer with compressed-tensors 0.15.0 and \
+    newer load it WITHOUT AN ERROR AND WITH RANDOM WEIGHTS, and vLLM 0.19.0 and newer refuse it; never keep it as the only copy";
+
+/// A compressed weight.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Compressed {
+    /// Two weights of every group of four, `[rows, cols / 2]`, little-endian.
+    pub compressed: Vec<u8>,
+    /// `[rows, ceil(cols / 8)]`, bit `c % 8` of byte `c / 8` = kept.
+    pub bitmask: Vec<u8>,
+}
+
+/// Compresses a weight `[rows, cols]`, given as its bytes. A group with fewer than two non-zeros is filled up from its highest
+/// columns; -0.0 counts as zero.
+///
+/// # Errors
+/// A type or shape that the format does not have, and a group with more than two non-zeros.
+pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<Compressed, String> {
+    let size = check(dtype, rows, cols)?;
+    packed::expect_len(dense, rows, cols, size)?;
+    let per_row = cols.div_ceil(8);
+    let mut compressed = Vec::with_capacity(dense.len() / 2);
+    let mut bitmask = vec![0u8; rows * per_row];
+    let lines = dense.chunks_exact(cols * size).zip(bitmask.chunks_exact_mut(per_row));
+    for (r, (row, bits)) in lines.enumerate() {
+        for (g, weights) in row.chunks_exact(4 * size).enumerate() {
+            let mut flags = 0u8;
+            for (i, weight) in weights.chunks_exact(size).enumerate() {
+                flags |= u8::from(!packed::is_zero(weight, dtype)) << i;
+            }
+            if flags.count_ones() > 2 {
+                return Err(format!("group {g} of row {r} has more than two weights that are not zero"));
+            }
+            for i in (0..4).rev() {
+                if flags.count_ones() < 2 {
+                    flags |= 1 << i;
+                }
+            }
+            for (i, weight) in weights.chunks_exact(size).enumerate() {
+                if flags >> i & 1 == 1 {
+                    compressed.extend_from_slice(weight);
+                }
+            }
+            if let Some(byte) = bits.get_mut(g / 2) {
+                *byte |= flags << (g % 2 * 4);
+            }
+        }
+    }
+    Ok(Compressed { compressed, bitmask })
+}
+
+/// The dense weight of a compressed one.
+///
+/// # Errors
+/// A type or shape that the format does not have, a wrong number of bytes, a group that does not keep two.
+pub fn decode(
+    dtype: Stored,
+    rows: usize,
+    cols: usize,
+    compressed: &[u8],
+    bitmask: &[u8],
+) -> Result<Vec<u8>, String> {
+    let size = check(dtype, rows, cols)?;
+    packed::expect_len(compressed, rows, cols / 2, size)?;
+    packed::expect_len(bitmask, rows, cols.div_ceil(8), 1)?;
+    let mut dense = vec![0u8; rows * cols * size];
+    let mut values = compressed.chunks_exact(size);
+    let lines = dense.chunks_exact_mut(cols * size).zip(bitmask.chunks_exact(cols.div_ceil(8)));
+    for (r, (row, bits)) in lines.enumerate() {
+        for (g, weights) in row.chunks_exact_mut(4 * size).enumerate() {
+            let flags = bits.get(g / 2).map_or(0, |b| b >> (g % 2 * 4) & 15);
+            if flags.count_ones() != 2 {
+                return Err(format!("group {g} of row {r} keeps {} weights, not 2", flags.count_ones()));
+            }
+            for (i, weight) in weights.chunks_exact_mut(size).enumerate() {
+                if flags >> i & 1 == 1 {
+                    weight.copy_from_slice(values.next().unwrap_or(&[]));
+                }
+            }
+        }
+    }
+    Ok(dense)
+}
+
+/// The bytes of an element, when the format has such weights.
+fn check(dtype: Stored, rows: usize, cols: usize) -> Result<usize, String> {
+    let size = match dtype {
+        Stored::F16 | Stored::BF16 => 2,
+        Stored::F32 => 4,
+        Stored::I8 | Stored::F8_E4M3 => 1,
+        other => return Err(format!("the format has no weights of type {other}")),
+    };
+    if rows == 0 || cols == 0 || !cols.is_multiple_of(4) {
+        return Err(format!("{rows} x {cols} does not fit: columns must be a multiple of 4"));
+    }
+    Ok(size)
+}
+
+/// Writes the model to the new folder `out`, with the format's entry in config.json.
+///
+/// # Errors
+/// As [`super::hf::write`]; and [`ExportError::Format`] when no projection can be packed.
+pub fn write(
+    tensors: &Overlay<'_>,
+    config: &Config,
+    masks: &MaskSet,
+    provenance: &Provenance,
+    out: &Path,
+) -> Result<Summary, ExportError> {
+    packed::write(&Ct24, tensors, config, masks, provenance, out)
+}
+
+struct Ct24;
+
+impl Codec for Ct24 {
+    const NAME: &'static str = "ct24";
+
+    fn fits(&self, _: Pattern, view: &TensorView<'_>) -> Result<(), String> {
+        // Rows of the bitmask are whole bytes in every version.
+        if !view.row_len().is_multiple_of(8) {
+            return Err(format!("its {} columns are no multiple of 8", view.row_len()));
+        }
+        check(packed::stored(view.dtype), view.rows(), view.row_len()).map(|_| ())
+    }
+
+    fn parts(&self, view: &TensorView<'_>) -> Vec<Part> {
+        let (rows, cols) = (view.rows(), view.row_len());
+        vec![
+            Part::new("shape", Stored::I64, [2, 1]),
+            Part::new("compressed", packed::stored(view.dtype), [rows, cols / 2]),
+            Part::new("bitmask", Stored::U8, [rows, cols.div_ceil(8)]),
+        ]
+    }
+
+    fn encode(&self, view: &TensorView<'_>, masked: &[u8], part: &str) -> Result<Vec<u8>, String> {
+        let (rows, cols) = (view.rows(), view.row_len());
+        if part == "shape" {
+            return Ok([rows, cols].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect());
+        }
+        let done = encode(packed::stored(view.dtype), rows, cols, masked)?;
+        Ok(if part == "bitmask" { done.bitmask } else { done.compressed })
+    }
+
+    fn shard_name(&self, _: usize, _: usize, source: &str) -> String {
+        source.into()
+    }
+
+    fn finish(&self, folder: &Path, done: &Coded<'_>) -> Result<(), ExportError> {
+        let path = folder.join("config.json");
+        let text = fs::read(&path).map_err(|source| ExportError::Read { path: path.clone(), source })?;
+        let unusable = |problem: String| ExportError::Format { format: Self::NAME, problem };
+        let mut config: Map<String, Value> = serde_json::from_slice(&text)
+            .map_err(|e| unusable(format!("config.json cannot be parsed: {e}")))?;
+        if config.contains_key("quantization_config") {
+            return Err(unusable("config.json has a `quantization_config` already".into()));
+        }
+        config.insert("quantization_config".into(), entry(done));
+        let text = format!("{:#}", Value::Object(config));
+        fsio::write_bytes(&path, text.as_bytes())?;
+        if done.shards.len() > 1 {
+            let index =
+                json!({ "metadata": { "total_size": done.total_size }, "weight_map": done.weight_map });
+            fsio::write_bytes(
+                &folder.join("model.safetensors.index.json"),
+                format!("{index:#}\n").as_bytes(),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The entry of config.json, as the library 0.14.0.1 writes it. What stays dense is named in `ignore`.
+fn entry(done: &Coded<'_>) -> Value {
+    let mut ignore = vec!["lm_head".to_string()];
+    let dense = done.projections.iter().filter(|p| p.dense_because.is_some());
+    ignore.extend(dense.map(|p| packed::prefix(&p.name).to_string()));
+    json!({
+        "quant_method": "compressed-tensors",
+        "sparsity_config": {
+            "format": "sparse-24-bitmask",
+            "global_sparsity": done.pruned as f64 / done.parameters.max(1) as f64,
+            "ignore": ignore,
+            "registry_requires_subclass": false,
+            "sparsity_structure": "2:4",
+            "targets": ["Linear"],
+        },
+        "transform_config": {},
+        "version": "0.14.0.1",
+    })
+}

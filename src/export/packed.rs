@@ -1,0 +1,302 @@
+//! Writing a model whose masked projections are packed: what the packed formats share.
+//!
+//! One output shard per shard of the source. Within a shard tensors are ordered as the reference serialiser orders them (by
+//! type, then by name), so that all lie aligned. Headers follow from shapes alone; the data is coded tensor by tensor.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype as Stored;
+use serde_json::{Map, Value, json};
+
+use crate::fsio::{self, PendingFolder};
+use crate::mask::{BitMask, MaskSet, Pattern, Provenance};
+use crate::model::{Config, Dtype, Overlay, Shard, ShardEntry, TensorView, header_bytes};
+
+use super::ExportError;
+use super::copy::copy_others;
+use super::hf::{self, Summary};
+
+/// A tensor that stands for a part of a packed weight.
+pub(super) struct Part {
+    /// What its name ends in, after the weight's prefix and a dot.
+    name: &'static str,
+    dtype: Stored,
+    shape: Vec<usize>,
+}
+
+impl Part {
+    pub(super) fn new(name: &'static str, dtype: Stored, shape: [usize; 2]) -> Self {
+        Self { name, dtype, shape: shape.into() }
+    }
+}
+
+/// What is particular to a format.
+pub(super) trait Codec {
+    /// The format's name.
+    const NAME: &'static str;
+
+    /// Why a weight cannot be packed.
+    fn fits(&self, pattern: Pattern, view: &TensorView<'_>) -> Result<(), String>;
+
+    /// The tensors that take the place of a weight.
+    fn parts(&self, view: &TensorView<'_>) -> Vec<Part>;
+
+    /// The bytes of one of them; `masked` are those of the weight with its zeros.
+    fn encode(&self, view: &TensorView<'_>, masked: &[u8], part: &str) -> Result<Vec<u8>, String>;
+
+    /// The name of an output shard.
+    fn shard_name(&self, number: usize, of: usize, source: &str) -> String;
+
+    /// Writes what describes the shards.
+    fn finish(&self, folder: &Path, done: &Coded<'_>) -> Result<(), ExportError>;
+}
+
+/// What became of a projection.
+pub(super) struct CodedProjection {
+    /// The parameter name.
+    pub(super) name: String,
+    /// Rows and columns.
+    pub(super) shape: Vec<usize>,
+    /// The type it is stored in.
+    pub(super) dtype: Dtype,
+    /// Why it is stored dense; none when it is packed.
+    pub(super) dense_because: Option<String>,
+}
+
+/// What was written, for the description.
+pub(super) struct Coded<'a> {
+    pub(super) pattern: Pattern,
+    pub(super) projections: &'a [CodedProjection],
+    /// File names in order.
+    pub(super) shards: Vec<String>,
+    /// Tensor to file.
+    pub(super) weight_map: BTreeMap<String, String>,
+    /// Bytes of all tensors.
+    pub(super) total_size: u64,
+    /// Parameters of the dense model, and how many are pruned.
+    pub(super) parameters: u64,
+    pub(super) pruned: u64,
+}
+
+/// One tensor of an output shard.
+struct Planned<'a> {
+    name: String,
+    dtype: Stored,
+    shape: Vec<usize>,
+    entry: &'a ShardEntry,
+    /// The part of a packed weight; none for a tensor that is copied, or masked when it is a projection.
+    part: Option<&'static str>,
+}
+
+impl Planned<'_> {
+    fn bytes(&self) -> usize {
+        // Sizes come from tensors that lie in a mapped file.
+        self.shape.iter().product::<usize>() * (self.dtype.bitsize() / 8)
+    }
+}
+
+/// The parameter name without `.weight`.
+pub(super) fn prefix(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+/// The type as the safetensors library names it.
+pub(super) fn stored(dtype: Dtype) -> Stored {
+    match dtype {
+        Dtype::F32 => Stored::F32,
+        Dtype::F16 => Stored::F16,
+        Dtype::BF16 => Stored::BF16,
+    }
+}
+
+/// Whether an element is zero; the sign of a float does not matter.
+pub(super) fn is_zero(element: &[u8], dtype: Stored) -> bool {
+    let sign = if dtype == Stored::I8 { 0xff } else { 0x7f };
+    match element.split_last() {
+        Some((last, rest)) => last & sign == 0 && rest.iter().all(|&b| b == 0),
+        None => true,
+    }
+}
+
+/// Checks the number of bytes of `rows x cols` elements.
+pub(super) fn expect_len(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Result<(), String> {
+    let expected = rows.checked_mul(cols).and_then(|n| n.checked_mul(size));
+    if expected != Some(bytes.len()) {
+        return Err(format!(
+            "{rows} x {cols} elements of {size} bytes are expected, {} bytes found",
+            bytes.len()
+        ));
+    }
+    Ok(())
+}
+
+/// Writes the packed model to the new folder `out`.
+pub(super) fn write<C: Codec>(
+    codec: &C,
+    tensors: &Overlay<'_>,
+    config: &Config,
+    masks: &MaskSet,
+    provenance: &Provenance,
+    out: &Path,
+) -> Result<Summary, ExportError> {
+    masks.check_model(config)?;
+    masks.check()?;
+    let unfit = |problem: String| ExportError::Format { format: C::NAME, problem };
+    if !super::torch24::qualifies(masks.pattern) {
+        return Err(unfit(format!(
+            "2:4 hardware needs at most 2 kept of every 4, which {} does not promise; masks of 2:4, 1:4, 1:2, 2:8 and 1:8 do",
+            masks.pattern
+        )));
+    }
+    hf::check_destination(tensors.base(), out)?;
+    let mut projections = Vec::new();
+    for p in config.projections() {
+        let view = tensors.tensor(&p.name)?;
+        let dense_because = match masks.get(&p.name) {
+            Some(_) => codec.fits(masks.pattern, &view).err(),
+            None => Some("it has no mask".into()),
+        };
+        projections.push(CodedProjection {
+            name: p.name,
+            shape: view.shape.into(),
+            dtype: view.dtype,
+            dense_because,
+        });
+    }
+    if projections.iter().all(|p| p.dense_because.is_some()) {
+        let first =
+            projections.first().and_then(|p| Some(format!("{}: {}", p.name, p.dense_because.as_ref()?)));
+        return Err(unfit(format!("no projection can be packed; {}", first.unwrap_or_default())));
+    }
+    let pending = PendingFolder::create(out)?;
+    let job = Job { codec, tensors, config, masks, provenance, projections: &projections };
+    let result = job.fill(pending.path()).map_err(|e| hf::rename_in_error(e, pending.path(), out))?;
+    pending.commit()?;
+    Ok(Summary { folder: out.into(), ..result })
+}
+
+struct Job<'a, C> {
+    codec: &'a C,
+    tensors: &'a Overlay<'a>,
+    config: &'a Config,
+    masks: &'a MaskSet,
+    provenance: &'a Provenance,
+    projections: &'a [CodedProjection],
+}
+
+impl<C: Codec> Job<'_, C> {
+    fn fill(&self, folder: &Path) -> Result<Summary, ExportError> {
+        let checkpoint = self.tensors.base();
+        let count = checkpoint.files().len();
+        let mut skip = vec![PathBuf::from(hf::REPORT), "model.safetensors.index.json".into()];
+        let mut done = Coded {
+            pattern: self.masks.pattern,
+            projections: self.projections,
+            shards: Vec::new(),
+            weight_map: BTreeMap::new(),
+            total_size: 0,
+            parameters: 0,
+            pruned: self.masks.weights() - self.masks.count_ones(),
+        };
+        let mut weight_bytes = 0;
+        for (i, shard) in checkpoint.files().iter().enumerate() {
+            let name = self.codec.shard_name(i, count, shard.file_name());
+            let plan = self.plan(shard);
+            weight_bytes += self.write_shard(shard, &plan, &folder.join(&name))?;
+            for planned in plan {
+                done.total_size += planned.bytes() as u64;
+                done.weight_map.insert(planned.name, name.clone());
+            }
+            let parameters = shard.entries().iter().map(|e| e.shape.iter().product::<usize>() as u64);
+            done.parameters += parameters.sum::<u64>();
+            skip.push(shard.file_name().into());
+            done.shards.push(name);
+        }
+        let copied = copy_others(checkpoint.folder(), folder, &skip)?;
+        self.codec.finish(folder, &done)?;
+        let mut summary =
+            hf::finish(self.tensors, self.config, self.masks, self.provenance, folder, copied.left_out)?;
+        summary.weight_bytes = weight_bytes;
+        let dense = self.projections.iter().filter_map(|p| Some((p.name.clone(), p.dense_because.clone()?)));
+        summary.stored_dense = dense.collect();
+        Ok(summary)
+    }
+
+    /// The mask of an entry that is a projection's weight.
+    fn mask(&self, entry: &ShardEntry) -> Option<&BitMask> {
+        self.masks.get(&entry.name).filter(|m| entry.shape == [m.rows(), m.cols()])
+    }
+
+    fn plan<'s>(&self, shard: &'s Shard) -> Vec<Planned<'s>> {
+        let mut plan = Vec::new();
+        for entry in shard.entries() {
+            let packs = |p: &&CodedProjection| p.name == entry.name && p.dense_because.is_none();
+            let view = self.projections.iter().find(packs).and_then(|p| self.tensors.tensor(&p.name).ok());
+            match view.filter(|_| self.mask(entry).is_some()) {
+                Some(view) => plan.extend(self.codec.parts(&view).into_iter().map(|part| Planned {
+                    name: format!("{}.{}", prefix(&entry.name), part.name),
+                    dtype: part.dtype,
+                    shape: part.shape,
+                    entry,
+                    part: Some(part.name),
+                })),
+                None => plan.push(Planned {
+                    name: entry.name.clone(),
+                    dtype: entry.dtype,
+                    shape: entry.shape.clone(),
+                    entry,
+                    part: None,
+                }),
+            }
+        }
+        plan.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+        plan
+    }
+
+    /// Writes one shard; returns its bytes.
+    fn write_shard(&self, shard: &Shard, plan: &[Planned<'_>], path: &Path) -> Result<u64, ExportError> {
+        let mut metadata = Map::new();
+        metadata.insert("format".into(), json!("pt"));
+        for (key, value) in shard.metadata() {
+            metadata.insert(key.clone(), Value::String(value.clone()));
+        }
+        let tensors =
+            plan.iter().map(|t| (t.name.as_str(), t.dtype.to_string(), t.shape.as_slice(), t.bytes()));
+        let header = header_bytes(metadata, tensors);
+        let mut bytes = header.len() as u64;
+        fsio::write_atomic(path, |file| {
+            file.put(&header)?;
+            for planned in plan {
+                bytes += planned.bytes() as u64;
+                let entry = planned.entry;
+                let data = hf::bytes_of(self.tensors, shard, entry);
+                let Some((mask, dtype)) = self.mask(entry).zip(Dtype::from_stored(entry.dtype)) else {
+                    file.put(data)?;
+                    continue;
+                };
+                let Some(part) = planned.part else {
+                    hf::for_masked_rows(data, mask, dtype.size(), |row| file.put(row))?;
+                    continue;
+                };
+                let mut masked = Vec::with_capacity(data.len());
+                hf::for_masked_rows(data, mask, dtype.size(), |row| {
+                    masked.extend_from_slice(row);
+                    Ok(())
+                })?;
+                let view = TensorView { name: &entry.name, dtype, shape: &entry.shape, data };
+                let coded = self.codec.encode(&view, &masked, part).and_then(|coded| {
+                    expect_len(&coded, 1, planned.bytes(), 1)?;
+                    Ok(coded)
+                });
+                let problem = |problem| ExportError::Format {
+                    format: C::NAME,
+                    problem: format!("{}: {problem}", entry.name),
+                };
+                file.put(&coded.map_err(problem)?)?;
+            }
+            Ok::<(), ExportError>(())
+        })?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,190 @@
+//! `export` and `apply-mask` on small models.
+
+mod cli_tools;
+mod host_fixture;
+
+use std::fs;
+use std::path::Path;
+
+use cli_tools::{fails, succeeds};
+use host_fixture::{Scratch, config_with, masks, mentions, tensors, write_config, write_shards};
+use maskwright::export::{ct24, torch24};
+use maskwright::mask::{MaskFile, Pattern, Provenance};
+use maskwright::model::{Checkpoint, Config};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+
+/// A model in two shards with a 2:4 mask; the columns of down_proj do not fit torch24.
+fn setup(dir: &Path) -> Config {
+    let source = dir.join("dense");
+    write_config(
+        &source,
+        &config_with(json!({ "hidden_size": 64, "intermediate_size": 96, "head_dim": 16 })),
+    );
+    let config = Config::read(&source).unwrap();
+    write_shards(&source, &tensors(&config));
+    let checkpoint = Checkpoint::open(&source, &config).unwrap();
+    let set = masks(&checkpoint, &config, Pattern::TWO_OF_FOUR);
+    MaskFile::new(set, Provenance::new("magnitude", 3), &checkpoint)
+        .unwrap()
+        .write(&dir.join("mask"))
+        .unwrap();
+    config
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// Hands on every packed weight: prefix, type, rows, columns, the two parts.
+fn packed(
+    folder: &Path,
+    parts: [&str; 2],
+    mut take: impl FnMut(&str, Dtype, [usize; 2], &[u8], &[u8]),
+) -> usize {
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "safetensors") {
+            continue;
+        }
+        let bytes = fs::read(path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        for name in file.names() {
+            let Some(prefix) = name.strip_suffix(&format!(".{}", parts[0])) else { continue };
+            let (values, other) =
+                (file.tensor(name).unwrap(), file.tensor(&format!("{prefix}.{}", parts[1])).unwrap());
+            let shape = [values.shape()[0], values.shape()[1] * 2];
+            take(prefix, values.dtype(), shape, values.data(), other.data());
+            count += 1;
+        }
+    }
+    count
+}
+
+#[test]
+fn every_format_holds_the_same_weights() {
+    let dir = Scratch::new();
+    let config = setup(dir.path());
+    let (dense, mask) = (dir.join("dense"), dir.join("mask"));
+    let export = |format: &str, out: &str| {
+        succeeds(args![
+            "export",
+            dense,
+            "--mask",
+            mask,
+            "--format",
+            format,
+            "--out",
+            dir.join(out),
+            "--legacy-ct24"
+        ])
+    };
+    export("hf", "hf");
+    let hf = Checkpoint::open(&dir.join("hf"), &config).unwrap();
+    let same = |prefix: &str, back: Vec<u8>| {
+        assert!(back == hf.tensor(&format!("{prefix}.weight")).unwrap().data, "{prefix}");
+    };
+
+    let ran = export("torch24", "torch24");
+    let out = dir.join("torch24");
+    let count = packed(&out, ["packed", "meta"], |prefix, dtype, [rows, cols], values, meta| {
+        same(prefix, torch24::unpack(dtype, rows, cols, values, meta).unwrap());
+    });
+    let index = read_json(&out.join(torch24::INDEX));
+    let told = index["projections"].as_array().unwrap();
+    assert_eq!(told.iter().filter(|p| p["packed"] == true).count(), count);
+    assert_eq!(count, 12);
+    assert_eq!(ran.out.matches("stored dense: ").count(), 14 - count);
+    assert!(ran.out.contains("down_proj.weight: 64 x 96 does not fit"), "{}", ran.out);
+    assert!(out.join(torch24::LOADER).is_file() && !out.join("model.safetensors.index.json").exists());
+
+    let ran = export("ct24", "ct24");
+    mentions(&ran.err, &["0.14.0.1", "RANDOM WEIGHTS"]);
+    let out = dir.join("ct24");
+    let count = packed(&out, ["compressed", "bitmask"], |prefix, dtype, [rows, cols], values, bits| {
+        same(prefix, ct24::decode(dtype, rows, cols, values, bits).unwrap());
+    });
+    assert_eq!(count, 14);
+    assert_eq!(
+        read_json(&out.join("config.json"))["quantization_config"]["sparsity_config"]["ignore"],
+        json!(["lm_head"])
+    );
+    let map = &read_json(&out.join("model.safetensors.index.json"))["weight_map"];
+    assert_eq!(map.as_object().unwrap().keys().filter(|k| k.ends_with(".bitmask")).count(), 14);
+
+    export("mask", "again");
+    assert_eq!(fs::read(dir.join("again")).unwrap(), fs::read(&mask).unwrap());
+}
+
+#[test]
+fn formats_that_do_not_fit_are_refused() {
+    let dir = Scratch::new();
+    let config = setup(dir.path());
+    let (dense, out) = (dir.join("dense"), dir.join("out"));
+    fails(
+        args!["export", dense, "--mask", dir.join("mask"), "--format", "ct24", "--out", out],
+        &["--legacy-ct24", "0.14.0.1"],
+    );
+    let checkpoint = Checkpoint::open(&dense, &config).unwrap();
+    let set = masks(&checkpoint, &config, "4:8".parse().unwrap());
+    MaskFile::new(set, Provenance::new("magnitude", 3), &checkpoint)
+        .unwrap()
+        .write(&dir.join("mask48"))
+        .unwrap();
+    for format in ["torch24", "ct24"] {
+        fails(
+            args![
+                "export",
+                dense,
+                "--mask",
+                dir.join("mask48"),
+                "--format",
+                format,
+                "--out",
+                out,
+                "--legacy-ct24"
+            ],
+            &[format, "4:8", "2 kept of every 4"],
+        );
+    }
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_mask_is_imposed_again() {
+    let dir = Scratch::new();
+    setup(dir.path());
+    let (dense, mask, out) = (dir.join("dense"), dir.join("mask"), dir.join("out"));
+    let ran = succeeds(args!["apply-mask", dense, "--mask", mask, "--out", out]);
+    mentions(&ran.out, &["0 of 14 tensors differ"]);
+    assert!(!ran.out.contains("; 0 pruned weights"), "{}", ran.out);
+    let again = succeeds(args!["apply-mask", out, "--mask", mask, "--out", dir.join("again")]);
+    mentions(&again.out, &["14 of 14 tensors differ", "; 0 pruned weights were not zero"]);
+}
+
+#[test]
+fn refitted_weights_of_a_run_are_taken() {
+    let dir = Scratch::new();
+    let config = setup(dir.path());
+    let run = dir.join("run");
+    fs::create_dir(&run).unwrap();
+    fs::copy(dir.join("mask"), run.join("mask.safetensors")).unwrap();
+    fs::write(run.join("run.json"), r#"{"kept_weights_changed":true}"#).unwrap();
+    let export = |out: &str| {
+        args!["export", dir.join("dense"), "--mask", run.join("mask.safetensors"), "--out", dir.join(out)]
+            .to_vec()
+    };
+    fails(&export("lost"), &["--weights", "run"]);
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let mut changed = tensors(&config);
+    changed.get_mut(name).unwrap().data.fill(0x3c);
+    fs::create_dir(run.join("model")).unwrap();
+    write_shards(&run.join("model"), &changed);
+    let ran = succeeds(&export("out"));
+    mentions(&ran.err, &["re-fitted weights are taken from", "run/model"]);
+    let out = Checkpoint::open(&dir.join("out"), &config).unwrap();
+    let mut kept = out.tensor(name).unwrap().data.to_vec();
+    kept.retain(|&b| b != 0);
+    assert!(!kept.is_empty() && kept.iter().all(|&b| b == 0x3c));
+}
