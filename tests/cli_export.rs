@@ -6,7 +6,7 @@ mod host_fixture;
 use std::fs;
 use std::path::Path;
 
-use cli_tools::{fails, succeeds};
+use cli_tools::{fails, preset, succeeds, village, village_text};
 use host_fixture::{Scratch, config_with, masks, mentions, tensors, write_config, write_shards};
 use maskwright::export::{ct24, torch24};
 use maskwright::mask::{MaskFile, Pattern, Provenance};
@@ -187,4 +187,24 @@ fn refitted_weights_of_a_run_are_taken() {
     let mut kept = out.tensor(name).unwrap().data.to_vec();
     kept.retain(|&b| b != 0);
     assert!(!kept.is_empty() && kept.iter().all(|&b| b == 0x3c));
+}
+
+/// Weights that several stages of a run changed one after the other, kept block by block where no model is written.
+#[test]
+fn weights_of_the_last_stage_are_taken() {
+    let dir = Scratch::new();
+    let prune = |name: &str, more: &[&str]| {
+        let mut all =
+            args!["prune", village(), "--calib", village_text("calib"), "--out", dir.join(name)].to_vec();
+        all.extend(args!["--preset", preset(), "--method", "wanda", "--repair", "lstsq,block"].to_vec());
+        let windows = ["--segments", "sequential", "--windows", "8", "--window", "32", "--batch", "4"];
+        all.extend(windows.iter().chain(["--repair-steps", "3"].iter()).chain(more).map(|a| a.into()));
+        succeeds(&all);
+    };
+    prune("blocks", &["--no-model"]);
+    prune("model", &[]);
+    let mask = dir.join("blocks/mask.safetensors");
+    succeeds(args!["export", village(), "--mask", mask, "--out", dir.join("out")]);
+    let read = |folder: &str| fs::read(dir.join(folder).join("model.safetensors")).unwrap();
+    assert!(read("out") == read("model/model"), "other weights than the run's last");
 }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::context::{DeviceArgs, Model};
+use super::stages::stage_folder;
 use super::{CliError, Outcome};
 use crate::export::{ExportError, ct24, hf, torch24};
 use crate::mask::MaskFile;
 use crate::model::Overlay;
+use crate::prune::BLOCKS;
 
 #[derive(clap::Args)]
 #[command(after_help = "Formats:
@@ -76,8 +78,12 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
         return Ok(Outcome::Done);
     }
     let mut tensors = Overlay::new(&model.checkpoint);
-    if let Some(path) = args.weights.clone().map_or_else(|| refitted(&args.mask), |path| Ok(Some(path)))? {
-        for shard in shards(&path)? {
+    let sources = match &args.weights {
+        Some(path) => vec![path.clone()],
+        None => refitted(&args.mask)?,
+    };
+    for path in &sources {
+        for shard in shards(path)? {
             tensors.add(&shard)?;
         }
         device.note(|| format!("re-fitted weights are taken from {}", path.display()));
@@ -106,10 +112,11 @@ fn print(summary: &hf::Summary) {
     println!("written: {}", summary.folder.display());
 }
 
-/// Where the run that the mask lies in keeps re-fitted weights: in the files of its blocks, or in its model.
-fn refitted(mask: &Path) -> Result<Option<PathBuf>, CliError> {
+/// Where the run that the mask lies in keeps re-fitted weights: in its model, or in the files of its blocks, of which those of later
+/// stages replace earlier ones.
+fn refitted(mask: &Path) -> Result<Vec<PathBuf>, CliError> {
     let run = mask.parent().unwrap_or(Path::new(""));
-    let Ok(text) = fs::read(run.join("run.json")) else { return Ok(None) };
+    let Ok(text) = fs::read(run.join("run.json")) else { return Ok(Vec::new()) };
     let told: Value = serde_json::from_slice(&text).map_err(|e| {
         CliError::Usage(format!(
             "{} cannot be parsed: {e}; copy the mask out of that folder",
@@ -117,16 +124,24 @@ fn refitted(mask: &Path) -> Result<Option<PathBuf>, CliError> {
         ))
     })?;
     if told.get("kept_weights_changed") != Some(&Value::Bool(true)) {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let found = [run.join("model"), run.join("blocks")].into_iter().find(|p| p.is_dir());
-    found.map(Some).ok_or_else(|| {
-        CliError::Usage(format!(
+    let model = run.join("model");
+    if model.is_dir() {
+        return Ok(vec![model]);
+    }
+    let stages = told["options"]["stages"].as_array().map_or(0, Vec::len);
+    let blocks = (1..=stages).map(|number| stage_folder(run, number).join(BLOCKS));
+    let found: Vec<PathBuf> =
+        std::iter::once(run.join(BLOCKS)).chain(blocks).filter(|p| p.is_dir()).collect();
+    if found.is_empty() {
+        return Err(CliError::Usage(format!(
             "the run {} changed kept weights, but they are not there any more; name them with --weights, or copy the mask out \
              of that folder to use it with the dense weights",
             run.display()
-        ))
-    })
+        )));
+    }
+    Ok(found)
 }
 
 /// A file, or the safetensors files of a folder, sorted.

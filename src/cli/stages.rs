@@ -27,6 +27,11 @@ use crate::prune::{BlockResult, BlockStore, Learned, PruneError, RunFolder};
 /// The state of training in the middle, in the folder of a stage.
 const STATE: &str = "training.safetensors";
 
+/// Where stage `number` of a run, from 1, keeps what it has.
+pub(super) fn stage_folder(run: &Path, number: usize) -> PathBuf {
+    run.join(format!("stage{number}"))
+}
+
 /// What the stages have come to.
 pub(super) struct Staged<'a> {
     pub(super) masks: MaskSet,
@@ -83,7 +88,7 @@ impl Job<'_> {
             self.device.note(|| format!("stage {}: {what}", number + 1));
             let windows = shuffled(calib, stage.seed, stage.batch)?;
             let flow = self.plans(kernels).flow(stage)?;
-            let path = folder.path().join(format!("stage{}", number + 1));
+            let path = stage_folder(folder.path(), number + 1);
             let mut conditions = conditions.clone();
             // As text: numbers do not all come back from JSON as they went.
             conditions.insert("stage".into(), json!(stage).to_string().into());

@@ -18,7 +18,8 @@ use crate::mask::{BitMask, MaskFile, MaskSet, Pattern, Provenance};
 use crate::model::{Checkpoint, OutTensor, Overlay, write_safetensors};
 
 const MANIFEST: &str = "manifest.json";
-const BLOCKS: &str = "blocks";
+/// The folder of a run, or of one of its stages, with the files of its blocks.
+pub const BLOCKS: &str = "blocks";
 const FORMAT: &str = "maskwright-run";
 const VERSION: u32 = 1;
 

@@ -14,7 +14,7 @@ mod solver;
 mod statistics;
 pub mod variance;
 
-pub use checkpoint::BlockStore;
+pub use checkpoint::{BLOCKS, BlockStore};
 pub use error::PruneError;
 pub use learn::Learned;
 pub use oneshot::{Input, Inputs, OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
