@@ -5,8 +5,10 @@ mod host_fixture;
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
-use cli_tools::{fails, preset, succeeds, village, village_text};
+use cli_tools::{command, fails, preset, succeeds, village, village_text};
 use host_fixture::{Scratch, config_with, masks, mentions, tensors, write_config, write_shards};
 use maskwright::export::{ct24, torch24};
 use maskwright::mask::{MaskFile, Pattern, Provenance};
@@ -207,4 +209,43 @@ fn weights_of_the_last_stage_are_taken() {
     succeeds(args!["export", village(), "--mask", mask, "--out", dir.join("out")]);
     let read = |folder: &str| fs::read(dir.join(folder).join("model.safetensors")).unwrap();
     assert!(read("out") == read("model/model"), "other weights than the run's last");
+}
+
+/// Killed at any moment, an export leaves a whole folder or none.
+#[test]
+fn a_killed_export_leaves_nothing_that_looks_finished() {
+    let dir = Scratch::new();
+    setup(dir.path());
+    for format in ["hf", "torch24"] {
+        let args = |out: &Path| {
+            args!["export", dir.join("dense"), "--mask", dir.join("mask"), "--format", format, "--out", out]
+                .to_vec()
+        };
+        let whole = dir.join(format);
+        succeeds(&args(&whole));
+        let mut absent = 0;
+        for kill in 0..24u64 {
+            let out = dir.join(&format!("{format}-{kill}"));
+            let mut child = command()
+                .args(args(&out))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("the command starts");
+            std::thread::sleep(Duration::from_micros(500 * kill));
+            child.kill().expect("a kill");
+            child.wait().expect("an end");
+            if !out.exists() {
+                absent += 1;
+                continue;
+            }
+            for entry in fs::read_dir(&whole).unwrap() {
+                let name = entry.unwrap().file_name();
+                let same = fs::read(out.join(&name)).unwrap() == fs::read(whole.join(&name)).unwrap();
+                assert!(same, "{format}, kill {kill}: {name:?} is not whole");
+            }
+        }
+        println!("{format}: {absent} of 24 kills came before the end");
+        assert!(absent > 0, "every kill came too late");
+    }
 }
