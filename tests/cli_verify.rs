@@ -196,7 +196,12 @@ fn backends_are_told_by_shape_type_and_pattern() {
     let found = verify(&dir.join("out"), &Options::default()).unwrap();
     let line = |name: &str| found.projections.iter().find(|l| l.name == name).unwrap();
     let q = &line(Q0).backends;
-    assert!(q.cutlass.as_deref().unwrap().contains("16 x 16 is no multiple of 32 x 64"));
+    assert!(
+        q.cutlass
+            .as_deref()
+            .unwrap()
+            .contains("16 x 16 does not fit: in F16, rows must be a multiple of 32 and columns of 64")
+    );
     assert_eq!((&q.cusparselt, &q.tensorrt), (&None, &None));
     assert_eq!(line(UP1).backends.tensorrt.as_deref(), Some("not pruned"));
     let dir = exported("4:8", true);

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::fsio;
 use crate::mask::{MaskSet, Pattern, Provenance};
-use crate::model::{Config, Overlay, TensorView};
+use crate::model::{Config, Dtype, Overlay, TensorView};
 
 use super::ExportError;
 use super::hf::Summary;
@@ -185,6 +185,23 @@ pub fn qualifies(pattern: Pattern) -> bool {
     pattern.n() <= 2
 }
 
+/// Whether a weight `[rows, cols]` under a mask of `pattern` can be packed and its tensor class takes it.
+///
+/// # Errors
+/// Why not.
+pub fn fits(pattern: Pattern, dtype: Dtype, rows: usize, cols: usize) -> Result<(), String> {
+    Layout::check(packed::stored(dtype), rows, cols, true)?;
+    if dtype == Dtype::F32 && pattern.n() != 1 {
+        return Err(format!(
+            "F32 weights keep 1 of 2 in this layout, the mask is {pattern}; convert the model to F16 or BF16 first"
+        ));
+    }
+    if !qualifies(pattern) {
+        return Err(format!("{pattern} is not what 2:4 hardware runs"));
+    }
+    Ok(())
+}
+
 /// Writes the model to the new folder `out`: shards `torch24-*.safetensors` beside `torch24.json` and the loader. Their names are
 /// not those of a model's weights, so that no other loader takes the folder for a model and fills it with random weights.
 ///
@@ -206,14 +223,7 @@ impl Codec for Torch24 {
     const NAME: &'static str = "torch24";
 
     fn fits(&self, pattern: Pattern, view: &TensorView<'_>) -> Result<(), String> {
-        let dtype = packed::stored(view.dtype);
-        Layout::check(dtype, view.rows(), view.row_len(), true)?;
-        if dtype == Stored::F32 && pattern.n() != 1 {
-            return Err(format!(
-                "F32 weights keep 1 of 2 in this layout, the mask is {pattern}; convert the model to F16 or BF16 first"
-            ));
-        }
-        Ok(())
+        fits(pattern, view.dtype, view.rows(), view.row_len())
     }
 
     fn parts(&self, view: &TensorView<'_>) -> Vec<Part> {

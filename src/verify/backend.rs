@@ -5,9 +5,12 @@
 
 use serde::Serialize;
 
+use crate::export::torch24;
 use crate::mask::Pattern;
 use crate::mask::rank::Packing;
 use crate::model::Dtype;
+
+const NOT_PRUNED: &str = "not pruned";
 
 /// A projection's fitness for each backend: `None`, or why not.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -25,10 +28,10 @@ pub struct Fitness {
 pub fn fitness(pattern: Pattern, dense: bool, dtype: Dtype, rows: usize, cols: usize) -> Fitness {
     let refused = |dtypes: &[Dtype], sides: [usize; 2]| {
         if dense {
-            return Some("not pruned".to_string());
+            return Some(NOT_PRUNED.to_string());
         }
-        if !runs_on_2_4(pattern, dtype) {
-            return Some(format!("{pattern} in {dtype} is not what 2:4 hardware runs"));
+        if !torch24::qualifies(pattern) {
+            return Some(format!("{pattern} is not what 2:4 hardware runs"));
         }
         if !dtypes.contains(&dtype) {
             return Some(format!("{dtype} is not supported"));
@@ -38,20 +41,12 @@ pub fn fitness(pattern: Pattern, dense: bool, dtype: Dtype, rows: usize, cols: u
     };
     let half = [Dtype::F16, Dtype::BF16];
     Fitness {
-        cutlass: match dtype {
-            Dtype::F32 => refused(&[Dtype::F32], [32, 32]),
-            _ => refused(&half, [32, 64]),
+        cutlass: match dense {
+            true => Some(NOT_PRUNED.into()),
+            false => torch24::fits(pattern, dtype, rows, cols).err(),
         },
         cusparselt: refused(&half, [16, 16]),
         tensorrt: refused(&half, [8, 16]),
-    }
-}
-
-/// Whether every aligned four keeps at most two; in f32, where the hardware takes pairs, every pair at most one.
-fn runs_on_2_4(pattern: Pattern, dtype: Dtype) -> bool {
-    match dtype {
-        Dtype::F32 => pattern.n() == 1,
-        _ => pattern.n() == 1 || (pattern.n() == 2 && pattern.m() >= 4),
     }
 }
 
@@ -80,7 +75,7 @@ impl Sizes {
         self.dense += bytes;
         self.torch24 += if fit.cutlass.is_none() { packed } else { bytes };
         self.cusparselt_estimate += if fit.cusparselt.is_none() { packed } else { bytes };
-        let by_pairs = !dense && runs_on_2_4(pattern, Dtype::F16) && cols.is_multiple_of(8);
+        let by_pairs = !dense && torch24::qualifies(pattern) && cols.is_multiple_of(8);
         self.ct24 += if by_pairs { bytes / 2 + weights / 8 + 16 } else { bytes };
         if !dense && let Some(bytes) = Packing::of(pattern).bytes(rows * (cols / pattern.m())) {
             self.mask_file += bytes as u64;
