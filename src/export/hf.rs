@@ -66,10 +66,17 @@ pub fn write(
     masks.check_model(config)?;
     masks.check()?;
     check_destination(tensors.base(), out)?;
+    in_new_folder(out, |folder| fill(tensors, config, masks, provenance, folder))
+}
+
+/// Lets `fill` write into a folder that becomes `out` once all of it is on the disk.
+pub(super) fn in_new_folder(
+    out: &Path,
+    fill: impl FnOnce(&Path) -> Result<Summary, ExportError>,
+) -> Result<Summary, ExportError> {
     let pending = PendingFolder::create(out)?;
     // A failed write must name the place the user asked for, not the temporary one.
-    let result = fill(tensors, config, masks, provenance, pending.path())
-        .map_err(|e| rename_in_error(e, pending.path(), out))?;
+    let result = fill(pending.path()).map_err(|e| rename_in_error(e, pending.path(), out))?;
     pending.commit()?;
     Ok(Summary { folder: out.into(), ..result })
 }
@@ -279,7 +286,7 @@ fn report(
 }
 
 /// Puts the destination in the place of the temporary folder in an error's path.
-pub(super) fn rename_in_error(error: ExportError, temporary: &Path, out: &Path) -> ExportError {
+fn rename_in_error(error: ExportError, temporary: &Path, out: &Path) -> ExportError {
     match error {
         ExportError::Write(FsError::Os { action, path, source }) => {
             let path = path.strip_prefix(temporary).map(|rest| out.join(rest)).unwrap_or(path);

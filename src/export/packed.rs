@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype as Stored;
 use serde_json::{Map, Value, json};
 
-use crate::fsio::{self, PendingFolder};
+use crate::fsio;
 use crate::mask::{BitMask, MaskSet, Pattern, Provenance};
 use crate::model::{Config, Dtype, Overlay, Shard, ShardEntry, TensorView, header_bytes};
 
@@ -169,11 +169,8 @@ pub(super) fn write<C: Codec>(
             projections.first().and_then(|p| Some(format!("{}: {}", p.name, p.dense_because.as_ref()?)));
         return Err(unfit(format!("no projection can be packed; {}", first.unwrap_or_default())));
     }
-    let pending = PendingFolder::create(out)?;
     let job = Job { codec, tensors, config, masks, provenance, projections: &projections };
-    let result = job.fill(pending.path()).map_err(|e| hf::rename_in_error(e, pending.path(), out))?;
-    pending.commit()?;
-    Ok(Summary { folder: out.into(), ..result })
+    hf::in_new_folder(out, |folder| job.fill(folder))
 }
 
 struct Job<'a, C> {

@@ -56,6 +56,7 @@ impl std::fmt::Display for Problem {
             (Some(row), Some(group)) => {
                 write!(f, "{}: group {group} of row {row} {}", self.place, self.what)
             }
+            (Some(row), None) => write!(f, "{}: row {row} {}", self.place, self.what),
             _ => write!(f, "{}: {}", self.place, self.what),
         }
     }
