@@ -122,7 +122,8 @@ impl Model {
         Ok(read_windows(&tokenizer, text, segments, count, window)?)
     }
 
-    fn warn_of_long(&self, window: usize) {
+    /// Says when a text is longer than the model was made for.
+    pub(super) fn warn_of_long(&self, window: usize) {
         if window > self.config.max_position_embeddings {
             log::warn!(
                 "windows of {window} tokens are longer than the {} the model was made for",

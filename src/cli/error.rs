@@ -2,6 +2,7 @@
 
 use crate::calib::CalibError;
 use crate::export::ExportError;
+use crate::fsio::FsError;
 use crate::gpu::GpuError;
 use crate::mask::MaskError;
 use crate::model::ModelError;
@@ -12,6 +13,8 @@ use crate::verify::VerifyError;
 /// Any error of a command.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CliError {
+    #[error(transparent)]
+    Fs(#[from] FsError),
     #[error(transparent)]
     Gpu(#[from] GpuError),
     #[error(transparent)]

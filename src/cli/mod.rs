@@ -9,6 +9,7 @@ mod devices;
 mod error;
 mod eval;
 mod export;
+mod generate;
 mod learn;
 mod method_args;
 mod output;
@@ -49,6 +50,8 @@ enum Command {
     Devices(devices::Args),
     /// Measure the perplexity of a model, dense or under a mask
     Eval(eval::Args),
+    /// Let a model write: continue a prompt, dense and under a mask, or write texts of its own to calibrate on
+    Generate(generate::Args),
     /// Choose or learn a mask and write it, with the masked model
     Prune(Box<prune::Args>),
     /// Write the masked model or the mask in a format for deployment
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Devices(args) => devices::run(&cli.device, &args),
         Command::Eval(args) => eval::run(&cli.device, &args),
+        Command::Generate(args) => generate::run(&cli.device, &args),
         Command::Prune(args) => prune::run(&cli.device, *args),
         Command::Export(args) => export::export(&cli.device, &args),
         Command::ApplyMask(args) => export::apply(&args),

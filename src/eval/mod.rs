@@ -1,7 +1,10 @@
-//! What a mask costs: perplexity by the convention of GPTQ, SparseGPT and Wanda, and the divergence from the dense model.
+//! What a mask costs: perplexity by the convention of GPTQ, SparseGPT and Wanda, the divergence from the dense model, and what the model
+//! writes.
 
+mod generate;
 mod streamed;
 
+pub use generate::{Choice, Continuation, Generation, generate};
 pub use streamed::{Comparison, Streamed, Streams};
 
 use crate::calib::Windows;

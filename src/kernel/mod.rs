@@ -6,6 +6,7 @@
 mod adam;
 mod attention_backward;
 mod backward;
+mod decode;
 mod descent;
 mod effective;
 mod elementwise;
@@ -26,6 +27,7 @@ mod tensor;
 
 pub use adam::{Adam, Soft};
 pub use attention_backward::AttentionGradient;
+pub use decode::Columns;
 pub use descent::Descent;
 pub use effective::Masking;
 pub use elementwise::{Heads, Layout};

@@ -44,6 +44,8 @@ pub const KERNELS: &[KernelSource] = kernels![
     "attention_backward_q",
     "attention_delta",
     "attention_lanes",
+    "attention_step",
+    "copy_columns",
     "damp",
     "descent",
     "diagonal",
@@ -254,6 +256,10 @@ impl KernelSource {
                 .map(|d| vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", d)])
                 .iter()
                 .flat_map(|defs| switched(defs, &["LSE"]))
+                .collect(),
+            "attention_step" => of_presets(|p| p.attention.0)
+                .into_iter()
+                .flat_map(|wg| [8, 20, 64, 128].map(|d| vec![("WG", wg), ("HEAD_DIM", d)]))
                 .collect(),
             "attention_backward_q" | "attention_backward_kv" => of_presets(|p| p.attention.0)
                 .into_iter()

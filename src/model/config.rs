@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::ends::token_ids;
 use super::{Dtype, Llama3, ModelError, ProjectionKind, Rope, read_json_object};
 
 /// More than any real config.json.
@@ -74,6 +75,8 @@ pub struct Config {
     pub sliding_window: Option<usize>,
     /// The token that opens a text, when there is one.
     pub bos_token_id: Option<u32>,
+    /// The ids of the tokens that end a text (`eos_token_id`, an id or a list).
+    pub eos_token_ids: Vec<u32>,
     /// The type that the weights are said to be stored in, where it is named and supported. The files decide.
     pub dtype: Option<Dtype>,
 }
@@ -145,7 +148,8 @@ impl Config {
             attention_output_bias: llama_bias,
             max_position_embeddings,
             sliding_window: keys.sliding_window(family)?,
-            bos_token_id: keys.bos(),
+            bos_token_id: token_ids(keys.get("bos_token_id")).first().copied(),
+            eos_token_ids: token_ids(keys.get("eos_token_id")),
             dtype: keys.dtype(),
         })
     }
@@ -311,14 +315,6 @@ impl Keys<'_> {
             Some(Value::Bool(b)) => Ok(*b),
             Some(other) => Err(self.wrong(key, "true or false".into(), other)),
         }
-    }
-
-    /// The id of the opening token; the first where a list is given. Anything else counts as none: nothing depends on it
-    /// but messages, since the tokenizer itself adds the token.
-    fn bos(&self) -> Option<u32> {
-        let value = self.get("bos_token_id")?;
-        let value = value.as_array().and_then(|list| list.first()).unwrap_or(value);
-        value.as_u64().and_then(|id| u32::try_from(id).ok())
     }
 
     /// The reach of the attention. Mistral: `sliding_window`, which is 4096 where the key is missing altogether (the

@@ -208,4 +208,14 @@ pub enum ModelError {
         /// What the tokenizer library said.
         problem: String,
     },
+    /// The tokenizer cannot turn ids into text.
+    #[error(
+        "{path} cannot decode what the model wrote: {problem}; save the tokenizer again with transformers"
+    )]
+    Decode {
+        /// The tokenizer file.
+        path: PathBuf,
+        /// What the tokenizer library said.
+        problem: String,
+    },
 }

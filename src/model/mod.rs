@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod config;
+mod ends;
 mod error;
 mod overlay;
 mod parallel;

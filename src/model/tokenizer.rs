@@ -76,6 +76,15 @@ impl Tokenizer {
         }
     }
 
+    /// The text of `ids`, special tokens left out.
+    ///
+    /// # Errors
+    /// [`ModelError::Decode`].
+    pub fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
+        guarded(|| self.inner.decode(ids, true))
+            .map_err(|problem| ModelError::Decode { path: self.path.clone(), problem })
+    }
+
     /// Where it was read from.
     pub fn path(&self) -> &Path {
         &self.path

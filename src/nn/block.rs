@@ -39,7 +39,7 @@ impl BlockSpace {
             k: new("k", keys)?,
             v: new("v", keys)?,
             up: new("up", sizes.ffn_rows)?,
-            table: gpu.alloc_init("activations:rope", &rope_table(config, sizes.layout))?,
+            table: gpu.alloc_init("activations:rope", &rope_table(config, 0..4 * sizes.layout.window4()))?,
         })
     }
 
@@ -51,6 +51,18 @@ impl BlockSpace {
         Ok(self.normed.rows(0, config.hidden_size, layout.t4())?)
     }
 
+    /// Makes every token of later batches of `layout`, which is one window, stand at `position`.
+    pub(super) fn stand_at(
+        &self,
+        c: &mut Commands<'_>,
+        config: &Config,
+        layout: Layout,
+        position: usize,
+    ) -> Result<(), NnError> {
+        let table = rope_table(config, std::iter::repeat_n(position, 4 * layout.window4()));
+        Ok(c.write(&self.table, 0, &table)?)
+    }
+
     /// Bytes of [`BlockSpace::new`].
     pub fn bytes(config: &Config, sizes: &Sizes) -> u64 {
         let heads = config.num_heads + 2 * config.num_kv_heads;
@@ -60,13 +72,15 @@ impl BlockSpace {
     }
 }
 
-/// `[2, head_dim / 2, padded window]`: cosines, then sines, of position times inverse frequency, computed in f64.
-pub(super) fn rope_table(config: &Config, layout: Layout) -> Vec<f32> {
-    let positions = 4 * layout.window4();
+/// `[2, head_dim / 2, positions]`: cosines, then sines, of position times inverse frequency, computed in f64.
+pub(super) fn rope_table(config: &Config, positions: impl Iterator<Item = usize> + Clone) -> Vec<f32> {
     let frequencies = config.inv_freq();
-    let angle = |f: &f64, p: usize| p as f64 * f;
-    let cos = frequencies.iter().flat_map(|f| (0..positions).map(move |p| angle(f, p).cos() as f32));
-    let sin = frequencies.iter().flat_map(|f| (0..positions).map(move |p| angle(f, p).sin() as f32));
+    let angles = |f: &f64| {
+        let f = *f;
+        positions.clone().map(move |p| p as f64 * f)
+    };
+    let cos = frequencies.iter().flat_map(|f| angles(f).map(|a| a.cos() as f32));
+    let sin = frequencies.iter().flat_map(|f| angles(f).map(|a| a.sin() as f32));
     cos.chain(sin).collect()
 }
 
@@ -112,10 +126,24 @@ impl<'a, 'g> BlockPass<'a, 'g> {
     /// # Errors
     /// What the device reports.
     pub fn attend(&self, c: &mut Commands<'g>, normed: Rows<'_>, attended: Rows<'_>) -> Result<(), NnError> {
+        let [q, k, v] = self.queries_keys_values(c, normed)?;
+        Ok(self.kernels.attention(c, q, k, v, attended, None, self.heads(), self.layout)?)
+    }
+
+    /// Shapes of the attention.
+    pub(super) fn heads(&self) -> Heads {
+        let config = self.config;
+        Heads { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim }
+    }
+
+    /// Queries, keys and values of the normed input, rotated.
+    pub(super) fn queries_keys_values(
+        &self,
+        c: &mut Commands<'g>,
+        normed: Rows<'_>,
+    ) -> Result<[Rows<'a>; 3], NnError> {
         use ProjectionKind::{K, Q, V};
-        let (ws, config, kernels, t4) = (self.ws, self.config, self.kernels, self.layout.t4());
-        let heads =
-            Heads { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim };
+        let (ws, kernels, heads, t4) = (self.ws, self.kernels, self.heads(), self.layout.t4());
         let q = ws.q.rows(0, heads.heads * heads.head_dim, t4)?;
         let k = ws.k.rows(0, heads.kv_heads * heads.head_dim, t4)?;
         let v = ws.v.rows(0, heads.kv_heads * heads.head_dim, t4)?;
@@ -124,7 +152,7 @@ impl<'a, 'g> BlockPass<'a, 'g> {
         kernels.matmul(c, &self.product(V, normed, v))?;
         kernels.rope(c, q, heads.head_dim, &ws.table, self.layout)?;
         kernels.rope(c, k, heads.head_dim, &ws.table, self.layout)?;
-        Ok(kernels.attention(c, q, k, v, attended, None, heads, self.layout)?)
+        Ok([q, k, v])
     }
 
     /// Adds the output projection to the residual stream.

@@ -44,6 +44,16 @@ pub enum NnError {
         /// Its input features.
         cols: usize,
     },
+    /// No room for further tokens.
+    #[error("{more} more tokens behind {seen}: there is room for {capacity}")]
+    Full {
+        /// Tokens that a sequence has room for.
+        capacity: usize,
+        /// Tokens there are.
+        seen: usize,
+        /// Tokens to be added.
+        more: usize,
+    },
     /// The loss is not a number.
     #[error(
         "the loss of window {window} is {value}: weights or activations overflow; check the model with f32 weights"

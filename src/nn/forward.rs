@@ -3,7 +3,7 @@
 use super::block::{BlockPass, block_masks};
 use super::{DecoderWeights, Embedding, HeadPass, NnError, Workspace};
 use crate::gpu::Commands;
-use crate::kernel::{Kernels, Layout, MaskBuffer};
+use crate::kernel::{Kernels, Layout, MaskBuffer, Rows};
 use crate::model::Config;
 
 /// Masks of all projections in the order of [`Config::projections`]; `None` = dense.
@@ -52,6 +52,16 @@ pub struct Decoder<'g, 'm> {
     pub embedding: Embedding<'m>,
 }
 
+/// Attention within each window.
+fn attend<'g>(
+    c: &mut Commands<'g>,
+    (_, pass): (usize, &BlockPass<'_, 'g>),
+    normed: Rows<'_>,
+    attended: Rows<'_>,
+) -> Result<(), NnError> {
+    pass.attend(c, normed, attended)
+}
+
 /// Refuses windows that the model's sliding attention does not span.
 pub(super) fn check_window(config: &Config, window: usize) -> Result<(), NnError> {
     match config.sliding_window {
@@ -72,8 +82,9 @@ impl<'g> Decoder<'g, '_> {
         batch: &Batch,
         masks: Masks<'_>,
     ) -> Result<TokenLoss, NnError> {
+        check_window(self.config, batch.layout.length)?;
         self.embed(c, ws, batch)?;
-        self.blocks(c, ws, batch.layout, masks)?;
+        self.blocks(c, ws, batch.layout, masks, attend)?;
         let (hidden, t4) = (self.config.hidden_size, batch.layout.t4());
         let normed = ws.block.normed(self.config, batch.layout)?;
         self.head(ws).losses(c, batch, ws.x.rows(0, hidden, t4)?, normed)
@@ -90,19 +101,25 @@ impl<'g> Decoder<'g, '_> {
         self.losses(c, ws, &batch, masks).map(|_| ())
     }
 
-    fn embed(&self, c: &mut Commands<'g>, ws: &Workspace, batch: &Batch) -> Result<(), NnError> {
-        check_window(self.config, batch.layout.length)?;
+    /// Writes the residual stream in front of the first block.
+    pub(super) fn embed(&self, c: &mut Commands<'g>, ws: &Workspace, batch: &Batch) -> Result<(), NnError> {
         let x = self.embedding.gather(&batch.ids, batch.layout)?;
         Ok(c.write(ws.x.buffer(), 0, &x)?)
     }
 
-    fn blocks(
+    /// All blocks; `attend` gets the block's number and its pass, and makes the third, the attention's result, of the second, its
+    /// normed input.
+    pub(super) fn blocks<F>(
         &self,
         c: &mut Commands<'g>,
         ws: &Workspace,
         layout: Layout,
         masks: Masks<'_>,
-    ) -> Result<(), NnError> {
+        attend: F,
+    ) -> Result<(), NnError>
+    where
+        F: Fn(&mut Commands<'g>, (usize, &BlockPass<'_, 'g>), Rows<'_>, Rows<'_>) -> Result<(), NnError>,
+    {
         let (config, t4) = (self.config, layout.t4());
         let x = ws.x.rows(0, config.hidden_size, t4)?;
         let attended = ws.attended.rows(0, config.num_heads * config.head_dim, t4)?;
@@ -110,7 +127,7 @@ impl<'g> Decoder<'g, '_> {
             let masks = block_masks(masks, i);
             let pass = BlockPass { kernels: self.kernels, config, ws: &ws.block, layout, block, masks };
             let normed = pass.attention_input(c, x)?;
-            pass.attend(c, normed, attended)?;
+            attend(c, (i, &pass), normed, attended)?;
             pass.attention_output(c, attended, x)?;
             let normed = pass.feed_forward_input(c, x)?;
             for (first, rows) in ws.sizes.pieces() {
@@ -122,7 +139,7 @@ impl<'g> Decoder<'g, '_> {
         Ok(())
     }
 
-    fn head<'a>(&'a self, ws: &'a Workspace) -> HeadPass<'a, 'g> {
+    pub(super) fn head<'a>(&'a self, ws: &'a Workspace) -> HeadPass<'a, 'g> {
         let weights = &self.weights.head;
         HeadPass { kernels: self.kernels, config: self.config, weights, ws: &ws.head }
     }
@@ -139,8 +156,9 @@ impl<'g> Decoder<'g, '_> {
         masks: Masks<'_>,
     ) -> Result<Vec<Vec<f32>>, NnError> {
         let (layout, t4) = (batch.layout, batch.layout.t4());
+        check_window(self.config, layout.length)?;
         self.embed(c, ws, batch)?;
-        self.blocks(c, ws, layout, masks)?;
+        self.blocks(c, ws, layout, masks, attend)?;
         let x = ws.x.rows(0, self.config.hidden_size, t4)?;
         let normed = ws.block.normed(self.config, layout)?;
         self.head(ws).logits(c, layout, x, normed)

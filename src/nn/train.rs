@@ -110,7 +110,7 @@ impl TrainSpace {
             d_attended: new("gradient of attended", queries)?,
             d_inner: new("gradient of inner", sizes.ffn_rows)?,
             transposed: Activation::new(gpu, "activations:transposed input", 4 * t4, widest.div_ceil(4))?,
-            table: gpu.alloc_init("activations:rope", &rope_table(config, sizes.layout))?,
+            table: gpu.alloc_init("activations:rope", &rope_table(config, 0..4 * sizes.layout.window4()))?,
             pieces,
             widest,
         })

@@ -259,6 +259,8 @@ pub const TESTED: &[(&str, &str)] = &[
     ("attention_backward_q", "kernel_backward_attention.rs"),
     ("attention_delta", "kernel_backward_attention.rs"),
     ("attention_lanes", "kernel_decoder.rs"),
+    ("attention_step", "kernel_decode.rs"),
+    ("copy_columns", "kernel_decode.rs"),
     ("descent", "kernel_descent.rs"),
     ("damp", "kernel_factor.rs"),
     ("diagonal", "kernel_gram.rs"),

@@ -52,6 +52,59 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], h: Heads, window: usize, token
     Twin { value, unit, width: tokens }
 }
 
+/// The attention of the last of `seen` tokens of each window of `window` columns in `k` and `v`; `q` and the result have a column for each of
+/// `sequences` sequences (and padding, which is not computed). Value and unit are those of [`attention`].
+#[allow(clippy::too_many_arguments)] // as the kernel takes them
+pub fn attention_step(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    h: Heads,
+    sequences: usize,
+    q_tokens: usize,
+    window: usize,
+    seen: usize,
+) -> Twin {
+    let rows = h.heads * h.head_dim;
+    let kv_tokens = k.len() / (h.kv_heads * h.head_dim);
+    let mut out =
+        Twin { value: vec![0.0; rows * q_tokens], unit: vec![0.0; rows * q_tokens], width: q_tokens };
+    for w in 0..sequences {
+        // The window alone; its last query is the one that is asked for.
+        let cut = |x: &[f32]| -> Vec<f32> {
+            let rows = x.chunks_exact(kv_tokens);
+            rows.flat_map(|row| row[w * window..w * window + seen].to_vec()).collect()
+        };
+        let queries: Vec<f32> =
+            q.chunks_exact(q_tokens).flat_map(|row| std::iter::repeat_n(row[w], seen)).collect();
+        let all = attention(&queries, &cut(k), &cut(v), h, seen, seen);
+        for r in 0..rows {
+            out.value[r * q_tokens + w] = all.value[r * seen + seen - 1];
+            out.unit[r * q_tokens + w] = all.unit[r * seen + seen - 1];
+        }
+    }
+    out
+}
+
+/// Runs of columns: `to` with `length` columns of each of `windows` windows from `from`; (columns in all, from window to window, first).
+pub fn copy_columns(
+    from: (&[f32], [usize; 3]),
+    to: (&[f32], [usize; 3]),
+    windows: usize,
+    length: usize,
+) -> Vec<f32> {
+    let (from, [from_tokens, from_window, from_at]) = from;
+    let (to, [to_tokens, to_window, to_at]) = to;
+    let mut out = to.to_vec();
+    for (source, target) in from.chunks_exact(from_tokens).zip(out.chunks_exact_mut(to_tokens)) {
+        for w in 0..windows {
+            let (a, b) = (w * from_window + from_at, w * to_window + to_at);
+            target[b..b + length].copy_from_slice(&source[a..a + length]);
+        }
+    }
+    out
+}
+
 /// The same: who loads a key makes no difference.
 pub fn attention_lanes(q: &[f32], k: &[f32], v: &[f32], h: Heads, window: usize, tokens: usize) -> Twin {
     attention(q, k, v, h, window, tokens)

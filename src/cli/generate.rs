@@ -1,0 +1,220 @@
+//! `maskwright generate`.
+
+use std::path::PathBuf;
+
+use super::context::{DeviceArgs, Model};
+use super::output::{Progress, bytes, profile};
+use super::{CliError, Outcome};
+use crate::eval::{Choice, Continuation, Generation, generate};
+use crate::fsio::write_atomic;
+use crate::gpu::Commands;
+use crate::kernel::{Kernels, f32_bytes};
+use crate::model::Tokenizer;
+use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, Generator, MaskBank, Masks};
+
+/// Bytes of keys and values that sequences written together may take.
+const CACHE_BYTES: u64 = 1 << 30;
+/// The most sequences written together.
+const TOGETHER: usize = 128;
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "A text ends at an end token of the model (generation_config.json, config.json) or after --tokens. With --mask the same \
+model writes twice, dense and under the mask.
+
+With --out the model writes --count texts of its own, JSON lines for `prune --calib`: calibration text where there is none that fits the
+model, or more of it. They also end at the opening token.
+
+Examples:
+  maskwright generate models/village --prompt \"Once upon a time\" --tokens 40
+  maskwright generate models/village --prompt \"Once upon a time\" --mask runs/first/mask.safetensors
+  maskwright generate models/village --out own.jsonl --count 200 --tokens 256 --temperature 1"
+)]
+pub(super) struct Args {
+    /// Model folder in Hugging Face layout
+    model: PathBuf,
+    /// Text to continue; without it a text is begun
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    prompt: String,
+    /// Mask file to apply
+    #[arg(long, value_name = "FILE")]
+    mask: Option<PathBuf>,
+    /// At most so many tokens behind the prompt
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    tokens: u32,
+    /// 0 takes the most likely token; above, tokens are drawn from the softmax over the temperature
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f64,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write texts to this file (.jsonl) instead of showing one
+    #[arg(long, value_name = "FILE", requires = "count")]
+    out: Option<PathBuf>,
+    /// How many texts to write
+    #[arg(long, value_name = "N", requires = "out", value_parser = clap::value_parser!(u32).range(1..))]
+    count: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    fn choice(&self) -> Result<Choice, CliError> {
+        match self.temperature {
+            0.0 => Ok(Choice::Greedy),
+            t if t > 0.0 && t.is_finite() => Ok(Choice::Sampled { temperature: t, seed: self.seed }),
+            t => Err(CliError::Usage(format!("--temperature {t}: 0 or a positive number is needed"))),
+        }
+    }
+}
+
+pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+    let choice = args.choice()?;
+    let model = Model::open_checked(&args.model)?;
+    let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
+    let ends = model.config.end_tokens(&model.folder)?;
+    let prompt = prompt_ids(&model, &tokenizer, &args.prompt)?;
+    let set = args.mask.as_ref().map(|path| model.mask(path)).transpose()?;
+    model.warn_of_long(prompt.len() + args.tokens as usize);
+    let gpu = device.open()?;
+    let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
+    let weights = DecoderWeights::upload(&gpu, &model.checkpoint, &model.config, |_| ())?;
+    let embedding = Embedding::new(&model.checkpoint, &model.config)?;
+    let bank = set.as_ref().map(|set| MaskBank::upload(&gpu, &model.config, set)).transpose()?;
+    let masked = bank.as_ref().map(MaskBank::refs);
+    let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
+    let what = Generation { tokens: args.tokens as usize, ends: &ends, choice, first: 0 };
+    let writer = Writer { device, args, decoder: &decoder, tokenizer: &tokenizer, prompt: &prompt, what };
+    match args.out {
+        Some(_) => writer.corpus(masked.as_deref().unwrap_or(DENSE))?,
+        None => writer.show(masked.as_deref())?,
+    }
+    if device.profile {
+        eprintln!("{}", profile(&gpu));
+    }
+    Ok(Outcome::Done)
+}
+
+/// The ids of the prompt: what the tokenizer makes of it, or the opening token where that is nothing.
+fn prompt_ids(model: &Model, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, CliError> {
+    let ids = tokenizer.encode(text)?;
+    match (ids.is_empty(), model.config.bos_token_id) {
+        (false, _) => Ok(ids),
+        (true, Some(opening)) => Ok(vec![opening]),
+        (true, None) => Err(CliError::Usage(
+            "this model has no token that opens a text: give the first words with --prompt".into(),
+        )),
+    }
+}
+
+/// What texts are written with.
+struct Writer<'a, 'g, 'm> {
+    device: &'a DeviceArgs,
+    args: &'a Args,
+    decoder: &'a Decoder<'g, 'm>,
+    tokenizer: &'a Tokenizer,
+    prompt: &'a [u32],
+    what: Generation<'a>,
+}
+
+impl Writer<'_, '_, '_> {
+    /// One text, and under a mask a second.
+    fn show(&self, masked: Option<Masks<'_>>) -> Result<(), CliError> {
+        let gpu = self.decoder.kernels.gpu();
+        let mut commands = Commands::new(gpu)?;
+        let variants = [("dense", Some(DENSE)), ("masked", masked)];
+        let mut all = serde_json::Map::new();
+        for (name, masks) in variants {
+            let Some(masks) = masks else { continue };
+            let started = std::time::Instant::now();
+            let mut bar = Progress::new(name, self.what.tokens as u64, self.device.quiet);
+            let progress = |done: usize, _: &[Continuation]| bar.at(done as u64, String::new);
+            let out = generate(self.decoder, &mut commands, masks, self.prompt, 1, self.what, progress)?;
+            bar.end();
+            let seconds = started.elapsed().as_secs_f64();
+            for Continuation { ids, ended } in out {
+                let text = self.text(&ids)?;
+                if self.args.json {
+                    let value =
+                        serde_json::json!({"text": text, "ids": ids, "ended": ended, "seconds": seconds});
+                    all.insert(name.into(), value);
+                    continue;
+                }
+                if masked.is_some() {
+                    println!("[{name}]");
+                }
+                println!("{text}");
+                self.device.note(|| format!("{} tokens in {seconds:.1} s", ids.len()));
+            }
+        }
+        if self.args.json {
+            all.insert("prompt_ids".into(), self.prompt.into());
+            all.insert("adapter".into(), gpu.describe().into());
+            all.insert("preset".into(), self.decoder.kernels.preset().name.into());
+            println!("{}", serde_json::Value::Object(all));
+        }
+        Ok(())
+    }
+
+    /// Prompt and continuation as one text.
+    fn text(&self, ids: &[u32]) -> Result<String, CliError> {
+        Ok(self.tokenizer.decode(&[self.prompt, ids].concat())?)
+    }
+
+    /// Texts into a file.
+    fn corpus(&self, masks: Masks<'_>) -> Result<(), CliError> {
+        let (Some(path), Some(count)) = (&self.args.out, self.args.count) else { return Ok(()) };
+        if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl")) {
+            let path = path.display();
+            return Err(CliError::Usage(format!("--out {path}: JSON lines are written, name it .jsonl")));
+        }
+        if matches!(self.what.choice, Choice::Greedy) && count > 1 {
+            let message =
+                format!("{count} texts without --temperature would be the same one: use --temperature 1");
+            return Err(CliError::Usage(message));
+        }
+        let together = self.together(count as usize);
+        let mut ends = self.what.ends.to_vec();
+        ends.extend(self.decoder.config.bos_token_id);
+        let mut commands = Commands::new(self.decoder.kernels.gpu())?;
+        let mut bar = Progress::new("tokens", u64::from(count) * self.what.tokens as u64, self.device.quiet);
+        let (mut first, mut tokens) = (0, 0);
+        write_atomic(path, |file| -> Result<(), CliError> {
+            while first < count {
+                let sequences = together.min((count - first) as usize);
+                let prompts = self.prompt.repeat(sequences);
+                let what = Generation { ends: &ends, first, ..self.what };
+                let before = u64::from(first) * what.tokens as u64;
+                let progress = |done: usize, _: &[Continuation]| {
+                    bar.at(before + (done * sequences) as u64, || format!("{first} texts of {count}"));
+                };
+                let out = generate(self.decoder, &mut commands, masks, &prompts, sequences, what, progress)?;
+                for continuation in &out {
+                    let line = serde_json::json!({"text": self.text(&continuation.ids)?});
+                    file.put(format!("{line}\n").as_bytes())?;
+                    tokens += continuation.ids.len();
+                }
+                first += sequences as u32;
+            }
+            Ok(())
+        })?;
+        bar.end();
+        println!("{count} texts, {tokens} tokens: {}", path.display());
+        Ok(())
+    }
+
+    /// How many sequences are written together.
+    fn together(&self, count: usize) -> usize {
+        let (config, gpu) = (self.decoder.config, self.decoder.kernels.gpu());
+        let capacity = self.prompt.len() + self.what.tokens;
+        let all = Generator::plan(config, 1, capacity).bytes;
+        let one = f32_bytes(config.num_kv_heads * config.head_dim, capacity.next_multiple_of(4));
+        let fits = (CACHE_BYTES / all.max(1)).min(gpu.max_binding_bytes() / one.max(1)) as usize;
+        let together = fits.clamp(1, TOGETHER).min(count);
+        self.device.note(|| {
+            format!("{together} texts at a time, {} of keys and values", bytes(all * together as u64))
+        });
+        together
+    }
+}

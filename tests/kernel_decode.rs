@@ -1,0 +1,134 @@
+//! The kernels of decoding token by token against f64: copies of columns, attention of one token over a cache.
+
+mod common;
+mod reference;
+
+use common::{Random, Worst, activation, commands, gpu, kernels, presets, read, same_bits, untouched};
+use maskwright::gpu::GpuError;
+use maskwright::kernel::{Activation, Columns, Heads, Rows};
+
+/// All rows of an activation of so many columns, its windows, and where in them.
+fn columns(x: &Activation, [tokens, window, at]: [usize; 3]) -> Columns<'_> {
+    Columns { rows: x.rows(0, x.shape().0, tokens / 4).expect("rows"), window, at }
+}
+
+fn whole(x: &Activation) -> Rows<'_> {
+    let (rows, t4) = x.shape();
+    x.rows(0, rows, t4).expect("rows")
+}
+
+/// Bit for bit, into the middle of windows, and nothing else touched.
+#[test]
+fn copy_columns() {
+    let mut random = Random::new(1);
+    for name in presets() {
+        let kernels = kernels(name);
+        for (rows, windows, length, from, to) in [
+            (1, 1, 1, [4, 4, 0], [4, 4, 3]),
+            (5, 3, 1, [4, 1, 0], [60, 20, 7]),
+            (3, 2, 7, [16, 8, 1], [40, 20, 13]),
+            (64, 5, 3, [40, 8, 5], [20, 4, 0]),
+            (2, 4, 0, [16, 4, 0], [16, 4, 0]),
+        ] {
+            let (a, b) = (random.values(rows * from[0], 3.0), random.values(rows * to[0], 3.0));
+            let (source, target) =
+                (activation(gpu(), rows, from[0] / 4, &a), activation(gpu(), rows, to[0] / 4, &b));
+            let mut c = commands();
+            kernels
+                .copy_columns(&mut c, columns(&source, from), columns(&target, to), windows, length)
+                .expect("copy_columns");
+            let got = read(&mut c, target.buffer(), b.len());
+            let want = reference::copy_columns((&a, from), (&b, to), windows, length);
+            same_bits(&format!("{name} {rows} rows, {windows} x {length}"), &got, &want);
+        }
+    }
+}
+
+/// Caches shorter and longer than a block of 32 or 128 keys, groups of query heads, head sizes that are no multiple of a block, and scores from
+/// flat to one-hot.
+#[test]
+fn attention_step() {
+    let mut worst = Worst::new("attention_step", 2.0);
+    let h = |heads, kv_heads, head_dim| Heads { heads, kv_heads, head_dim };
+    for name in presets() {
+        let kernels = kernels(name);
+        for (i, (sequences, window, seen)) in
+            [(1usize, 4, 1), (3, 8, 2), (2, 32, 31), (1, 32, 32), (5, 36, 33), (2, 132, 129), (1, 300, 300)]
+                .into_iter()
+                .enumerate()
+        {
+            for (heads, scale) in [
+                (h(2, 1, 8), 1.0),
+                (h(6, 2, 20), 8.0),
+                (h(2, 2, 64), 40.0),
+                (h(4, 1, 128), 2.0),
+                (h(2, 1, 18), 1.0),
+            ] {
+                let mut random = Random::new(i as u64);
+                let (q4, kv4) = (sequences.div_ceil(4), sequences * window / 4);
+                let (queries, keys) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+                let q = random.values(queries * 4 * q4, scale);
+                let (mut k, mut v) =
+                    (random.values(keys * 4 * kv4, scale), random.values(keys * 4 * kv4, 1.0));
+                // No token that was not seen counts.
+                for (i, x) in k.iter_mut().chain(&mut v).enumerate() {
+                    if i % (4 * kv4) % window >= seen {
+                        *x = f32::NAN;
+                    }
+                }
+                let on = |rows, t4, x: &[f32]| activation(gpu(), rows, t4, x);
+                let (qa, ka, va) = (on(queries, q4, &q), on(keys, kv4, &k), on(keys, kv4, &v));
+                let oa = on(queries, q4, &untouched(q.len()));
+                let mut c = commands();
+                kernels
+                    .attention_step(
+                        &mut c,
+                        whole(&qa),
+                        whole(&ka),
+                        whole(&va),
+                        whole(&oa),
+                        heads,
+                        sequences,
+                        window,
+                        seen,
+                    )
+                    .expect("attention_step");
+                let got = read(&mut c, oa.buffer(), q.len());
+                let twin = reference::Heads {
+                    heads: heads.heads,
+                    kv_heads: heads.kv_heads,
+                    head_dim: heads.head_dim,
+                };
+                let want = reference::attention_step(&q, &k, &v, twin, sequences, 4 * q4, window, seen);
+                let label = format!("{name} {heads:?} {sequences} x {seen} of {window} scale {scale}");
+                worst.check_where(&label, &got, &want, |i| i % (4 * q4) < sequences);
+            }
+        }
+    }
+}
+
+/// Shapes that do not fit are errors of the call.
+#[test]
+fn wrong_shapes_are_refused() {
+    let kernels = kernels("rows16");
+    let x = activation(gpu(), 16, 4, &vec![0.5; 16 * 16]);
+    let (wide, odd) = (x.rows(0, 16, 4).expect("rows"), x.rows(0, 12, 4).expect("rows"));
+    let heads = |heads, kv_heads| Heads { heads, kv_heads, head_dim: 8 };
+    let columns = |rows, window, at| Columns { rows, window, at };
+    let mut c = commands();
+    let results = [
+        kernels.copy_columns(&mut c, columns(wide, 8, 0), columns(odd, 8, 0), 1, 1),
+        kernels.copy_columns(&mut c, columns(wide, 8, 6), columns(wide, 8, 0), 2, 3),
+        kernels.copy_columns(&mut c, columns(wide, 8, 0), columns(wide, 8, 4), 2, 5),
+        kernels.attention_step(&mut c, wide, wide, wide, wide, heads(2, 0), 1, 16, 4),
+        kernels.attention_step(&mut c, wide, odd, odd, wide, heads(2, 1), 1, 16, 4),
+        kernels.attention_step(&mut c, wide, wide, wide, wide, heads(2, 2), 1, 16, 0),
+        kernels.attention_step(&mut c, wide, wide, wide, wide, heads(2, 2), 1, 16, 17),
+        kernels.attention_step(&mut c, wide, wide, wide, wide, heads(2, 2), 3, 8, 8),
+        kernels.attention_step(&mut c, wide, wide, wide, odd, heads(2, 2), 1, 16, 4),
+    ];
+    for (i, result) in results.into_iter().enumerate() {
+        let error = result.expect_err(&format!("call {i}"));
+        assert!(matches!(error, GpuError::Shape { .. }), "call {i}: {error}");
+    }
+}
