@@ -1,12 +1,15 @@
 //! `maskwright eval`.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+
 use super::context::{DeviceArgs, Model};
-use super::output::{Progress, profile};
+use super::output::{Progress, profile, table};
 use super::{CliError, Outcome};
 use crate::calib::Windows;
-use crate::eval::{Comparison, Perplexity, Streamed, perplexity, workspace};
+use crate::eval::{Comparison, Estimate, Perplexity, Streamed, Summary, WindowMeans, perplexity, workspace};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
@@ -14,21 +17,24 @@ use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "The text is tokenised once, cut into windows that do not overlap, and the tail is dropped; the result is exp of \
-the mean of the window means (the convention of GPTQ, SparseGPT and Wanda).
+    after_help = "A text is tokenised once, cut into windows that do not overlap, and the tail is dropped; the result is exp of \
+the mean of the window means (the convention of GPTQ, SparseGPT and Wanda). In brackets 95 % confidence intervals, by a bootstrap over \
+windows. Several texts, such as domains or languages, are measured each and all together.
 
-With --against both models pass one block at a time; also printed are the divergence KL(DENSE || MODEL), a mean over the predicted
-tokens in nats, and for how many of them both models have the same most likely token.
+With --against both models pass one block at a time; also printed are the ratio of the perplexities, the divergence KL(DENSE || MODEL), a
+mean over the predicted tokens in nats, and for how many of them both models have the same most likely token.
 
-Example:
-  maskwright eval models/village --text models/village/heldout.txt --window 128 --json"
+Examples:
+  maskwright eval models/village --text models/village/heldout.txt --window 128 --json
+  maskwright eval models/village --mask runs/first/mask.safetensors --against models/village \\
+      --text models/village/heldout.txt --text models/village/calib.txt --window 128"
 )]
 pub(super) struct Args {
     /// Model folder in Hugging Face layout
     model: PathBuf,
-    /// Text file to measure on
-    #[arg(long, value_name = "FILE")]
-    text: PathBuf,
+    /// Text file to measure on; may be given several times
+    #[arg(long, value_name = "FILE", required = true)]
+    text: Vec<PathBuf>,
     /// Mask file to apply
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
@@ -38,7 +44,7 @@ pub(super) struct Args {
     /// Tokens of a window
     #[arg(long, default_value_t = 512)]
     window: usize,
-    /// Only the first windows of the text
+    /// Only the first windows of each text
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
     /// Print JSON
@@ -46,32 +52,59 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// The windows of all texts.
+struct Texts {
+    windows: Windows,
+    /// Tokens of each text, the dropped tail included, and its place among the windows.
+    parts: Vec<(usize, Range<usize>)>,
+}
+
+impl Texts {
+    fn read(model: &Model, args: &Args) -> Result<Self, CliError> {
+        let (mut ids, mut parts) = (Vec::new(), Vec::new());
+        for text in &args.text {
+            let (windows, tokens) = model.windows(text, args.window)?;
+            let windows = windows.first(args.windows.unwrap_or(usize::MAX));
+            let first = ids.len() / args.window;
+            parts.push((tokens, first..first + windows.count()));
+            ids.extend_from_slice(windows.tokens());
+        }
+        Ok(Self { windows: Windows::new(ids, args.window)?, parts })
+    }
+
+    /// Tokens of all texts.
+    fn tokens(&self) -> usize {
+        self.parts.iter().map(|(tokens, _)| tokens).sum()
+    }
+}
+
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
     let model = Model::open_checked(&args.model)?;
-    let (mut windows, tokens) = model.windows(&args.text, args.window)?;
-    let dense = args.against.as_ref().map(|folder| against(&model, folder, args, &windows)).transpose()?;
-    if let Some(n) = args.windows {
-        windows = windows.first(n);
-    }
+    let texts = Texts::read(&model, args)?;
+    let dense =
+        args.against.as_ref().map(|folder| against(&model, folder, args, &texts.windows)).transpose()?;
     let set = args.mask.as_ref().map(|path| model.mask(path)).transpose()?;
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let started = std::time::Instant::now();
-    let text = (&windows, tokens);
-    let (result, compared) = match &dense {
-        None => (resident(device, &kernels, &model, text, set.as_ref())?, None),
-        Some(dense) => {
-            let found = compare(device, &kernels, (&model, dense), text, set.as_ref())?;
-            (found.model.clone(), Some(found))
-        }
+    let text = (&texts.windows, texts.tokens());
+    let means: WindowMeans = match &dense {
+        None => resident(device, &kernels, &model, text, set.as_ref())?.into(),
+        Some(dense) => compare(device, &kernels, (&model, dense), text, set.as_ref())?.into(),
     };
     let seconds = started.elapsed().as_secs_f64();
+    let all = means.summary(0..texts.windows.count());
+    let each: Vec<_> = texts.parts.iter().map(|(_, which)| means.summary(which.clone())).collect();
     if args.json {
-        let mut out = serde_json::json!(result);
-        if let Some(found) = &compared {
-            out["dense_perplexity"] = found.dense.perplexity.into();
-            out["kl_to_dense"] = found.kl.into();
-            out["top1_agreement"] = found.top1.into();
+        let mut out = fields(&all, args.window, texts.tokens());
+        if each.len() > 1 {
+            let parts =
+                args.text.iter().zip(&each).zip(&texts.parts).map(|((path, summary), (tokens, _))| {
+                    let mut out = fields(summary, args.window, *tokens);
+                    out["text"] = path.display().to_string().into();
+                    out
+                });
+            out["texts"] = parts.collect();
         }
         out["adapter"] = gpu.describe().into();
         out["preset"] = kernels.preset().name.into();
@@ -79,19 +112,23 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         out["masked"] = set.is_some().into();
         println!("{out}");
     } else {
-        println!("perplexity {:.5}", result.perplexity);
-        if let Some(found) = &compared {
-            println!(
-                "KL to dense {:.5} nats per token, the most likely token is that of the dense model for {:.2} % (perplexity of the \
-                 dense model {:.5})",
-                found.kl,
-                100.0 * found.top1,
-                found.dense.perplexity
-            );
+        let mut rows: Vec<_> = args
+            .text
+            .iter()
+            .zip(&each)
+            .map(|(path, summary)| row(&path.display().to_string(), summary))
+            .collect();
+        if each.len() > 1 {
+            rows.push(row("all", &all));
         }
+        let head = ["text", "windows", "perplexity", "ratio", "dense", "KL to dense", "top-1 as dense, %"];
+        let columns = if dense.is_some() { head.len() } else { 3 };
+        println!("{}", table(&head[..columns], &rows));
         println!(
-            "{} windows of {} tokens ({} tokens in the text), {:.5} nats per token, {seconds:.1} s",
-            result.windows, result.window, result.tokens, result.nll
+            "windows of {} tokens ({} tokens in all), {:.5} nats per token, {seconds:.1} s",
+            args.window,
+            texts.tokens(),
+            all.nll
         );
     }
     if device.profile {
@@ -100,11 +137,51 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     Ok(Outcome::Done)
 }
 
+/// As JSON, intervals as pairs.
+fn fields(summary: &Summary, window: usize, tokens: usize) -> Value {
+    let mut out = json!({
+        "perplexity": summary.perplexity.value,
+        "nll": summary.nll,
+        "windows": summary.windows,
+        "window": window,
+        "tokens": tokens,
+    });
+    let mut intervals = json!({"perplexity": [summary.perplexity.low, summary.perplexity.high]});
+    if let Some(beside) = &summary.beside {
+        for (name, estimate) in [
+            ("dense_perplexity", beside.dense),
+            ("perplexity_ratio", beside.ratio),
+            ("kl_to_dense", beside.kl),
+            ("top1_agreement", beside.top1),
+        ] {
+            out[name] = estimate.value.into();
+            intervals[name] = json!([estimate.low, estimate.high]);
+        }
+    }
+    out["intervals_95"] = intervals;
+    out
+}
+
+/// As a row of the table.
+fn row(text: &str, summary: &Summary) -> Vec<String> {
+    let shown = |e: Estimate, by: f64, digits: usize| {
+        format!("{:.digits$} [{:.digits$}, {:.digits$}]", by * e.value, by * e.low, by * e.high)
+    };
+    let mut out = vec![text.to_string(), summary.windows.to_string(), shown(summary.perplexity, 1.0, 4)];
+    if let Some(beside) = &summary.beside {
+        out.push(shown(beside.ratio, 1.0, 4));
+        out.push(format!("{:.4}", beside.dense.value));
+        out.push(shown(beside.kl, 1.0, 5));
+        out.push(shown(beside.top1, 100.0, 2));
+    }
+    out
+}
+
 /// Opens the dense model, and holds its vocabulary and its tokens against those of `model`.
 fn against(model: &Model, folder: &Path, args: &Args, windows: &Windows) -> Result<Model, CliError> {
     let dense = Model::open_checked(folder)?;
     let (own, other) = (model.config.vocab_size, dense.config.vocab_size);
-    let same = own == other && dense.windows(&args.text, args.window)?.0.tokens() == windows.tokens();
+    let same = own == other && Texts::read(&dense, args)?.windows == *windows;
     if !same {
         let what = match own == other {
             true => "their tokenizers cut the text differently".to_string(),

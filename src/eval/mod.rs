@@ -3,9 +3,11 @@
 
 mod generate;
 mod streamed;
+mod summary;
 
 pub use generate::{Choice, Continuation, Generation, generate};
 pub use streamed::{Comparison, Streamed, Streams};
+pub use summary::{BesideSummary, Estimate, Summary, WindowMeans};
 
 use crate::calib::Windows;
 use crate::gpu::Commands;

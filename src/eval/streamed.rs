@@ -44,6 +44,15 @@ pub struct Comparison {
     pub kl: f64,
     /// Share of the predicted tokens for which both models have the same most likely token.
     pub top1: f64,
+    /// [`Comparison::kl`] of each window.
+    pub kl_means: Vec<f64>,
+    /// [`Comparison::top1`] of each window.
+    pub top1_means: Vec<f64>,
+}
+
+/// The mean; windows have at least one predicted token.
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 impl<'a, 'g> Streamed<'a, 'g> {
@@ -158,7 +167,7 @@ impl<'a, 'g> Streamed<'a, 'g> {
         let head = HeadPass { kernels: self.kernels, config, weights: &weights, ws: &ws };
         let mut ids = windows.tokens();
         let (mut means, mut dense_means) = (Vec::new(), Vec::new());
-        let (mut kl, mut agreeing, mut predicted) = (0.0, 0, 0);
+        let (mut kl_means, mut top1_means) = (Vec::new(), Vec::new());
         x.each(c, Access { load_x: true, ..Default::default() }, |c, batch| {
             let (now, rest) = ids.split_at(batch.layout.windows * batch.layout.length);
             ids = rest;
@@ -173,17 +182,20 @@ impl<'a, 'g> Streamed<'a, 'g> {
             let found = head.compare(c, &whole, batch.x, normed, beside)?;
             means.extend(found.tokens.window_means());
             dense_means.extend(found.dense.window_means());
-            kl += found.kl.iter().sum::<f64>();
-            agreeing += found.agree.iter().filter(|a| **a).count();
-            predicted += found.kl.len();
+            let predicted = batch.layout.length - 1;
+            kl_means.extend(found.kl.chunks_exact(predicted).map(mean));
+            let agree =
+                |window: &[bool]| mean(&window.iter().map(|a| f64::from(u8::from(*a))).collect::<Vec<_>>());
+            top1_means.extend(found.agree.chunks_exact(predicted).map(agree));
             Ok::<(), NnError>(())
         })?;
-        let mean = |sum: f64| sum / predicted.max(1) as f64;
         Ok(Comparison {
             model: Perplexity::of(means, tokens, windows.window()),
             dense: Perplexity::of(dense_means, tokens, windows.window()),
-            kl: mean(kl),
-            top1: mean(agreeing as f64),
+            kl: mean(&kl_means),
+            top1: mean(&top1_means),
+            kl_means,
+            top1_means,
         })
     }
 
