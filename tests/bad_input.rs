@@ -312,7 +312,7 @@ fn an_output_folder_without_the_right_to_write() {
 /// The run folder after a write that failed: perhaps metrics and a whole mask, never run.json, half a model or a temporary.
 fn looks_unfinished(out: &Path) {
     let left = if out.exists() { names(out) } else { Vec::new() };
-    let allowed = ["mask.safetensors", "metrics.jsonl"];
+    let allowed = ["config.toml", "mask.safetensors", "metrics.jsonl"];
     assert!(left.iter().all(|n| allowed.contains(&n.as_str())), "left behind: {left:?}");
     if left.iter().any(|n| n == "mask.safetensors") {
         MaskFile::read(&out.join("mask.safetensors")).expect("a whole mask, or none");

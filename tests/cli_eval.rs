@@ -3,7 +3,9 @@
 mod cli_tools;
 mod host_fixture;
 
-use cli_tools::{fails, json, preset, succeeds, village, village_text};
+use std::path::Path;
+
+use cli_tools::{fails, json, json_file, preset, succeeds, village, village_text};
 use host_fixture::Scratch;
 use serde_json::Value;
 
@@ -74,6 +76,49 @@ fn several_texts() {
     assert!(
         lines[2].contains("heldout.txt") && lines[3].contains("calib.txt") && lines[4].starts_with("all")
     );
+}
+
+/// Log-likelihoods, acc and acc_norm of lm-evaluation-harness 0.4.13 (`tests/fixtures/make_choices.py`): contexts that end in a blank, contexts
+/// longer than the model's window, choices of several lengths.
+#[test]
+fn choices_as_in_the_harness() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let want = json_file(&fixtures.join("expected/choices.json"));
+    let got =
+        json(&succeeds(args!["eval", village(), "--choices", fixtures.join("choices.jsonl"), "--json"]).out);
+    for key in ["acc", "acc_norm"] {
+        assert!((number(&got, key) - number(&want, key)).abs() < 1e-12, "{key}: {got}");
+        let bounds = &got["intervals_95"][key];
+        assert!(bounds[0].as_f64() < got[key].as_f64() && got[key].as_f64() < bounds[1].as_f64(), "{got}");
+    }
+    let flat = |value: &Value| -> Vec<f64> {
+        let rows = value["log_likelihoods"].as_array().expect("questions").iter();
+        rows.flat_map(|row| row.as_array().expect("choices").iter().map(|v| v.as_f64().expect("a number")))
+            .collect()
+    };
+    let (got, want) = (flat(&got), flat(&want));
+    assert_eq!(got.len(), want.len());
+    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+        assert!((g - w).abs() < 1e-4, "choice {i}: {g} for {w}");
+    }
+}
+
+#[test]
+fn bad_questions() {
+    let dir = Scratch::new();
+    let file = dir.join("questions.jsonl");
+    let eval = || args!["eval", village(), "--choices", file].to_vec();
+    let good = r#"{"context": "The sky is", "choices": ["blue", "red"], "answer": 0}"#;
+    for (line, words) in [
+        (r#"{"context": "The sky is", "choices": ["blue", "red"], "answer": 2}"#, "answer"),
+        (r#"{"context": "The sky is", "choices": [], "answer": 0}"#, "choices"),
+        ("blue", "expected value"),
+    ] {
+        std::fs::write(&file, format!("{good}\n\n{line}\n")).unwrap();
+        fails(&eval(), &["questions.jsonl, line 3", words, "such as {"]);
+    }
+    std::fs::write(&file, "\n").unwrap();
+    fails(&eval(), &["questions.jsonl", "empty"]);
 }
 
 #[test]

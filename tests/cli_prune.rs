@@ -4,6 +4,7 @@ mod cli_tools;
 mod host_fixture;
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use cli_tools::{
@@ -95,7 +96,11 @@ fn every_method_writes_a_whole_run() {
         {
             assert!(ran.out.contains(word), "{method}: no {word:?} in\n{}", ran.out);
         }
-        assert_eq!(names(&out), ["mask.safetensors", "metrics.jsonl", "model", "run.json"], "{method}");
+        assert_eq!(
+            names(&out),
+            ["config.toml", "mask.safetensors", "metrics.jsonl", "model", "run.json"],
+            "{method}"
+        );
         for file in ["config.json", "model.safetensors", "sparsity_report.json", "tokenizer.json"] {
             assert!(out.join("model").join(file).is_file(), "{method}: model/{file}");
         }
@@ -156,7 +161,7 @@ fn a_run_continues_from_a_mask_file() {
     let dir = Scratch::new();
     let (first, second) = (dir.join("first"), dir.join("second"));
     succeeds(&prune(&first, &["--method", "magnitude", "--no-model"]));
-    assert_eq!(names(&first), ["mask.safetensors", "metrics.jsonl", "run.json"]);
+    assert_eq!(names(&first), ["config.toml", "mask.safetensors", "metrics.jsonl", "run.json"]);
     let file = first.join("mask.safetensors");
     let start = ["--start", file.to_str().unwrap(), "--no-model"];
     // No step at all gives back the start.
@@ -243,7 +248,7 @@ fn ctrl_c_leaves_a_usable_mask() {
     let ran: cli_tools::Ran = child.wait_with_output().unwrap().into();
     assert_eq!(ran.code, Some(130), "{}", ran.err);
     assert!(ran.err.contains("interrupted: writing the mask learned so far"), "{}", ran.err);
-    assert_eq!(names(&out), ["mask.safetensors", "metrics.jsonl", "model", "run.json"]);
+    assert_eq!(names(&out), ["config.toml", "mask.safetensors", "metrics.jsonl", "model", "run.json"]);
     assert_eq!(json_file(&out.join("run.json"))["interrupted"], true);
     mask(&out);
     eval(&village(), Some(&out.join("mask.safetensors")));
@@ -385,4 +390,75 @@ fn planned(options: &[OsString]) {
         let real = at_peak.unwrap_or_else(|| panic!("no {name} in {memory}"))["bytes"].as_f64().unwrap();
         close(name, planned, real);
     }
+}
+
+/// The options that a run leaves repeat it to the last bit, from another folder's command line; those given go before the file's.
+#[test]
+fn options_as_a_file() {
+    let dir = Scratch::new();
+    let (model, calib) = (village(), village_text("calib"));
+    let (first, again, other) = (dir.join("first"), dir.join("again"), dir.join("other"));
+    succeeds(args![
+        "prune",
+        model,
+        "--calib",
+        calib,
+        "--method",
+        "relaxed",
+        "--start",
+        "magnitude",
+        "--objective",
+        "block,model",
+        "--steps",
+        "2,1",
+        "--batch",
+        "2",
+        "--windows",
+        "4",
+        "--window",
+        "16",
+        "--seed",
+        "5",
+        "--only",
+        "q_proj",
+        "--only",
+        "down_proj",
+        "--rate",
+        "0.1",
+        "--no-model",
+        "--preset",
+        preset(),
+        "--out",
+        first,
+        "--quiet"
+    ]);
+    let file = first.join("config.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    for line in
+        ["seed = 5", "no-model = true", "only = [\"q_proj\", \"down_proj\"]", "rate = [0.1]", "batch = 2"]
+    {
+        assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+    }
+    for unsaid in ["out", "quiet", "config"] {
+        assert!(!text.lines().any(|l| l.starts_with(&format!("{unsaid} "))), "{unsaid} in\n{text}");
+    }
+    let mask = |run: &Path| fs::read(run.join("mask.safetensors")).unwrap();
+    succeeds(args!["prune", "--config", file, "--out", again, "--quiet"]);
+    assert_eq!(mask(&first), mask(&again));
+    assert_eq!(text, fs::read_to_string(again.join("config.toml")).unwrap());
+    succeeds(args!["prune", "--config", file, "--seed", "6", "--out", other, "--quiet"]);
+    assert_ne!(mask(&first), mask(&other));
+    assert!(fs::read_to_string(other.join("config.toml")).unwrap().contains("seed = 6\n"));
+    let bad = dir.join("bad.toml");
+    for (text, parts) in [
+        ("sed = 6", ["`sed`", "no option"]),
+        ("out = \"x\"", ["`out`", "no option"]),
+        ("seed = [", ["bad.toml", "no TOML"]),
+        ("no-model = 1", ["`no-model`", "true or false"]),
+        ("seed = 1979-05-27", ["`seed`", "a number"]),
+    ] {
+        fs::write(&bad, text).unwrap();
+        fails(args!["prune", village(), "--config", bad, "--out", dir.join("none")], &parts);
+    }
+    assert!(!dir.join("none").exists());
 }

@@ -26,6 +26,18 @@ pub enum CalibError {
         /// The file.
         path: PathBuf,
     },
+    /// A line that is no question.
+    #[error(
+        "{path}, line {line}: {problem}; a line is such as {{\"context\": \"The sky is\", \"choices\": [\"blue\", \"red\"], \"answer\": 0}}"
+    )]
+    Question {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        problem: String,
+    },
     /// A window that holds no prediction.
     #[error(
         "windows of {window} tokens are not possible: a window needs at least 2 (one to predict from, one to predict)"

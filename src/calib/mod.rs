@@ -7,11 +7,13 @@
 mod documents;
 mod error;
 mod python_random;
+mod questions;
 mod segments;
 mod source;
 mod windows;
 
 pub use error::CalibError;
 pub use python_random::PythonRandom;
+pub use questions::Question;
 pub use segments::{Segments, read_windows, tokens_of_file};
 pub use windows::Windows;

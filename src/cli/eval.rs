@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::context::{DeviceArgs, Model};
-use super::output::{Progress, profile, table};
-use super::{CliError, Outcome};
+use super::output::{Progress, profile, shown, table};
+use super::{CliError, Outcome, choices};
 use crate::calib::Windows;
-use crate::eval::{Comparison, Estimate, Perplexity, Streamed, Summary, WindowMeans, perplexity, workspace};
+use crate::eval::{Comparison, Perplexity, Streamed, Summary, WindowMeans, perplexity, workspace};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
@@ -20,6 +20,9 @@ use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank};
     after_help = "A text is tokenised once, cut into windows that do not overlap, and the tail is dropped; the result is exp of \
 the mean of the window means (the convention of GPTQ, SparseGPT and Wanda). In brackets 95 % confidence intervals, by a bootstrap over \
 windows. Several texts, such as domains or languages, are measured each and all together.
+
+With --choices every choice of every question is scored by its log-likelihood behind the context and a space: acc and acc_norm of
+lm-evaluation-harness (the latter over the characters of the choice).
 
 With --against both models pass one block at a time; also printed are the ratio of the perplexities, the divergence KL(DENSE || MODEL), a
 mean over the predicted tokens in nats, and for how many of them both models have the same most likely token.
@@ -33,8 +36,11 @@ pub(super) struct Args {
     /// Model folder in Hugging Face layout
     model: PathBuf,
     /// Text file to measure on; may be given several times
-    #[arg(long, value_name = "FILE", required = true)]
+    #[arg(long, value_name = "FILE", required_unless_present = "choices")]
     text: Vec<PathBuf>,
+    /// Questions to answer instead: JSON lines with context, choices and answer (a number from 0)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "against", "windows"])]
+    choices: Option<PathBuf>,
     /// Mask file to apply
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
@@ -79,6 +85,9 @@ impl Texts {
 }
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+    if let Some(questions) = &args.choices {
+        return choices::run(device, &args.model, args.mask.as_deref(), questions, args.json);
+    }
     let model = Model::open_checked(&args.model)?;
     let texts = Texts::read(&model, args)?;
     let dense =
@@ -164,9 +173,6 @@ fn fields(summary: &Summary, window: usize, tokens: usize) -> Value {
 
 /// As a row of the table.
 fn row(text: &str, summary: &Summary) -> Vec<String> {
-    let shown = |e: Estimate, by: f64, digits: usize| {
-        format!("{:.digits$} [{:.digits$}, {:.digits$}]", by * e.value, by * e.low, by * e.high)
-    };
     let mut out = vec![text.to_string(), summary.windows.to_string(), shown(summary.perplexity, 1.0, 4)];
     if let Some(beside) = &summary.beside {
         out.push(shown(beside.ratio, 1.0, 4));

@@ -4,6 +4,8 @@
 //! was written.
 
 mod calib_args;
+mod choices;
+mod config_file;
 mod context;
 mod devices;
 mod error;
@@ -25,7 +27,7 @@ mod walk;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use context::DeviceArgs;
 use error::CliError;
@@ -70,9 +72,33 @@ enum Outcome {
     Interrupted,
 }
 
+impl Cli {
+    /// Parses the arguments, with those of a file of options in it; clap's own errors, help and version end the process.
+    fn of(args: Vec<std::ffi::OsString>) -> Result<Self, CliError> {
+        const WITH_FILE: &str = "prune";
+        let mut command = Self::command();
+        command.build();
+        let args = config_file::expand(&command, WITH_FILE, args)?;
+        let matches = command.clone().get_matches_from(args);
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+        if let (Command::Prune(prune), Some(sub), Some(given)) =
+            (&mut cli.command, command.find_subcommand(WITH_FILE), matches.subcommand_matches(WITH_FILE))
+        {
+            prune.resolved = config_file::resolved(sub, given);
+        }
+        Ok(cli)
+    }
+}
+
 /// Parses the arguments, runs the command, prints its error.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::of(std::env::args_os().collect()) {
+        Ok(cli) => cli,
+        Err(e) => {
+            eprintln!("error: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
     let level = if cli.device.quiet { "error" } else { "warn" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
         .format_target(false)

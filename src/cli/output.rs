@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::eval::Estimate;
 use crate::gpu::Gpu;
 
 /// A table with a header; the first column is left-aligned, the others right-aligned.
@@ -30,6 +31,11 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut lines = vec![line(&head), "-".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1))];
     lines.extend(rows.iter().map(|r| line(r)));
     lines.join("\n")
+}
+
+/// "1.23 [1.20, 1.26]", all times `by`.
+pub(super) fn shown(e: Estimate, by: f64, digits: usize) -> String {
+    format!("{:.digits$} [{:.digits$}, {:.digits$}]", by * e.value, by * e.low, by * e.high)
 }
 
 /// "1.23 MiB (1289748 bytes)".

@@ -125,9 +125,15 @@ pub(super) struct Args {
     /// Print the memory plan and an estimate of the time, and stop
     #[arg(long)]
     dry_run: bool,
+    /// Read options from a file, such as the config.toml that every run leaves; those given here go before it
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+    /// The options as a file of options.
+    #[arg(skip)]
+    pub(super) resolved: String,
 }
 
 impl Args {

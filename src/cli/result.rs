@@ -55,6 +55,7 @@ impl Job<'_> {
             "adapter": gpu.describe(),
             "preset": kernels.preset().name,
             "model": self.args.model,
+            "config": self.args.config,
             "calib": self.args.calib,
             "method": self.args.method.name(),
             "options": made.options,
@@ -76,7 +77,7 @@ impl Job<'_> {
             "seconds": started.elapsed().as_secs_f64(),
         });
         let path = folder.path().to_path_buf();
-        folder.finish(&run)?;
+        folder.finish(&self.args.resolved, &run)?;
         if self.args.json {
             println!("{run}");
         } else {

@@ -1,10 +1,12 @@
 //! What a mask costs: perplexity by the convention of GPTQ, SparseGPT and Wanda, the divergence from the dense model, and what the model
 //! writes.
 
+mod choices;
 mod generate;
 mod streamed;
 mod summary;
 
+pub use choices::{Accuracy, Answered, answer};
 pub use generate::{Choice, Continuation, Generation, generate};
 pub use streamed::{Comparison, Streamed, Streams};
 pub use summary::{BesideSummary, Estimate, Summary, WindowMeans};

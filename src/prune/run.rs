@@ -127,13 +127,14 @@ impl RunFolder {
         self.metrics.write_all(text.as_bytes()).map_err(|source| PruneError::RunFolder { path, source })
     }
 
-    /// Flushes the metrics and writes `run.json`.
+    /// Flushes the metrics and writes `config.toml`, the options, and `run.json`.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn finish(self, run: &serde_json::Value) -> Result<(), PruneError> {
+    pub fn finish(self, options: &str, run: &serde_json::Value) -> Result<(), PruneError> {
         let path = self.path.join("metrics.jsonl");
         self.metrics.sync_all().map_err(|source| PruneError::RunFolder { path, source })?;
+        fsio::write_bytes(&self.path.join("config.toml"), options.as_bytes())?;
         let text = format!("{run:#}\n");
         Ok(fsio::write_bytes(&self.path.join("run.json"), text.as_bytes())?)
     }

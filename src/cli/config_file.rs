@@ -1,0 +1,132 @@
+//! The options of a run as TOML: what `prune` writes beside its result, and what `--config` reads.
+//!
+//! A key is the long name of an option, and `model` the folder; a flag is true or false; an option that may be given several times is a
+//! list. What stands on the command line goes before what stands in the file.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use toml::{Table, Value};
+
+use super::CliError;
+use crate::model::read_limited;
+
+/// More than any options take.
+const LIMIT_BYTES: u64 = 1 << 20;
+/// What says where a run goes and what is shown of it, not what it does.
+const NOT_WRITTEN: [&str; 9] =
+    ["config", "out", "resume", "quiet", "json", "dry-run", "profile", "help", "version"];
+
+/// The key of an option: its long name, or its place.
+fn key(arg: &Arg) -> String {
+    arg.get_long().map_or_else(|| arg.get_id().to_string(), str::to_string)
+}
+
+fn takes_value(arg: &Arg) -> bool {
+    matches!(arg.get_action(), ArgAction::Set | ArgAction::Append)
+}
+
+/// A word of the command line as the simplest TOML value that reads back as the same word.
+fn value_of(word: &str) -> Value {
+    let integer = word.parse::<i64>().ok().filter(|i| i.to_string() == word).map(Value::Integer);
+    let float =
+        || word.parse::<f64>().ok().filter(|f| f.is_finite() && f.to_string() == word).map(Value::Float);
+    integer.or_else(float).unwrap_or_else(|| Value::String(word.into()))
+}
+
+/// The options that `matches` of `command` have resolved to: given ones, and defaults but for options of all commands.
+pub(super) fn resolved(command: &Command, matches: &ArgMatches) -> String {
+    let mut table = Table::new();
+    for arg in command.get_arguments() {
+        let (id, key) = (arg.get_id().as_str(), key(arg));
+        let source = matches.value_source(id);
+        let written = match source {
+            Some(ValueSource::CommandLine | ValueSource::EnvVariable) => true,
+            Some(_) => !arg.is_global_set(),
+            None => false,
+        };
+        if !written || NOT_WRITTEN.contains(&key.as_str()) {
+            continue;
+        }
+        let value = if takes_value(arg) {
+            let words = matches.get_raw(id).into_iter().flatten();
+            let mut values: Vec<Value> = words.map(|word| value_of(&word.to_string_lossy())).collect();
+            match (arg.get_action(), values.len()) {
+                (ArgAction::Append, _) | (_, 2..) => Value::Array(values),
+                (_, 1) => values.remove(0),
+                _ => continue,
+            }
+        } else {
+            Value::Boolean(matches.get_flag(id))
+        };
+        table.insert(key, value);
+    }
+    format!("# The options of this run; `maskwright prune --config FILE --out DIR` repeats it.\n{table}")
+}
+
+/// Replaces `--config FILE` of the subcommand `name` by what the file says, as far as the command line does not say it.
+///
+/// # Errors
+/// A file that cannot be read, is no TOML, or has a key that is no option.
+pub(super) fn expand(command: &Command, name: &str, args: Vec<OsString>) -> Result<Vec<OsString>, CliError> {
+    let given = command.clone().ignore_errors(true).try_get_matches_from(&args);
+    let Some((chosen, given)) = given.as_ref().ok().and_then(ArgMatches::subcommand) else {
+        return Ok(args);
+    };
+    let path = given.try_get_one::<PathBuf>("config").ok().flatten().filter(|_| chosen == name);
+    let (Some(path), Some(sub)) = (path, command.find_subcommand(name)) else { return Ok(args) };
+    let mut out = args;
+    for (key_given, value) in read(path)? {
+        let found = sub
+            .get_arguments()
+            .find(|arg| key(arg) == key_given && !NOT_WRITTEN.contains(&key_given.as_str()));
+        let Some(arg) = found else {
+            return Err(bad(path, format!("`{key_given}` is no option of {name} that a file may have")));
+        };
+        let id = arg.get_id().as_str();
+        let here = given.try_contains_id(id).unwrap_or(false)
+            && given.value_source(id) == Some(ValueSource::CommandLine);
+        if !here {
+            out.extend(words(path, arg, &key_given, value)?);
+        }
+    }
+    Ok(out)
+}
+
+fn bad(path: &Path, problem: String) -> CliError {
+    CliError::Usage(format!("{}: {problem}", path.display()))
+}
+
+fn read(path: &Path) -> Result<Table, CliError> {
+    let bytes = read_limited(path, LIMIT_BYTES, "give the config.toml of a run")?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.parse::<Table>().map_err(|e| bad(path, format!("it is no TOML: {}", e.message())))
+}
+
+/// An option of a file as words of a command line.
+fn words(path: &Path, arg: &Arg, key: &str, value: Value) -> Result<Vec<OsString>, CliError> {
+    let wrong = |wanted: &str| bad(path, format!("`{key}` must be {wanted}"));
+    if !takes_value(arg) {
+        return match value {
+            Value::Boolean(true) => Ok(vec![format!("--{key}").into()]),
+            Value::Boolean(false) => Ok(Vec::new()),
+            _ => Err(wrong("true or false")),
+        };
+    }
+    let values = match value {
+        Value::Array(values) => values,
+        one => vec![one],
+    };
+    let word = |value: Value| {
+        let text = match value {
+            Value::String(text) => text,
+            Value::Integer(number) => number.to_string(),
+            Value::Float(number) => number.to_string(),
+            _ => return Err(wrong("a text, a number, or a list of them")),
+        };
+        Ok(if arg.is_positional() { text.into() } else { format!("--{key}={text}").into() })
+    };
+    values.into_iter().map(word).collect()
+}
