@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use maskwright::export::hf;
+use maskwright::export::{MaskedModel, hf};
 use maskwright::mask::{BitMask, MaskSet, Pattern, Provenance};
 use maskwright::model::{Checkpoint, Config, Overlay};
 use maskwright::verify::{Options, verify};
@@ -63,7 +63,13 @@ fn measure(dir: &Path, blocks: usize, rounds: usize) -> Result<()> {
         seconds[0] = started.elapsed().as_secs_f64();
         fs::remove_dir_all(&copy)?;
         let started = Instant::now();
-        hf::write(&Overlay::new(&checkpoint), &config, &masks, &Provenance::new("bench", 0), &out)?;
+        let model = MaskedModel {
+            tensors: &Overlay::new(&checkpoint),
+            config: &config,
+            masks: &masks,
+            provenance: &Provenance::new("bench", 0),
+        };
+        hf::write(&model, &out)?;
         seconds[1] = started.elapsed().as_secs_f64();
         let started = Instant::now();
         let options = Options { mask: Some(&masks), against: Some(&source), ..Options::default() };

@@ -8,10 +8,12 @@ use std::fs;
 use std::path::Path;
 
 use cli_tools::{Ran, json, run};
-use host_fixture::{Scratch, config_with, magnitude_masks, mentions, tensors, write_config, write_shards};
+use host_fixture::{
+    Scratch, config_with, export_hf, magnitude_masks, mentions, tensors, write_config, write_shards,
+};
 use maskwright::export::hf;
 use maskwright::mask::{MaskFile, Pattern, Provenance};
-use maskwright::model::{Checkpoint, Config, Overlay};
+use maskwright::model::{Checkpoint, Config};
 use maskwright::prune::Selection;
 use maskwright::verify::{Options, verify};
 use serde_json::json;
@@ -33,7 +35,7 @@ fn exported(pattern: &str, tied: bool) -> Scratch {
     let mut set = magnitude_masks(&checkpoint, &selection, pattern);
     set.masks.remove(UP1);
     let provenance = Provenance::new("magnitude", 7);
-    hf::write(&Overlay::new(&checkpoint), &config, &set, &provenance, &dir.join("out")).unwrap();
+    export_hf(&checkpoint, &config, &set, &dir.join("out")).unwrap();
     MaskFile::new(set, provenance, &checkpoint).unwrap().write(&dir.join("mask.safetensors")).unwrap();
     dir
 }
@@ -220,7 +222,7 @@ fn a_real_model_passes() {
         Selection { pruned: config.projections().into_iter().enumerate().collect(), skipped: vec![] };
     let set = magnitude_masks(&checkpoint, &selection, Pattern::TWO_OF_FOUR);
     let out = dir.join("out");
-    hf::write(&Overlay::new(&checkpoint), &config, &set, &Provenance::new("x", 0), &out).unwrap();
+    export_hf(&checkpoint, &config, &set, &out).unwrap();
     let options = Options { mask: Some(&set), against: Some(&source), ..Options::default() };
     assert!(verify(&out, &options).unwrap().ok);
 }

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use host_fixture::{Scratch, masks, mentions, model, tensors, write_config, write_shards};
+use host_fixture::{Scratch, export_hf, masks, mentions, model, tensors, write_config, write_shards};
 use maskwright::export::hf;
 use maskwright::mask::{BitMask, MaskFile, MaskSet, Pattern, Provenance};
-use maskwright::model::{Checkpoint, Config, Overlay};
+use maskwright::model::{Checkpoint, Config};
 use serde_json::Value;
 
 /// Every file below a folder with its bytes.
@@ -217,8 +217,7 @@ fn exported_models_differ_only_in_pruned_weights() {
     // An empty folder may be written to; parents are made.
     let out = dir.join("runs/a/model");
     fs::create_dir_all(&out).unwrap();
-    let summary =
-        hf::write(&Overlay::new(&checkpoint), &config, &set, &Provenance::new("magnitude", 7), &out).unwrap();
+    let summary = export_hf(&checkpoint, &config, &set, &out).unwrap();
     check_export(&source, &out, &config, &set);
     let names: Vec<_> = listing(&out).into_keys().collect();
     assert_eq!(
@@ -261,7 +260,7 @@ fn places_that_must_not_be_written_are_refused() {
     let set = masks(&checkpoint, &config, Pattern::TWO_OF_FOUR);
     let before = listing(dir.path());
     let refuse = |out: &Path, parts: &[&str]| {
-        let result = hf::write(&Overlay::new(&checkpoint), &config, &set, &Provenance::new("x", 0), out);
+        let result = export_hf(&checkpoint, &config, &set, out);
         let text = result.unwrap_err().to_string();
         mentions(&text, &[&out.display().to_string()]);
         mentions(&text, parts);
@@ -283,10 +282,7 @@ fn places_that_must_not_be_written_are_refused() {
     loose.masks.values_mut().next().unwrap().set(1, 2, false);
     loose.masks.values_mut().next().unwrap().set(1, 3, false);
     loose.masks.values_mut().next().unwrap().set(1, 0, false);
-    assert!(
-        hf::write(&Overlay::new(&checkpoint), &config, &loose, &Provenance::new("x", 0), &dir.join("out"))
-            .is_err()
-    );
+    assert!(export_hf(&checkpoint, &config, &loose, &dir.join("out")).is_err());
     assert_eq!(listing(dir.path()), before);
 }
 
@@ -300,14 +296,13 @@ fn a_failed_export_cleans_up() {
     std::os::unix::fs::symlink("/nonexistent/file", source.join("vocab.json")).unwrap();
     let checkpoint = Checkpoint::open(&source, &config).unwrap();
     let set = masks(&checkpoint, &config, Pattern::TWO_OF_FOUR);
-    let result =
-        hf::write(&Overlay::new(&checkpoint), &config, &set, &Provenance::new("x", 0), &dir.join("out"));
+    let result = export_hf(&checkpoint, &config, &set, &dir.join("out"));
     mentions(&result.unwrap_err().to_string(), &["vocab.json", "cannot read"]);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     // A link to a file, as the Hugging Face cache has them, is followed.
     fs::remove_file(source.join("vocab.json")).unwrap();
     std::os::unix::fs::symlink(source.join("config.json"), source.join("vocab.json")).unwrap();
-    hf::write(&Overlay::new(&checkpoint), &config, &set, &Provenance::new("x", 0), &dir.join("out")).unwrap();
+    export_hf(&checkpoint, &config, &set, &dir.join("out")).unwrap();
     assert!(dir.join("out/vocab.json").symlink_metadata().unwrap().is_file());
 }
 
@@ -320,6 +315,6 @@ fn a_real_model_is_exported() {
     let checkpoint = Checkpoint::open(&source, &config).unwrap();
     let set = masks(&checkpoint, &config, Pattern::TWO_OF_FOUR);
     let out = dir.join("out");
-    hf::write(&Overlay::new(&checkpoint), &config, &set, &Provenance::new("magnitude", 0), &out).unwrap();
+    export_hf(&checkpoint, &config, &set, &out).unwrap();
     check_export(&source, &out, &config, &set);
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::context::{DeviceArgs, Model};
 use super::stages::stage_folder;
 use super::{CliError, Outcome};
-use crate::export::{ExportError, ct24, hf, torch24};
+use crate::export::{ExportError, MaskedModel, ct24, hf, torch24};
 use crate::mask::MaskFile;
 use crate::model::Overlay;
 use crate::prune::BLOCKS;
@@ -93,7 +93,8 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
         Format::Ct24 => ct24::write,
         Format::Hf | Format::Mask => hf::write,
     };
-    let summary = write(&tensors, &model.config, &file.set, provenance, &args.out)?;
+    let masked = MaskedModel { tensors: &tensors, config: &model.config, masks: &file.set, provenance };
+    let summary = write(&masked, &args.out)?;
     print(&summary);
     if args.format == Format::Ct24 {
         log::warn!("{}", ct24::WARNING);
@@ -190,7 +191,13 @@ pub(super) fn apply(args: &ApplyArgs) -> Result<Outcome, CliError> {
     let differing = file.differing_sources(&model.checkpoint)?.len();
     let tensors = Overlay::new(&model.checkpoint);
     let nonzero = hf::nonzero_pruned(&tensors, &file.set)?;
-    let summary = hf::write(&tensors, &model.config, &file.set, &file.provenance, &args.out)?;
+    let masked = MaskedModel {
+        tensors: &tensors,
+        config: &model.config,
+        masks: &file.set,
+        provenance: &file.provenance,
+    };
+    let summary = hf::write(&masked, &args.out)?;
     println!(
         "{differing} of {} tensors differ from those that the mask was made for; {nonzero} pruned weights were not zero",
         file.sources.len()

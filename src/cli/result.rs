@@ -9,7 +9,7 @@ use super::prune::Job;
 use super::{CliError, Outcome};
 use crate::calib::Windows;
 use crate::eval::Streamed;
-use crate::export;
+use crate::export::{MaskedModel, hf};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::{MaskFile, MaskSet};
@@ -46,7 +46,9 @@ impl Job<'_> {
         let provenance = self.provenance();
         MaskFile::new(made.masks.clone(), provenance.clone(), checkpoint)?.write(&folder.mask())?;
         if !self.args.no_model {
-            export::hf::write(made.tensors, config, &made.masks, &provenance, &folder.model())?;
+            let (tensors, masks) = (made.tensors, &made.masks);
+            let masked = MaskedModel { tensors, config, masks, provenance: &provenance };
+            hf::write(&masked, &folder.model())?;
         }
         let rows = self.measure(kernels, commands, &made)?;
         let changed = made.start.as_ref().map(|s| groups_changed(s, &made.masks));

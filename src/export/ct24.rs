@@ -8,12 +8,12 @@ use safetensors::Dtype as Stored;
 use serde_json::{Map, Value, json};
 
 use crate::fsio;
-use crate::mask::{MaskSet, Pattern, Provenance};
-use crate::model::{Config, Overlay, TensorView};
+use crate::mask::Pattern;
+use crate::model::TensorView;
 
-use super::ExportError;
 use super::hf::Summary;
 use super::packed::{self, Codec, Coded, Part};
+use super::{ExportError, MaskedModel};
 
 /// Which versions read the format and which load it wrong.
 pub const WARNING: &str = "ct24 is a legacy format, read only by compressed-tensors 0.9.0 to 0.14.0.1 (with transformers up to \
@@ -119,14 +119,8 @@ fn check(dtype: Stored, rows: usize, cols: usize) -> Result<usize, String> {
 ///
 /// # Errors
 /// As [`super::hf::write`]; and [`ExportError::Format`] when no projection can be packed.
-pub fn write(
-    tensors: &Overlay<'_>,
-    config: &Config,
-    masks: &MaskSet,
-    provenance: &Provenance,
-    out: &Path,
-) -> Result<Summary, ExportError> {
-    packed::write(&Ct24, tensors, config, masks, provenance, out)
+pub fn write(model: &MaskedModel<'_>, out: &Path) -> Result<Summary, ExportError> {
+    packed::write(&Ct24, model, out)
 }
 
 struct Ct24;

@@ -12,11 +12,11 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::fsio::{self, FsError, PendingFolder};
-use crate::mask::{BitMask, MaskError, MaskSet, Provenance};
+use crate::mask::{BitMask, MaskError, MaskSet};
 use crate::model::{Checkpoint, Config, Dtype, Overlay, ProjectionKind, Shard, ShardEntry};
 
-use super::ExportError;
 use super::copy::{copy_others, inside};
+use super::{ExportError, MaskedModel};
 
 /// The sidecar's name.
 pub const REPORT: &str = "sparsity_report.json";
@@ -56,17 +56,11 @@ struct Line {
 /// # Errors
 /// [`ExportError`]: the mask is not strict or does not fit, `out` exists and is not empty or lies inside the source,
 /// the system refuses a read or a write.
-pub fn write(
-    tensors: &Overlay<'_>,
-    config: &Config,
-    masks: &MaskSet,
-    provenance: &Provenance,
-    out: &Path,
-) -> Result<Summary, ExportError> {
-    masks.check_model(config)?;
-    masks.check()?;
-    check_destination(tensors.base(), out)?;
-    in_new_folder(out, |folder| fill(tensors, config, masks, provenance, folder))
+pub fn write(model: &MaskedModel<'_>, out: &Path) -> Result<Summary, ExportError> {
+    model.masks.check_model(model.config)?;
+    model.masks.check()?;
+    check_destination(model.tensors.base(), out)?;
+    in_new_folder(out, |folder| fill(model, folder))
 }
 
 /// Lets `fill` write into a folder that becomes `out` once all of it is on the disk.
@@ -118,37 +112,28 @@ pub fn nonzero_pruned(tensors: &Overlay<'_>, masks: &MaskSet) -> Result<u64, Exp
     Ok(count)
 }
 
-fn fill(
-    tensors: &Overlay<'_>,
-    config: &Config,
-    masks: &MaskSet,
-    provenance: &Provenance,
-    folder: &Path,
-) -> Result<Summary, ExportError> {
-    let checkpoint = tensors.base();
+fn fill(model: &MaskedModel<'_>, folder: &Path) -> Result<Summary, ExportError> {
+    let checkpoint = model.tensors.base();
     let mut weight_bytes = 0;
     for shard in checkpoint.files() {
-        write_shard(shard, tensors, masks, &folder.join(shard.file_name()))?;
+        write_shard(shard, model, &folder.join(shard.file_name()))?;
         weight_bytes += shard.len() as u64;
     }
     let copied = copy_others(checkpoint.folder(), folder, &not_copied(checkpoint))?;
-    let summary = finish(tensors, config, masks, provenance, folder, copied.left_out)?;
+    let summary = finish(model, folder, copied.left_out)?;
     Ok(Summary { weight_bytes, ..summary })
 }
 
 /// Writes the report; the summary lacks the bytes of the weights.
 pub(super) fn finish(
-    tensors: &Overlay<'_>,
-    config: &Config,
-    masks: &MaskSet,
-    provenance: &Provenance,
+    model: &MaskedModel<'_>,
     folder: &Path,
     left_out: Vec<PathBuf>,
 ) -> Result<Summary, ExportError> {
-    let lines = lines(config, masks);
+    let lines = lines(model.config, model.masks);
     let projection_weights = lines.iter().map(|l| l.rows as u64 * l.cols as u64).sum();
     let pruned_weights = lines.iter().map(|l| l.pruned).sum();
-    let report = report(tensors, masks, provenance, &lines, &left_out);
+    let report = report(model, &lines, &left_out);
     fsio::write_bytes(&folder.join(REPORT), report.as_bytes())?;
     Ok(Summary {
         folder: folder.into(),
@@ -172,18 +157,13 @@ pub(crate) fn not_copied(checkpoint: &Checkpoint) -> Vec<PathBuf> {
 }
 
 /// Copies one safetensors file with the pruned weights set to +0.0.
-fn write_shard(
-    shard: &Shard,
-    tensors: &Overlay<'_>,
-    masks: &MaskSet,
-    path: &Path,
-) -> Result<(), ExportError> {
+fn write_shard(shard: &Shard, model: &MaskedModel<'_>, path: &Path) -> Result<(), ExportError> {
     fsio::write_atomic(path, |file| {
         file.put(shard.header_bytes())?;
         // The entries cover the data without a gap and in order.
         for entry in shard.entries() {
-            let data = bytes_of(tensors, shard, entry);
-            match (masks.get(&entry.name), Dtype::from_stored(entry.dtype)) {
+            let data = bytes_of(model.tensors, shard, entry);
+            match (model.masks.get(&entry.name), Dtype::from_stored(entry.dtype)) {
                 // The same name in two shards: only the one of the right shape can be the projection.
                 (Some(mask), Some(dtype)) if entry.shape == [mask.rows(), mask.cols()] => {
                     for_masked_rows(data, mask, dtype.size(), |row| file.put(row))?;
@@ -245,13 +225,8 @@ fn lines(config: &Config, masks: &MaskSet) -> Vec<Line> {
     line.collect()
 }
 
-fn report(
-    tensors: &Overlay<'_>,
-    masks: &MaskSet,
-    provenance: &Provenance,
-    lines: &[Line],
-    left_out: &[PathBuf],
-) -> String {
+fn report(model: &MaskedModel<'_>, lines: &[Line], left_out: &[PathBuf]) -> String {
+    let MaskedModel { tensors, masks, provenance, .. } = model;
     let kept = match tensors.replaces_any() {
         true => "re-fitted after pruning",
         false => "bit-identical to the source",

@@ -8,3 +8,19 @@ mod packed;
 pub mod torch24;
 
 pub use error::ExportError;
+
+use crate::mask::{MaskSet, Provenance};
+use crate::model::{Config, Overlay};
+
+/// A masked model, as every format writes it.
+#[derive(Clone, Copy)]
+pub struct MaskedModel<'a> {
+    /// The dense weights, some of them perhaps re-fitted.
+    pub tensors: &'a Overlay<'a>,
+    /// What the source's config.json says.
+    pub config: &'a Config,
+    /// The masks; a projection without one stays dense.
+    pub masks: &'a MaskSet,
+    /// How the masks came to be.
+    pub provenance: &'a Provenance,
+}

@@ -10,12 +10,12 @@ use safetensors::Dtype as Stored;
 use serde_json::{Map, Value, json};
 
 use crate::fsio;
-use crate::mask::{BitMask, MaskSet, Pattern, Provenance};
-use crate::model::{Config, Dtype, Overlay, Shard, ShardEntry, TensorView, header_bytes};
+use crate::mask::{BitMask, Pattern};
+use crate::model::{Dtype, Shard, ShardEntry, TensorView, header_bytes};
 
-use super::ExportError;
 use super::copy::copy_others;
 use super::hf::{self, Summary};
+use super::{ExportError, MaskedModel};
 
 /// A tensor that stands for a part of a packed weight.
 pub(super) struct Part {
@@ -134,12 +134,10 @@ pub(super) fn expect_len(bytes: &[u8], rows: usize, cols: usize, size: usize) ->
 /// Writes the packed model to the new folder `out`.
 pub(super) fn write<C: Codec>(
     codec: &C,
-    tensors: &Overlay<'_>,
-    config: &Config,
-    masks: &MaskSet,
-    provenance: &Provenance,
+    model: &MaskedModel<'_>,
     out: &Path,
 ) -> Result<Summary, ExportError> {
+    let MaskedModel { tensors, config, masks, .. } = *model;
     masks.check_model(config)?;
     masks.check()?;
     let unfit = |problem: String| ExportError::Format { format: C::NAME, problem };
@@ -169,32 +167,29 @@ pub(super) fn write<C: Codec>(
             projections.first().and_then(|p| Some(format!("{}: {}", p.name, p.dense_because.as_ref()?)));
         return Err(unfit(format!("no projection can be packed; {}", first.unwrap_or_default())));
     }
-    let job = Job { codec, tensors, config, masks, provenance, projections: &projections };
+    let job = Job { codec, model, projections: &projections };
     hf::in_new_folder(out, |folder| job.fill(folder))
 }
 
 struct Job<'a, C> {
     codec: &'a C,
-    tensors: &'a Overlay<'a>,
-    config: &'a Config,
-    masks: &'a MaskSet,
-    provenance: &'a Provenance,
+    model: &'a MaskedModel<'a>,
     projections: &'a [CodedProjection],
 }
 
 impl<C: Codec> Job<'_, C> {
     fn fill(&self, folder: &Path) -> Result<Summary, ExportError> {
-        let checkpoint = self.tensors.base();
+        let checkpoint = self.model.tensors.base();
         let count = checkpoint.files().len();
         let mut skip = vec![PathBuf::from(hf::REPORT), "model.safetensors.index.json".into()];
         let mut done = Coded {
-            pattern: self.masks.pattern,
+            pattern: self.model.masks.pattern,
             projections: self.projections,
             shards: Vec::new(),
             weight_map: BTreeMap::new(),
             total_size: 0,
             parameters: 0,
-            pruned: self.masks.weights() - self.masks.count_ones(),
+            pruned: self.model.masks.weights() - self.model.masks.count_ones(),
         };
         let mut weight_bytes = 0;
         for (i, shard) in checkpoint.files().iter().enumerate() {
@@ -212,8 +207,7 @@ impl<C: Codec> Job<'_, C> {
         }
         let copied = copy_others(checkpoint.folder(), folder, &skip)?;
         self.codec.finish(folder, &done)?;
-        let mut summary =
-            hf::finish(self.tensors, self.config, self.masks, self.provenance, folder, copied.left_out)?;
+        let mut summary = hf::finish(self.model, folder, copied.left_out)?;
         summary.weight_bytes = weight_bytes;
         let dense = self.projections.iter().filter_map(|p| Some((p.name.clone(), p.dense_because.clone()?)));
         summary.stored_dense = dense.collect();
@@ -222,14 +216,15 @@ impl<C: Codec> Job<'_, C> {
 
     /// The mask of an entry that is a projection's weight.
     fn mask(&self, entry: &ShardEntry) -> Option<&BitMask> {
-        self.masks.get(&entry.name).filter(|m| entry.shape == [m.rows(), m.cols()])
+        self.model.masks.get(&entry.name).filter(|m| entry.shape == [m.rows(), m.cols()])
     }
 
     fn plan<'s>(&self, shard: &'s Shard) -> Vec<Planned<'s>> {
         let mut plan = Vec::new();
         for entry in shard.entries() {
             let packs = |p: &&CodedProjection| p.name == entry.name && p.dense_because.is_none();
-            let view = self.projections.iter().find(packs).and_then(|p| self.tensors.tensor(&p.name).ok());
+            let view =
+                self.projections.iter().find(packs).and_then(|p| self.model.tensors.tensor(&p.name).ok());
             match view.filter(|_| self.mask(entry).is_some()) {
                 Some(view) => plan.extend(self.codec.parts(&view).into_iter().map(|part| Planned {
                     name: format!("{}.{}", prefix(&entry.name), part.name),
@@ -267,7 +262,7 @@ impl<C: Codec> Job<'_, C> {
             for planned in plan {
                 bytes += planned.bytes() as u64;
                 let entry = planned.entry;
-                let data = hf::bytes_of(self.tensors, shard, entry);
+                let data = hf::bytes_of(self.model.tensors, shard, entry);
                 let Some((mask, dtype)) = self.mask(entry).zip(Dtype::from_stored(entry.dtype)) else {
                     file.put(data)?;
                     continue;

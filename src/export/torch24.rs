@@ -10,12 +10,12 @@ use safetensors::Dtype as Stored;
 use serde_json::json;
 
 use crate::fsio;
-use crate::mask::{MaskSet, Pattern, Provenance};
-use crate::model::{Config, Dtype, Overlay, TensorView};
+use crate::mask::Pattern;
+use crate::model::{Dtype, TensorView};
 
-use super::ExportError;
 use super::hf::Summary;
 use super::packed::{self, Codec, Coded, Part};
+use super::{ExportError, MaskedModel};
 
 /// Places of the kept weights by the flags "weight i is not zero" (bit i), as the reference picks them.
 const NIBBLES: [u8; 16] = [14, 8, 9, 4, 14, 8, 9, 4, 14, 12, 13, 4, 14, 12, 13, 4];
@@ -207,14 +207,8 @@ pub fn fits(pattern: Pattern, dtype: Dtype, rows: usize, cols: usize) -> Result<
 ///
 /// # Errors
 /// As [`super::hf::write`]; and [`ExportError::Format`] when no projection can be packed.
-pub fn write(
-    tensors: &Overlay<'_>,
-    config: &Config,
-    masks: &MaskSet,
-    provenance: &Provenance,
-    out: &Path,
-) -> Result<Summary, ExportError> {
-    packed::write(&Torch24, tensors, config, masks, provenance, out)
+pub fn write(model: &MaskedModel<'_>, out: &Path) -> Result<Summary, ExportError> {
+    packed::write(&Torch24, model, out)
 }
 
 struct Torch24;

@@ -6,8 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use maskwright::mask::{BitMask, MaskSet, Pattern};
-use maskwright::model::{Checkpoint, Config};
+use maskwright::export::hf::{self, Summary};
+use maskwright::export::{ExportError, MaskedModel};
+use maskwright::mask::{BitMask, MaskSet, Pattern, Provenance};
+use maskwright::model::{Checkpoint, Config, Overlay};
 use maskwright::prune::Selection;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -188,4 +190,15 @@ pub fn masks(checkpoint: &Checkpoint, config: &Config, pattern: Pattern) -> Mask
         set.masks.insert(p.name, mask.unwrap());
     }
     set
+}
+
+/// Writes the masked model, dense with zeros; the seed in its report is 7.
+pub fn export_hf(
+    checkpoint: &Checkpoint,
+    config: &Config,
+    masks: &MaskSet,
+    out: &Path,
+) -> Result<Summary, ExportError> {
+    let (tensors, provenance) = (&Overlay::new(checkpoint), &Provenance::new("magnitude", 7));
+    hf::write(&MaskedModel { tensors, config, masks, provenance }, out)
 }
