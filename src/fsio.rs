@@ -5,7 +5,7 @@
 //! the new name. A failure removes the temporary and names the path and what the system said.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -160,6 +160,23 @@ impl AtomicFile {
                 Err(FsError::os("write", &self.target, e))
             }
         }
+    }
+}
+
+/// For writers that go back to fill in lengths.
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.as_mut().map_or(Ok(0), |w| w.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+impl Seek for AtomicFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.writer.as_mut().map_or(Ok(0), |w| w.seek(to))
     }
 }
 

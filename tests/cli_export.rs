@@ -165,6 +165,50 @@ fn a_mask_is_imposed_again() {
     mentions(&again.out, &["14 of 14 tensors differ", "; 0 pruned weights were not zero"]);
 }
 
+/// MaskLLM's mask file is written, and taken wherever a mask file is.
+#[test]
+fn npz_masks_go_both_ways() {
+    let dir = Scratch::new();
+    setup(dir.path());
+    let (dense, mask, npz) = (dir.join("dense"), dir.join("mask"), dir.join("mask_compressed.npz"));
+    let export = |mask: &Path, format: &str, out: &str| {
+        succeeds(args!["export", dense, "--mask", mask, "--format", format, "--out", dir.join(out)])
+    };
+    export(&mask, "maskllm-npz", "mask_compressed.npz");
+    export(&npz, "maskllm-npz", "again.npz");
+    assert_eq!(fs::read(dir.join("again.npz")).unwrap(), fs::read(&npz).unwrap());
+    export(&npz, "mask", "mask2");
+    assert_eq!(MaskFile::read(&dir.join("mask2")).unwrap().set, MaskFile::read(&mask).unwrap().set);
+    export(&mask, "hf", "hf");
+    export(&npz, "hf", "hf2");
+    let shard = "model-00001-of-00002.safetensors";
+    assert!(fs::read(dir.join("hf").join(shard)).unwrap() == fs::read(dir.join("hf2").join(shard)).unwrap());
+    succeeds(args!["verify", dir.join("hf"), "--against", dense, "--mask", npz]);
+    let ran = succeeds(args!["apply-mask", dense, "--mask", npz, "--out", dir.join("applied")]);
+    mentions(&ran.out, &["does not say which tensors it was made for"]);
+    fails(args!["verify", dir.join("hf"), "--mask", npz, "--pattern", "1:4"], &["keeps 2 weights", "1:4"]);
+    fails(
+        args![
+            "export",
+            dense,
+            "--mask",
+            npz,
+            "--format",
+            "maskllm-npz",
+            "--out",
+            dir.join("x"),
+            "--weights",
+            npz
+        ],
+        &["--weights has no use"],
+    );
+    fs::write(&npz, &fs::read(&npz).unwrap()[..1000]).unwrap();
+    fails(
+        args!["export", dense, "--mask", npz, "--out", dir.join("x")],
+        &["mask_compressed.npz", "no whole zip file"],
+    );
+}
+
 #[test]
 fn refitted_weights_of_a_run_are_taken() {
     let dir = Scratch::new();

@@ -25,7 +25,7 @@ pub(super) fn run(
     let model = Model::open_checked(folder)?;
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let questions = Question::read_all(questions)?;
-    let set = mask.map(|path| model.mask(path)).transpose()?;
+    let set = mask.map(|path| model.mask(path, None)).transpose()?;
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let started = std::time::Instant::now();

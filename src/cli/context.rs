@@ -8,7 +8,7 @@ use super::CliError;
 use crate::calib::{Segments, Windows, read_windows, tokens_of_file};
 use crate::gpu::{DeviceKind, Gpu, GpuOptions};
 use crate::kernel::{Preset, choose_preset};
-use crate::mask::{MaskFile, MaskSet};
+use crate::mask::{MaskFile, MaskSet, Pattern};
 use crate::model::{Checkpoint, Config, Tokenizer};
 
 /// Options of every command that uses a device.
@@ -132,10 +132,16 @@ impl Model {
         }
     }
 
-    /// Reads a mask file and checks it against the model.
-    pub(super) fn mask(&self, path: &Path) -> Result<MaskSet, CliError> {
-        let file = MaskFile::read(path)?;
+    /// Reads a mask file and checks it against the model. `pattern` is the one that masks must have that do not name theirs.
+    pub(super) fn mask_file(&self, path: &Path, pattern: Option<Pattern>) -> Result<MaskFile, CliError> {
+        let file = MaskFile::open(path, &self.config.projections(), pattern)?;
         file.set.check_model(&self.config)?;
+        Ok(file)
+    }
+
+    /// The masks of [`Model::mask_file`]; says when they were made for other weights.
+    pub(super) fn mask(&self, path: &Path, pattern: Option<Pattern>) -> Result<MaskSet, CliError> {
+        let file = self.mask_file(path, pattern)?;
         self.warn_of_sources(&file, path)?;
         Ok(file.set)
     }

@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// Questions to answer instead: JSON lines with context, choices and answer (a number from 0)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "against", "windows"])]
     choices: Option<PathBuf>,
-    /// Mask file to apply
+    /// Mask file to apply (also MaskLLM's .npz)
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
     /// Folder of the dense model, to measure how far MODEL is from it
@@ -92,7 +92,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let texts = Texts::read(&model, args)?;
     let dense =
         args.against.as_ref().map(|folder| against(&model, folder, args, &texts.windows)).transpose()?;
-    let set = args.mask.as_ref().map(|path| model.mask(path)).transpose()?;
+    let set = args.mask.as_ref().map(|path| model.mask(path, None)).transpose()?;
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let started = std::time::Instant::now();

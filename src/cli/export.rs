@@ -9,16 +9,17 @@ use super::context::{DeviceArgs, Model};
 use super::stages::stage_folder;
 use super::{CliError, Outcome};
 use crate::export::{ExportError, MaskedModel, ct24, hf, torch24};
-use crate::mask::MaskFile;
+use crate::mask::{MaskFile, npz};
 use crate::model::Overlay;
 use crate::prune::BLOCKS;
 
 #[derive(clap::Args)]
 #[command(after_help = "Formats:
-  hf       the model with zeros in Hugging Face layout, which everything reads; stored as large as the dense one
-  mask     the mask alone, as a mask file for this model
-  torch24  packed for PyTorch's semi-structured tensors, with load_torch24.py; patterns that keep at most 2 of every 4
-  ct24     sparse-24-bitmask of compressed-tensors, a legacy format: needs --legacy-ct24
+  hf           the model with zeros in Hugging Face layout, which everything reads; stored as large as the dense one
+  mask         the mask alone, as a mask file for this model
+  maskllm-npz  the mask alone, as MaskLLM's tools write and read it
+  torch24      packed for PyTorch's semi-structured tensors, with load_torch24.py; patterns that keep at most 2 of every 4
+  ct24         sparse-24-bitmask of compressed-tensors, a legacy format: needs --legacy-ct24
 
 No format is a promise of speed: see docs/export.md.
 
@@ -27,13 +28,13 @@ Example:
 pub(super) struct ExportArgs {
     /// The dense model, in Hugging Face layout
     model: PathBuf,
-    /// The mask file
+    /// The mask file: of a run, or MaskLLM's .npz
     #[arg(long, value_name = "FILE")]
     mask: PathBuf,
     /// What to write
     #[arg(long, value_enum, default_value_t = Format::Hf)]
     format: Format,
-    /// A new folder; for `mask` a file
+    /// A new folder; for `mask` and `maskllm-npz` a file
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// Re-fitted weights: a safetensors file, or a folder of them. Those of a run (`prune --repair`) are found beside its mask
@@ -50,6 +51,7 @@ pub(super) struct ExportArgs {
 enum Format {
     Hf,
     Mask,
+    MaskllmNpz,
     Torch24,
     Ct24,
 }
@@ -62,18 +64,19 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
         )));
     }
     let model = Model::open(&args.model)?;
-    let file = MaskFile::read(&args.mask)?;
-    file.set.check_model(&model.config)?;
+    let file = model.mask_file(&args.mask, None)?;
     model.warn_of_sources(&file, &args.mask)?;
     let provenance = &file.provenance;
-    if args.format == Format::Mask {
+    if matches!(args.format, Format::Mask | Format::MaskllmNpz) {
         if args.weights.is_some() {
             return Err(CliError::Usage(
-                "--weights has no use with --format mask, which holds no weights".into(),
+                "--weights has no use with a format that holds only the mask".into(),
             ));
         }
-        let written = MaskFile::new(file.set, provenance.clone(), &model.checkpoint)?;
-        written.write(&args.out)?;
+        match args.format {
+            Format::MaskllmNpz => npz::write(&file.set, &model.config.projections(), &args.out)?,
+            _ => MaskFile::new(file.set, provenance.clone(), &model.checkpoint)?.write(&args.out)?,
+        }
         println!("written: {}", args.out.display());
         return Ok(Outcome::Done);
     }
@@ -91,7 +94,7 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
     let write = match args.format {
         Format::Torch24 => torch24::write,
         Format::Ct24 => ct24::write,
-        Format::Hf | Format::Mask => hf::write,
+        Format::Hf | Format::Mask | Format::MaskllmNpz => hf::write,
     };
     let masked = MaskedModel { tensors: &tensors, config: &model.config, masks: &file.set, provenance };
     let summary = write(&masked, &args.out)?;
@@ -176,7 +179,7 @@ Example:
 pub(super) struct ApplyArgs {
     /// A model folder whose projections have the mask's shapes
     checkpoint: PathBuf,
-    /// The mask file
+    /// The mask file: of a run, or MaskLLM's .npz
     #[arg(long, value_name = "FILE")]
     mask: PathBuf,
     /// A new folder
@@ -186,8 +189,7 @@ pub(super) struct ApplyArgs {
 
 pub(super) fn apply(args: &ApplyArgs) -> Result<Outcome, CliError> {
     let model = Model::open(&args.checkpoint)?;
-    let file = MaskFile::read(&args.mask)?;
-    file.set.check_model(&model.config)?;
+    let file = model.mask_file(&args.mask, None)?;
     let differing = file.differing_sources(&model.checkpoint)?.len();
     let tensors = Overlay::new(&model.checkpoint);
     let nonzero = hf::nonzero_pruned(&tensors, &file.set)?;
@@ -198,10 +200,11 @@ pub(super) fn apply(args: &ApplyArgs) -> Result<Outcome, CliError> {
         provenance: &file.provenance,
     };
     let summary = hf::write(&masked, &args.out)?;
-    println!(
-        "{differing} of {} tensors differ from those that the mask was made for; {nonzero} pruned weights were not zero",
-        file.sources.len()
-    );
+    let made_for = match file.sources.len() {
+        0 => "the mask file does not say which tensors it was made for".into(),
+        all => format!("{differing} of {all} tensors differ from those that the mask was made for"),
+    };
+    println!("{made_for}; {nonzero} pruned weights were not zero");
     print(&summary);
     Ok(Outcome::Done)
 }

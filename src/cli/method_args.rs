@@ -300,7 +300,7 @@ pub(super) fn start_file(
     pattern: Pattern,
     path: &Path,
 ) -> Result<MaskSet, CliError> {
-    let mut set = model.mask(path)?;
+    let mut set = model.mask(path, Some(pattern))?;
     let fail = |problem| CliError::Prune(PruneError::Start { path: path.into(), problem });
     if set.pattern != pattern {
         return Err(fail(format!("keeps {}, but --pattern is {pattern}", set.pattern)));

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::context::DeviceArgs;
+use super::context::{DeviceArgs, Model};
 use super::output::{bytes, table};
 use super::{CliError, Outcome};
 use crate::mask::{MaskFile, Pattern};
@@ -40,7 +40,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
-    let mask = args.mask.as_ref().map(|path| MaskFile::read(path)).transpose()?;
+    let open = |path: &PathBuf| {
+        // Whether the folder's weights bear out its configuration must be known before a mask of that shape is made.
+        let model = Model::open(&args.folder)?;
+        Ok::<_, CliError>(MaskFile::open(path, &model.config.projections(), args.pattern)?)
+    };
+    let mask = args.mask.as_ref().map(open).transpose()?;
     let options = Options {
         pattern: args.pattern,
         mask: mask.as_ref().map(|file| &file.set),

@@ -15,16 +15,18 @@
 //! | `tensors` | JSON: parameter name to `{"shape":[rows,cols],"source_dtype":"F16","source_sha256":"..."}`, the hash being of the dense tensor's stored bytes |
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use safetensors::Dtype as StoredDtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::model::{Checkpoint, OutTensor, Shard, write_safetensors};
+use crate::model::{Checkpoint, ModelError, OutTensor, Projection, Shard, write_safetensors};
 
 use super::rank::{Packing, pack, unpack};
-use super::{MaskError, MaskSet, Pattern};
+use super::{MaskError, MaskSet, Pattern, clip, npz};
 
 const FORMAT: &str = "maskwright-mask";
 const VERSION: &str = "1";
@@ -71,7 +73,8 @@ pub struct MaskFile {
     pub set: MaskSet,
     /// How they came to be.
     pub provenance: Provenance,
-    /// The dense tensors they were made for, by parameter name; the same keys as the masks.
+    /// The dense tensors they were made for, by parameter name: the same keys as the masks, or none at all where the file does not
+    /// say.
     pub sources: BTreeMap<String, SourceTensor>,
 }
 
@@ -126,6 +129,32 @@ impl MaskFile {
             .map(|(name, data)| OutTensor { name, dtype: "U8", shape: vec![data.len()], data })
             .collect();
         Ok(write_safetensors(path, metadata, &out)?)
+    }
+
+    /// Reads a mask file of either kind, told by its first bytes: this program's, or MaskLLM's npz, which is read for the
+    /// model with these projections. Whether the masks of the former fit a model, [`MaskSet::check_model`] tells. `pattern` is the one
+    /// that an npz file must have; without it, it is found in the masks.
+    ///
+    /// # Errors
+    /// As [`MaskFile::read`], and those of the other format.
+    pub fn open(
+        path: &Path,
+        projections: &[Projection],
+        pattern: Option<Pattern>,
+    ) -> Result<Self, MaskError> {
+        let remedy = "check that the file exists and may be read";
+        let fail = |source| ModelError::Read { path: path.into(), source, remedy };
+        let mut start = Vec::new();
+        File::open(path).map_err(fail)?.take(4).read_to_end(&mut start).map_err(fail)?;
+        if !npz::is_zip(&start) {
+            return Self::read(path);
+        }
+        let set = npz::read(path, projections, pattern)?;
+        Ok(Self {
+            set,
+            provenance: Provenance::new("unknown, from a maskllm-npz file", 0),
+            sources: BTreeMap::new(),
+        })
     }
 
     /// Reads and checks a file: known format, possible pattern and sizes, every rank in range, so that every mask is
@@ -189,7 +218,7 @@ impl MaskFile {
     }
 
     /// Compares with a model: every mask must belong to a tensor of the same shape. Returns the parameter names whose
-    /// stored bytes differ from the ones that the mask was made for (empty: it is the very same model). What to do about
+    /// stored bytes differ from the ones that the mask was made for (empty: it is the very same model, or the file does not say). What to do about
     /// those is the caller's choice: a fine-tuned copy is a fair use, another model of the same shape is not.
     ///
     /// # Errors
@@ -230,9 +259,4 @@ fn check_source(source: &SourceTensor) -> Result<(), String> {
         return Err(format!("its `source_sha256` is {:?}, expected 64 hexadecimal digits", clip(hash)));
     }
     Ok(())
-}
-
-/// The first characters of a text that may be long.
-fn clip(text: &str) -> String {
-    text.chars().take(80).collect()
 }

@@ -1,8 +1,11 @@
-//! Masks on the host: the pattern, packed bits, ranks of group masks and the mask file. No GPU.
+//! Masks on the host: the pattern, packed bits, ranks of group masks and the mask files. No GPU.
 
 mod bits;
+mod census;
 mod error;
 mod file;
+mod npy;
+pub mod npz;
 mod pattern;
 pub mod rank;
 
@@ -16,6 +19,7 @@ pub mod score;
 pub mod soft;
 
 pub use bits::BitMask;
+pub use census::Census;
 pub use error::MaskError;
 pub use file::{MaskFile, Provenance, SourceTensor};
 pub use pattern::Pattern;
@@ -85,4 +89,9 @@ impl MaskSet {
     pub fn weights(&self) -> u64 {
         self.masks.values().map(|m| m.rows() as u64 * m.cols() as u64).sum()
     }
+}
+
+/// The first characters of a text that may be long.
+fn clip(text: &str) -> String {
+    text.chars().take(80).collect()
 }
