@@ -9,29 +9,16 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use cli_tools::{command, fails, preset, succeeds, village, village_text};
-use host_fixture::{Scratch, config_with, masks, mentions, tensors, write_config, write_shards};
+use host_fixture::{Scratch, masks, mentions, packable, tensors, write_shards};
 use maskwright::export::{ct24, torch24};
 use maskwright::mask::{MaskFile, Pattern, Provenance};
 use maskwright::model::{Checkpoint, Config};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-/// A model in two shards with a 2:4 mask; the columns of down_proj do not fit torch24.
+/// `dense` and its 2:4 mask, the file `mask`.
 fn setup(dir: &Path) -> Config {
-    let source = dir.join("dense");
-    write_config(
-        &source,
-        &config_with(json!({ "hidden_size": 64, "intermediate_size": 96, "head_dim": 16 })),
-    );
-    let config = Config::read(&source).unwrap();
-    write_shards(&source, &tensors(&config));
-    let checkpoint = Checkpoint::open(&source, &config).unwrap();
-    let set = masks(&checkpoint, &config, Pattern::TWO_OF_FOUR);
-    MaskFile::new(set, Provenance::new("magnitude", 3), &checkpoint)
-        .unwrap()
-        .write(&dir.join("mask"))
-        .unwrap();
-    config
+    packable(dir, Pattern::TWO_OF_FOUR, &[])
 }
 
 fn read_json(path: &Path) -> Value {

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use cli_tools::{Ran, json, run};
 use host_fixture::{
-    Scratch, config_with, export_hf, magnitude_masks, mentions, tensors, write_config, write_shards,
+    Scratch, config_with, edit_tensor, export_hf, magnitude_masks, mentions, tensors, write_config,
+    write_shards,
 };
 use maskwright::export::hf;
 use maskwright::mask::{MaskFile, Pattern, Provenance};
@@ -42,17 +43,7 @@ fn exported(pattern: &str, tied: bool) -> Scratch {
 
 /// Changes the stored bytes of a tensor of the masked folder.
 fn edit(dir: &Scratch, tensor: &str, change: impl Fn(&mut [u8])) {
-    let out = dir.join("out");
-    let checkpoint = Checkpoint::open(&out, &Config::read(&out).unwrap()).unwrap();
-    for shard in checkpoint.files() {
-        let path = shard.path().to_path_buf();
-        if let Some(entry) = shard.entries().iter().find(|e| e.name == tensor) {
-            let mut bytes = fs::read(&path).unwrap();
-            let start = shard.header_bytes().len();
-            change(&mut bytes[start + entry.begin..start + entry.end]);
-            fs::write(&path, bytes).unwrap();
-        }
-    }
+    edit_tensor(&dir.join("out"), tensor, change);
 }
 
 fn verify_with(dir: &Scratch, more: &[&str]) -> Ran {

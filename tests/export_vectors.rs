@@ -50,7 +50,7 @@ fn torch24_is_what_the_helper_of_torch_writes() {
         let (dtype, [rows, cols]) = (dtype(&case["dtype"]), shape(case));
         if case.get("error").is_some() {
             let dense = vec![0; rows * cols * dtype.bitsize() / 8];
-            rejected.push(torch24::pack(dtype, rows, cols, &dense).unwrap_err());
+            rejected.push(torch24::pack(dtype, rows, cols, &dense).unwrap_err().to_string());
             continue;
         }
         let dense = bytes(&case["dense"]);

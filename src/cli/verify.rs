@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::context::{DeviceArgs, Model};
+use super::context::DeviceArgs;
 use super::output::{bytes, table};
 use super::{CliError, Outcome};
 use crate::mask::{MaskFile, Pattern};
-use crate::verify::{Line, Options, Verdict, verify};
+use crate::verify::{self, Line, Options, Verdict, verify};
 
 #[derive(clap::Args)]
 #[command(
@@ -17,7 +17,7 @@ Example:
   maskwright verify runs/first/model --against models/village --mask runs/first/mask.safetensors"
 )]
 pub(super) struct Args {
-    /// Masked model folder
+    /// Masked model folder: dense with zeros, torch24 or ct24
     folder: PathBuf,
     /// Folder of the dense model: kept weights and all other tensors and files must be equal to its bytes
     #[arg(long, value_name = "MODEL")]
@@ -41,9 +41,8 @@ pub(super) struct Args {
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
     let open = |path: &PathBuf| {
-        // Whether the folder's weights bear out its configuration must be known before a mask of that shape is made.
-        let model = Model::open(&args.folder)?;
-        Ok::<_, CliError>(MaskFile::open(path, &model.config.projections(), args.pattern)?)
+        let config = verify::config(&args.folder)?;
+        Ok::<_, CliError>(MaskFile::open(path, &config.projections(), args.pattern)?)
     };
     let mask = args.mask.as_ref().map(open).transpose()?;
     let options = Options {
@@ -105,7 +104,14 @@ fn show(device: &DeviceArgs, verdict: &Verdict) {
     };
     match verdict.ok {
         true => {
-            println!("right: {masked} projections are strictly {}, {dense} dense; {what}", verdict.pattern)
+            let packed = match verdict.format {
+                "dense" => String::new(),
+                format => format!(", {format}"),
+            };
+            println!(
+                "right: {masked} projections are strictly {}, {dense} dense{packed}; {what}",
+                verdict.pattern
+            );
         }
         false => println!("wrong: {} tensors or files", verdict.problems.len()),
     }

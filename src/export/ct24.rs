@@ -9,12 +9,13 @@ use serde_json::{Map, Value, json};
 
 use crate::fsio;
 use crate::mask::Pattern;
-use crate::model::TensorView;
 
 use super::hf::Summary;
-use super::packed::{self, Codec, Coded, Part};
-use super::{ExportError, MaskedModel};
+use super::packed::{self, Codec, Coded, Part, Weight};
+use super::{ExportError, LayoutError, MaskedModel};
 
+/// The name in config.json.
+pub(super) const FORMAT: &str = "sparse-24-bitmask";
 /// Which versions read the format and which load it wrong.
 pub const WARNING: &str = "ct24 is a legacy format, read only by compressed-tensors 0.9.0 to 0.14.0.1 (with transformers up to \
     5.10.0, and vLLM 0.7.2 to 0.18.1 on Hopper and newer); transformers 5.11.0 and newer with compressed-tensors 0.15.0 and \
@@ -34,7 +35,7 @@ pub struct Compressed {
 ///
 /// # Errors
 /// A type or shape that the format does not have, and a group with more than two non-zeros.
-pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<Compressed, String> {
+pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<Compressed, LayoutError> {
     let size = check(dtype, rows, cols)?;
     packed::expect_len(dense, rows, cols, size)?;
     let per_row = cols.div_ceil(8);
@@ -48,7 +49,8 @@ pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<C
                 flags |= u8::from(!packed::is_zero(weight, dtype)) << i;
             }
             if flags.count_ones() > 2 {
-                return Err(format!("group {g} of row {r} has more than two weights that are not zero"));
+                let what = "has more than two weights that are not zero".into();
+                return Err(LayoutError::Group { row: r, group: g, what });
             }
             for i in (0..4).rev() {
                 if flags.count_ones() < 2 {
@@ -78,7 +80,7 @@ pub fn decode(
     cols: usize,
     compressed: &[u8],
     bitmask: &[u8],
-) -> Result<Vec<u8>, String> {
+) -> Result<Vec<u8>, LayoutError> {
     let size = check(dtype, rows, cols)?;
     packed::expect_len(compressed, rows, cols / 2, size)?;
     packed::expect_len(bitmask, rows, cols.div_ceil(8), 1)?;
@@ -89,13 +91,20 @@ pub fn decode(
         for (g, weights) in row.chunks_exact_mut(4 * size).enumerate() {
             let flags = bits.get(g / 2).map_or(0, |b| b >> (g % 2 * 4) & 15);
             if flags.count_ones() != 2 {
-                return Err(format!("group {g} of row {r} keeps {} weights, not 2", flags.count_ones()));
+                let what = format!("keeps {} weights in the bitmask, not 2", flags.count_ones());
+                return Err(LayoutError::Group { row: r, group: g, what });
             }
             for (i, weight) in weights.chunks_exact_mut(size).enumerate() {
                 if flags >> i & 1 == 1 {
                     weight.copy_from_slice(values.next().unwrap_or(&[]));
                 }
             }
+        }
+        // Half a byte is left behind the last group where columns are no multiple of 8.
+        if !cols.is_multiple_of(8) && bits.last().is_some_and(|b| b >> 4 != 0) {
+            return Err(LayoutError::Unfit(format!(
+                "row {r} of the bitmask has a bit set behind its last column"
+            )));
         }
     }
     Ok(dense)
@@ -123,35 +132,45 @@ pub fn write(model: &MaskedModel<'_>, out: &Path) -> Result<Summary, ExportError
     packed::write(&Ct24, model, out)
 }
 
-struct Ct24;
+pub(super) struct Ct24;
 
 impl Codec for Ct24 {
     const NAME: &'static str = "ct24";
+    const VALUES: &'static str = "compressed";
 
-    fn fits(&self, _: Pattern, view: &TensorView<'_>) -> Result<(), String> {
+    fn fits(&self, _: Pattern, Weight { dtype, rows, cols }: Weight) -> Result<(), String> {
         // Rows of the bitmask are whole bytes in every version.
-        if !view.row_len().is_multiple_of(8) {
-            return Err(format!("its {} columns are no multiple of 8", view.row_len()));
+        if !cols.is_multiple_of(8) {
+            return Err(format!("its {cols} columns are no multiple of 8"));
         }
-        check(packed::stored(view.dtype), view.rows(), view.row_len()).map(|_| ())
+        check(packed::stored(dtype), rows, cols).map(|_| ())
     }
 
-    fn parts(&self, view: &TensorView<'_>) -> Vec<Part> {
-        let (rows, cols) = (view.rows(), view.row_len());
+    fn parts(&self, Weight { dtype, rows, cols }: Weight) -> Vec<Part> {
         vec![
-            Part::new("shape", Stored::I64, [2, 1]),
-            Part::new("compressed", packed::stored(view.dtype), [rows, cols / 2]),
+            Part::new(Self::VALUES, packed::stored(dtype), [rows, cols / 2]),
             Part::new("bitmask", Stored::U8, [rows, cols.div_ceil(8)]),
+            Part::new("shape", Stored::I64, [2, 1]),
         ]
     }
 
-    fn encode(&self, view: &TensorView<'_>, masked: &[u8], part: &str) -> Result<Vec<u8>, String> {
-        let (rows, cols) = (view.rows(), view.row_len());
+    fn encode(&self, weight: Weight, masked: &[u8], part: &str) -> Result<Vec<u8>, LayoutError> {
         if part == "shape" {
-            return Ok([rows, cols].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect());
+            return Ok(shape(weight));
         }
-        let done = encode(packed::stored(view.dtype), rows, cols, masked)?;
+        let done = encode(packed::stored(weight.dtype), weight.rows, weight.cols, masked)?;
         Ok(if part == "bitmask" { done.bitmask } else { done.compressed })
+    }
+
+    fn decode(&self, weight: Weight, parts: &[&[u8]]) -> Result<Vec<u8>, LayoutError> {
+        let [values, bitmask, told] = *parts else {
+            return Err(LayoutError::Unfit("it has three parts".into()));
+        };
+        if told != shape(weight) {
+            let Weight { rows, cols, .. } = weight;
+            return Err(LayoutError::Unfit(format!("its stored shape is not {rows} x {cols}")));
+        }
+        decode(packed::stored(weight.dtype), weight.rows, weight.cols, values, bitmask)
     }
 
     fn shard_name(&self, _: usize, _: usize, source: &str) -> String {
@@ -182,6 +201,11 @@ impl Codec for Ct24 {
     }
 }
 
+/// The bytes of the part that holds rows and columns.
+fn shape(weight: Weight) -> Vec<u8> {
+    [weight.rows, weight.cols].iter().flat_map(|&n| (n as i64).to_le_bytes()).collect()
+}
+
 /// The entry of config.json, as the library 0.14.0.1 writes it. What stays dense is named in `ignore`.
 fn entry(done: &Coded<'_>) -> Value {
     let mut ignore = vec!["lm_head".to_string()];
@@ -190,7 +214,7 @@ fn entry(done: &Coded<'_>) -> Value {
     json!({
         "quant_method": "compressed-tensors",
         "sparsity_config": {
-            "format": "sparse-24-bitmask",
+            "format": FORMAT,
             "global_sparsity": done.pruned as f64 / done.parameters.max(1) as f64,
             "ignore": ignore,
             "registry_requires_subclass": false,

@@ -42,6 +42,16 @@ pub enum ExportError {
         /// Why, and what to do.
         problem: String,
     },
+    /// A packed folder that contradicts itself.
+    #[error("{path} does not describe this {format} folder: {problem}; export it again")]
+    Described {
+        /// The file that describes it.
+        path: PathBuf,
+        /// The format.
+        format: &'static str,
+        /// What contradicts what.
+        problem: String,
+    },
     /// The mask does not fit the model, or is not strict.
     #[error(transparent)]
     Mask(#[from] MaskError),
@@ -51,4 +61,29 @@ pub enum ExportError {
     /// The system refused a write: disk full, no permission, an existing folder.
     #[error(transparent)]
     Write(#[from] FsError),
+}
+
+/// Why a weight cannot be packed, or a packed one cannot be unpacked.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// A type, a shape or a number of bytes that the layout does not have.
+    #[error("{0}")]
+    Unfit(String),
+    /// A group that the layout cannot hold, or metadata that mean nothing.
+    #[error("group {group} of row {row} {what}")]
+    Group {
+        /// The row.
+        row: usize,
+        /// The group within the row.
+        group: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+impl From<String> for LayoutError {
+    fn from(problem: String) -> Self {
+        Self::Unfit(problem)
+    }
 }

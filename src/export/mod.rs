@@ -3,11 +3,13 @@
 pub(crate) mod copy;
 pub mod ct24;
 mod error;
+mod folder;
 pub mod hf;
 mod packed;
 pub mod torch24;
 
-pub use error::ExportError;
+pub use error::{ExportError, LayoutError};
+pub use folder::{PackedFolder, PackedFormat};
 
 use crate::mask::{MaskSet, Provenance};
 use crate::model::{Config, Overlay};

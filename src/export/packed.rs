@@ -15,14 +15,22 @@ use crate::model::{Dtype, Shard, ShardEntry, TensorView, header_bytes};
 
 use super::copy::copy_others;
 use super::hf::{self, Summary};
-use super::{ExportError, MaskedModel};
+use super::{ExportError, LayoutError, MaskedModel};
+
+/// What a weight's layout depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Weight {
+    pub(super) dtype: Dtype,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
 
 /// A tensor that stands for a part of a packed weight.
 pub(super) struct Part {
     /// What its name ends in, after the weight's prefix and a dot.
-    name: &'static str,
-    dtype: Stored,
-    shape: Vec<usize>,
+    pub(super) name: &'static str,
+    pub(super) dtype: Stored,
+    pub(super) shape: Vec<usize>,
 }
 
 impl Part {
@@ -35,15 +43,20 @@ impl Part {
 pub(super) trait Codec {
     /// The format's name.
     const NAME: &'static str;
+    /// The name of the part that holds the kept weights, in their own type.
+    const VALUES: &'static str;
 
     /// Why a weight cannot be packed.
-    fn fits(&self, pattern: Pattern, view: &TensorView<'_>) -> Result<(), String>;
+    fn fits(&self, pattern: Pattern, weight: Weight) -> Result<(), String>;
 
     /// The tensors that take the place of a weight.
-    fn parts(&self, view: &TensorView<'_>) -> Vec<Part>;
+    fn parts(&self, weight: Weight) -> Vec<Part>;
 
     /// The bytes of one of them; `masked` are those of the weight with its zeros.
-    fn encode(&self, view: &TensorView<'_>, masked: &[u8], part: &str) -> Result<Vec<u8>, String>;
+    fn encode(&self, weight: Weight, masked: &[u8], part: &str) -> Result<Vec<u8>, LayoutError>;
+
+    /// The bytes of the weight with its zeros, from those of its parts.
+    fn decode(&self, weight: Weight, parts: &[&[u8]]) -> Result<Vec<u8>, LayoutError>;
 
     /// The name of an output shard.
     fn shard_name(&self, number: usize, of: usize, source: &str) -> String;
@@ -94,6 +107,10 @@ impl Planned<'_> {
         // Sizes come from tensors that lie in a mapped file.
         self.shape.iter().product::<usize>() * (self.dtype.bitsize() / 8)
     }
+}
+
+fn weight(view: &TensorView<'_>) -> Weight {
+    Weight { dtype: view.dtype, rows: view.rows(), cols: view.row_len() }
 }
 
 /// The parameter name without `.weight`.
@@ -152,7 +169,7 @@ pub(super) fn write<C: Codec>(
     for p in config.projections() {
         let view = tensors.tensor(&p.name)?;
         let dense_because = match masks.get(&p.name) {
-            Some(_) => codec.fits(masks.pattern, &view).err(),
+            Some(_) => codec.fits(masks.pattern, weight(&view)).err(),
             None => Some("it has no mask".into()),
         };
         projections.push(CodedProjection {
@@ -226,7 +243,7 @@ impl<C: Codec> Job<'_, C> {
             let view =
                 self.projections.iter().find(packs).and_then(|p| self.model.tensors.tensor(&p.name).ok());
             match view.filter(|_| self.mask(entry).is_some()) {
-                Some(view) => plan.extend(self.codec.parts(&view).into_iter().map(|part| Planned {
+                Some(view) => plan.extend(self.codec.parts(weight(&view)).into_iter().map(|part| Planned {
                     name: format!("{}.{}", prefix(&entry.name), part.name),
                     dtype: part.dtype,
                     shape: part.shape,
@@ -276,12 +293,12 @@ impl<C: Codec> Job<'_, C> {
                     masked.extend_from_slice(row);
                     Ok(())
                 })?;
-                let view = TensorView { name: &entry.name, dtype, shape: &entry.shape, data };
-                let coded = self.codec.encode(&view, &masked, part).and_then(|coded| {
+                let weight = Weight { dtype, rows: mask.rows(), cols: mask.cols() };
+                let coded = self.codec.encode(weight, &masked, part).and_then(|coded| {
                     expect_len(&coded, 1, planned.bytes(), 1)?;
                     Ok(coded)
                 });
-                let problem = |problem| ExportError::Format {
+                let problem = |problem: LayoutError| ExportError::Format {
                     format: C::NAME,
                     problem: format!("{}: {problem}", entry.name),
                 };

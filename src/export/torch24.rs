@@ -11,17 +11,20 @@ use serde_json::json;
 
 use crate::fsio;
 use crate::mask::Pattern;
-use crate::model::{Dtype, TensorView};
+use crate::model::Dtype;
 
 use super::hf::Summary;
-use super::packed::{self, Codec, Coded, Part};
-use super::{ExportError, MaskedModel};
+use super::packed::{self, Codec, Coded, Part, Weight};
+use super::{ExportError, LayoutError, MaskedModel};
 
 /// Places of the kept weights by the flags "weight i is not zero" (bit i), as the reference picks them.
 const NIBBLES: [u8; 16] = [14, 8, 9, 4, 14, 8, 9, 4, 14, 12, 13, 4, 14, 12, 13, 4];
 
 /// The description beside the shards.
 pub const INDEX: &str = "torch24.json";
+/// What the description says it is.
+pub(super) const FORMAT: &str = "maskwright-torch24";
+pub(super) const VERSION: u32 = 1;
 /// The loader beside the shards.
 pub const LOADER: &str = "load_torch24.py";
 const LOADER_TEXT: &str = include_str!("load_torch24.py");
@@ -103,7 +106,7 @@ pub struct Compressed {
 ///
 /// # Errors
 /// Why the type or the shape has no such layout.
-pub fn pack(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<Compressed, String> {
+pub fn pack(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<Compressed, LayoutError> {
     let layout = Layout::check(dtype, rows, cols, false)?;
     let Layout { size, group, kept, meta: meta_size, .. } = layout;
     packed::expect_len(dense, rows, cols, size)?;
@@ -143,7 +146,7 @@ pub fn unpack(
     cols: usize,
     packed: &[u8],
     meta: &[u8],
-) -> Result<Vec<u8>, String> {
+) -> Result<Vec<u8>, LayoutError> {
     let layout = Layout::check(dtype, rows, cols, false)?;
     let Layout { size, group, kept, meta: meta_size, .. } = layout;
     packed::expect_len(packed, rows, cols / 2, size)?;
@@ -159,9 +162,8 @@ pub fn unpack(
                 _ => matches!(nibble, 4 | 8 | 9 | 12 | 13 | 14),
             };
             if !valid {
-                return Err(format!(
-                    "group {g} of row {r} has the metadata {nibble:#x}, which means nothing"
-                ));
+                let what = format!("has the metadata {nibble:#x}, which means nothing");
+                return Err(LayoutError::Group { row: r, group: g, what });
             }
             for p in places(nibble, kept) {
                 if let (Some(to), Some(from)) = (weights.get_mut(p * size..(p + 1) * size), values.next()) {
@@ -211,26 +213,32 @@ pub fn write(model: &MaskedModel<'_>, out: &Path) -> Result<Summary, ExportError
     packed::write(&Torch24, model, out)
 }
 
-struct Torch24;
+pub(super) struct Torch24;
 
 impl Codec for Torch24 {
     const NAME: &'static str = "torch24";
+    const VALUES: &'static str = "packed";
 
-    fn fits(&self, pattern: Pattern, view: &TensorView<'_>) -> Result<(), String> {
-        fits(pattern, view.dtype, view.rows(), view.row_len())
+    fn fits(&self, pattern: Pattern, Weight { dtype, rows, cols }: Weight) -> Result<(), String> {
+        fits(pattern, dtype, rows, cols)
     }
 
-    fn parts(&self, view: &TensorView<'_>) -> Vec<Part> {
-        let (dtype, rows, cols) = (packed::stored(view.dtype), view.rows(), view.row_len());
+    fn parts(&self, Weight { dtype, rows, cols }: Weight) -> Vec<Part> {
+        let dtype = packed::stored(dtype);
         let Some(layout) = Layout::of(dtype) else { return Vec::new() };
         let (meta, meta_cols) =
             (if layout.meta == 2 { Stored::I16 } else { Stored::I32 }, layout.meta_cols(cols));
-        vec![Part::new("packed", dtype, [rows, cols / 2]), Part::new("meta", meta, [rows, meta_cols])]
+        vec![Part::new(Self::VALUES, dtype, [rows, cols / 2]), Part::new("meta", meta, [rows, meta_cols])]
     }
 
-    fn encode(&self, view: &TensorView<'_>, masked: &[u8], part: &str) -> Result<Vec<u8>, String> {
-        let done = pack(packed::stored(view.dtype), view.rows(), view.row_len(), masked)?;
-        Ok(if part == "packed" { done.packed } else { done.meta })
+    fn encode(&self, weight: Weight, masked: &[u8], part: &str) -> Result<Vec<u8>, LayoutError> {
+        let done = pack(packed::stored(weight.dtype), weight.rows, weight.cols, masked)?;
+        Ok(if part == Self::VALUES { done.packed } else { done.meta })
+    }
+
+    fn decode(&self, weight: Weight, parts: &[&[u8]]) -> Result<Vec<u8>, LayoutError> {
+        let [values, meta] = *parts else { return Err(LayoutError::Unfit("it has two parts".into())) };
+        unpack(packed::stored(weight.dtype), weight.rows, weight.cols, values, meta)
     }
 
     fn shard_name(&self, number: usize, of: usize, _: &str) -> String {
@@ -247,8 +255,8 @@ impl Codec for Torch24 {
             })
             .collect();
         let text = json!({
-            "format": "maskwright-torch24",
-            "format_version": 1,
+            "format": FORMAT,
+            "format_version": VERSION,
             "pattern": done.pattern.to_string(),
             "layout": "torch.sparse.SparseSemiStructuredTensorCUTLASS, sm80",
             "shards": done.shards,

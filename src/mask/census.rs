@@ -42,6 +42,13 @@ impl Census {
         }
     }
 
+    /// Takes what another has counted, too.
+    pub fn join(&mut self, other: &Self) {
+        for (count, other) in self.counts.iter_mut().zip(other.counts) {
+            *count = count.zip(other).map(|((a, b), (c, d))| (a.min(c), b.max(d)));
+        }
+    }
+
     /// The fewest and the most kept weights of a group of `m`; none where rows do not divide into such groups.
     pub fn kept(&self, m: usize) -> Option<(u32, u32)> {
         let found = self.counts.iter().zip(SIZES).find(|(_, size)| *size == m)?.0;

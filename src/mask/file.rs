@@ -15,15 +15,13 @@
 //! | `tensors` | JSON: parameter name to `{"shape":[rows,cols],"source_dtype":"F16","source_sha256":"..."}`, the hash being of the dense tensor's stored bytes |
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use safetensors::Dtype as StoredDtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::model::{Checkpoint, ModelError, OutTensor, Projection, Shard, write_safetensors};
+use crate::model::{Checkpoint, OutTensor, Projection, Shard, write_safetensors};
 
 use super::rank::{Packing, pack, unpack};
 use super::{MaskError, MaskSet, Pattern, clip, npz};
@@ -142,11 +140,7 @@ impl MaskFile {
         projections: &[Projection],
         pattern: Option<Pattern>,
     ) -> Result<Self, MaskError> {
-        let remedy = "check that the file exists and may be read";
-        let fail = |source| ModelError::Read { path: path.into(), source, remedy };
-        let mut start = Vec::new();
-        File::open(path).map_err(fail)?.take(4).read_to_end(&mut start).map_err(fail)?;
-        if !npz::is_zip(&start) {
+        if !npz::is_npz(path)? {
             return Self::read(path);
         }
         let set = npz::read(path, projections, pattern)?;

@@ -23,10 +23,17 @@ use super::{BitMask, MaskError, MaskSet, Pattern, clip, npy};
 
 const SUFFIX: &str = ".mask";
 const MEMBER: &str = ".mask.npy";
+const REMEDY: &str = "check that the file exists and may be read";
 
-/// Whether a file that starts with these bytes is a zip file.
-pub(super) fn is_zip(start: &[u8]) -> bool {
-    start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06")
+/// Whether a file is a zip file, by its first bytes.
+///
+/// # Errors
+/// What the system refuses.
+pub fn is_npz(path: &Path) -> Result<bool, ModelError> {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(4).read_to_end(&mut start));
+    read.map_err(|source| ModelError::Read { path: path.into(), source, remedy: REMEDY })?;
+    Ok(start == b"PK\x03\x04" || start == b"PK\x05\x06")
 }
 
 /// `numpy.packbits` of the flattened mask: the first weight in the highest bit, missing bits of the last byte 0.
@@ -146,8 +153,8 @@ pub(super) fn read(
     pattern: Option<Pattern>,
 ) -> Result<MaskSet, MaskError> {
     let unusable = |problem: String| MaskError::File { path: path.into(), problem };
-    let remedy = "check that the file exists and may be read";
-    let file = File::open(path).map_err(|source| ModelError::Read { path: path.into(), source, remedy })?;
+    let fail = |source| ModelError::Read { path: path.into(), source, remedy: REMEDY };
+    let file = File::open(path).map_err(fail)?;
     let mut archive = ZipArchive::new(BufReader::new(file))
         .map_err(|e| unusable(format!("it is no whole zip file: {e}")))?;
     let by_name: BTreeMap<&str, &Projection> = projections.iter().map(|p| (p.name.as_str(), p)).collect();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::parallel::in_parallel;
-use super::{Config, Dtype, ModelError, Shard, TensorView, read_json_object};
+use super::{Config, Dtype, ModelError, Shard, ShardEntry, TensorSpec, TensorView, read_json_object};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -34,15 +34,19 @@ impl Checkpoint {
     /// another shape or type than the configuration and this program expect. NaN is not looked for here; see
     /// [`Checkpoint::check_finite`].
     pub fn open(dir: &Path, config: &Config) -> Result<Self, ModelError> {
+        let checkpoint = Self::open_files(dir)?;
+        config.tensors().iter().try_for_each(|spec| checkpoint.check(spec))?;
+        Ok(checkpoint)
+    }
+
+    /// As [`Checkpoint::open`], not held against a configuration.
+    pub(crate) fn open_files(dir: &Path) -> Result<Self, ModelError> {
         let single = dir.join(SINGLE);
         let index = dir.join(INDEX);
-        let checkpoint = if single.exists() {
-            let shards = vec![Shard::open(&single)?];
-            let names = shards.iter().flat_map(Shard::entries).enumerate();
-            let places = names.map(|(i, entry)| (entry.name.clone(), (0, i))).collect();
-            Self { folder: dir.into(), shards, places }
+        if single.exists() {
+            Self::of_files(dir, &[SINGLE])
         } else if index.exists() {
-            Self::open_sharded(dir, &index)?
+            Self::open_sharded(dir, &index)
         } else {
             let old =
                 dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists();
@@ -51,10 +55,20 @@ impl Checkpoint {
             } else {
                 "give a model folder in Hugging Face layout"
             };
-            return Err(ModelError::NoWeights { folder: dir.into(), remedy });
-        };
-        checkpoint.check(config)?;
-        Ok(checkpoint)
+            Err(ModelError::NoWeights { folder: dir.into(), remedy })
+        }
+    }
+
+    /// Maps these files of a folder. Of tensors with the same name the first file's counts.
+    pub(crate) fn of_files(dir: &Path, names: &[&str]) -> Result<Self, ModelError> {
+        let shards = names.iter().map(|name| Shard::open(&dir.join(name))).collect::<Result<Vec<_>, _>>()?;
+        let mut places = BTreeMap::new();
+        for (number, shard) in shards.iter().enumerate() {
+            for (i, entry) in shard.entries().iter().enumerate() {
+                places.entry(entry.name.clone()).or_insert((number, i));
+            }
+        }
+        Ok(Self { folder: dir.into(), shards, places })
     }
 
     fn open_sharded(dir: &Path, index: &Path) -> Result<Self, ModelError> {
@@ -104,34 +118,28 @@ impl Checkpoint {
         Ok(Self { folder: dir.into(), shards, places })
     }
 
-    /// Every tensor that the configuration calls for: existence, shape, type.
-    fn check(&self, config: &Config) -> Result<(), ModelError> {
-        for spec in config.tensors() {
-            let Some(&(shard, entry)) = self.places.get(&spec.name) else {
-                return Err(ModelError::MissingTensor { folder: self.folder.clone(), tensor: spec.name });
-            };
-            let (shard, entry) = match self.shards.get(shard).and_then(|s| Some((s, s.entries().get(entry)?)))
-            {
-                Some(found) => found,
-                None => return Err(ModelError::UnknownTensor { name: spec.name }),
-            };
-            if entry.shape != spec.shape {
-                return Err(ModelError::Shape {
-                    path: shard.path().into(),
-                    tensor: spec.name,
-                    expected: spec.shape,
-                    found: entry.shape.clone(),
-                });
-            }
-            if Dtype::from_stored(entry.dtype).is_none() {
-                return Err(ModelError::Dtype {
-                    path: shard.path().into(),
-                    tensor: spec.name,
-                    found: entry.dtype.to_string(),
-                });
-            }
+    /// A tensor that the configuration calls for: existence, shape, type.
+    pub(crate) fn check(&self, spec: &TensorSpec) -> Result<(), ModelError> {
+        let tensor = spec.name.clone();
+        let Some((shard, entry)) = self.entry(&spec.name) else {
+            return Err(ModelError::MissingTensor { folder: self.folder.clone(), tensor });
+        };
+        let path = shard.path().into();
+        if entry.shape != spec.shape {
+            let (expected, found) = (spec.shape.clone(), entry.shape.clone());
+            return Err(ModelError::Shape { path, tensor, expected, found });
+        }
+        if Dtype::from_stored(entry.dtype).is_none() {
+            return Err(ModelError::Dtype { path, tensor, found: entry.dtype.to_string() });
         }
         Ok(())
+    }
+
+    /// Where a tensor lies, of whatever type.
+    pub(crate) fn entry(&self, name: &str) -> Option<(&Shard, &ShardEntry)> {
+        let &(shard, entry) = self.places.get(name)?;
+        let shard = self.shards.get(shard)?;
+        Some((shard, shard.entries().get(entry)?))
     }
 
     /// A tensor by its name.
@@ -141,9 +149,7 @@ impl Checkpoint {
     /// not supported.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, ModelError> {
         let unknown = || ModelError::UnknownTensor { name: name.into() };
-        let &(shard, entry) = self.places.get(name).ok_or_else(unknown)?;
-        let shard = self.shards.get(shard).ok_or_else(unknown)?;
-        let entry = shard.entries().get(entry).ok_or_else(unknown)?;
+        let (shard, entry) = self.entry(name).ok_or_else(unknown)?;
         let dtype = Dtype::from_stored(entry.dtype).ok_or_else(|| ModelError::Dtype {
             path: shard.path().into(),
             tensor: name.into(),
@@ -199,7 +205,7 @@ impl Checkpoint {
 }
 
 /// A name that stays inside the folder on every system, since the export writes under the same name.
-fn is_plain_name(file: &str) -> bool {
+pub(crate) fn is_plain_name(file: &str) -> bool {
     let plain = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
     file.ends_with(".safetensors") && !file.starts_with('.') && file.chars().all(plain)
 }

@@ -102,6 +102,18 @@ impl Config {
         Self::parse(&map, &path)
     }
 
+    /// As [`Config::read`] for a folder whose `quantization_config` tells how its weights are packed: that entry is set aside
+    /// and returned.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn read_packed(dir: &Path) -> Result<(Self, Option<Value>), ModelError> {
+        let path = dir.join("config.json");
+        let mut map = read_json_object(&path, LIMIT_BYTES, "give a folder that `export` wrote")?;
+        let apart = map.shift_remove("quantization_config");
+        Ok((Self::parse(&map, &path)?, apart))
+    }
+
     /// Checks a parsed config.json; `path` is for messages.
     fn parse(map: &Map<String, Value>, path: &Path) -> Result<Self, ModelError> {
         let keys = Keys { map, path };

@@ -14,6 +14,7 @@ mod tensor;
 mod tokenizer;
 mod writer;
 
+pub(crate) use checkpoint::is_plain_name;
 pub use checkpoint::{Checkpoint, sha256_hex};
 pub use config::{Config, Family, TensorSpec};
 pub use error::ModelError;

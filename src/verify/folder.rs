@@ -1,14 +1,19 @@
 //! The folder beside its source: the same files, tensors, types and shapes.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::export::PackedFolder;
 use crate::export::copy::{is_weights, list_others};
 use crate::export::hf::not_copied;
-use crate::model::{Checkpoint, Shard};
+use crate::model::{Checkpoint, Shard, read_json_object};
 
 use super::{Problem, VerifyError};
+
+/// More than any real config.json.
+const LIMIT_JSON: u64 = 16 << 20;
 
 /// Adds what differs in the layout of the weight files and in all other files.
 pub(super) fn compare(
@@ -32,11 +37,74 @@ pub(super) fn compare(
             add(tensor, what);
         }
     }
-    let list = list_others(source.folder(), &not_copied(source))?;
-    for relative in &list.copied {
+    other_files(folder, source, &not_copied(source), None, problems)
+}
+
+/// The same for a folder of a packed format: every tensor of the source, packed or not, and nothing else.
+pub(super) fn compare_packed(
+    folder: &PackedFolder,
+    source: &Checkpoint,
+    problems: &mut Vec<Problem>,
+) -> Result<(), VerifyError> {
+    let files = folder.files();
+    let projections = folder.config().projections();
+    let shapes: BTreeMap<&String, [usize; 2]> =
+        projections.iter().map(|p| (&p.name, [p.rows, p.cols])).collect();
+    let mut add = |place: &str, what: String| {
+        problems.push(Problem { place: place.into(), row: None, group: None, what });
+    };
+    for entry in source.files().iter().flat_map(Shard::entries) {
+        let told = format!("{} {:?}", entry.dtype, entry.shape);
+        let own = match (folder.packed(&entry.name), files.entry(&entry.name)) {
+            // Its shape is that of config.json.
+            (Some(dtype), _) => {
+                format!("{dtype} {:?}", shapes.get(&entry.name).copied().unwrap_or_default())
+            }
+            (None, Some((_, own))) => format!("{} {:?}", own.dtype, own.shape),
+            (None, None) => {
+                add(&entry.name, "is missing; the source has it".into());
+                continue;
+            }
+        };
+        if own != told {
+            add(&entry.name, format!("is {own}, in the source {told}"));
+        }
+    }
+    for shard in files.files() {
+        for entry in shard.entries() {
+            if !folder.is_part(&entry.name) && source.entry(&entry.name).is_none() {
+                add(&entry.name, format!("is in {}, but not in the source", shard.file_name()));
+            }
+        }
+    }
+    let mut skip = not_copied(source);
+    skip.push("model.safetensors.index.json".into());
+    let described = folder.format().description();
+    other_files(files, source, &skip, Some(described), problems)
+}
+
+/// All files but weights. `described` is the one that says how the weights are packed, which an entry of its own may do.
+fn other_files(
+    folder: &Checkpoint,
+    source: &Checkpoint,
+    skip: &[PathBuf],
+    described: Option<&str>,
+    problems: &mut Vec<Problem>,
+) -> Result<(), VerifyError> {
+    let mut add = |place: String, what: String| {
+        problems.push(Problem { place, row: None, group: None, what });
+    };
+    for relative in &list_others(source.folder(), skip)?.copied {
         let (own, other) = (folder.folder().join(relative), source.folder().join(relative));
         if !own.is_file() {
             add(relative.display().to_string(), "is missing; the source has it".into());
+        } else if described == relative.to_str() {
+            if !same_but_for_packing(&own, &other)? {
+                add(
+                    relative.display().to_string(),
+                    "differs from the source's in more than the packing".into(),
+                );
+            }
         } else if !same_bytes(&own, &other)? {
             add(relative.display().to_string(), "differs from the source's".into());
         }
@@ -67,6 +135,14 @@ fn layout(own: &Shard, source: &Shard) -> Option<(String, String)> {
         (_, Some(less)) => Some((less.name.clone(), format!("is missing in {file}; the source has it"))),
         _ => None,
     }
+}
+
+/// Whether two configurations are the same but for the entry that a packed format adds.
+fn same_but_for_packing(own: &Path, source: &Path) -> Result<bool, VerifyError> {
+    let read = |path| read_json_object(path, LIMIT_JSON, "check that it may be read");
+    let mut own = read(own)?;
+    own.shift_remove("quantization_config");
+    Ok(own == read(source)?)
 }
 
 fn same_bytes(a: &Path, b: &Path) -> Result<bool, VerifyError> {

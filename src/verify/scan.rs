@@ -44,6 +44,8 @@ pub struct Reference<'a> {
     pub mask: Option<&'a BitMask>,
     /// Whether kept weights may differ from the source's.
     pub repaired: bool,
+    /// Whether the data was unpacked, which may take the sign of a zero away.
+    pub unpacked: bool,
 }
 
 /// What was found in a projection.
@@ -83,7 +85,11 @@ fn rows<const S: usize>(data: &[u8], cols: usize, reference: &Reference<'_>) -> 
         for (word, chunk) in bytes.chunks(32 * S).enumerate() {
             let kept = non_zero::<S>(chunk);
             let source = source.and_then(|s| s.get(word * 32 * S..)).and_then(|s| s.get(..chunk.len()));
-            let differs = source.map(|source| differing::<S>(chunk, source));
+            let mut differs = source.map(|source| differing::<S>(chunk, source));
+            if reference.unpacked {
+                differs =
+                    differs.zip(source).map(|(differs, source)| differs & !both_zero::<S>(chunk, source));
+            }
             let place = Place { row, word, chunk, source, size: S };
             let mask = mask.and_then(|m| m.get(word).copied());
             check_word(kept, differs, mask, &place, reference, &mut found);
@@ -199,4 +205,13 @@ fn non_zero<const S: usize>(bytes: &[u8]) -> u32 {
 fn differing<const S: usize>(a: &[u8], b: &[u8]) -> u32 {
     let pairs = a.chunks_exact(S).zip(b.chunks_exact(S)).zip(0..32);
     pairs.fold(0, |word, ((a, b), i)| word | u32::from(a != b) << i)
+}
+
+/// Bit `i`: weight `i` of up to 32 is 0.0 or -0.0 in both.
+fn both_zero<const S: usize>(a: &[u8], b: &[u8]) -> u32 {
+    let zero = |weight: &[u8]| {
+        weight.split_last().is_some_and(|(last, rest)| last & 0x7f == 0 && rest.iter().all(|b| *b == 0))
+    };
+    let pairs = a.chunks_exact(S).zip(b.chunks_exact(S)).zip(0..32);
+    pairs.fold(0, |word, ((a, b), i)| word | u32::from(zero(a) && zero(b)) << i)
 }

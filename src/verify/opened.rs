@@ -1,0 +1,103 @@
+//! A folder of any of the formats, opened.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::export::PackedFolder;
+use crate::model::{Checkpoint, Config, in_parallel};
+
+use super::VerifyError;
+use super::tensor::{Found, Job, Stored, Weights};
+
+/// The mapped files of a folder.
+pub(super) enum Opened {
+    /// Dense with zeros.
+    Dense(Config, Checkpoint),
+    /// With packed projections.
+    Packed(PackedFolder),
+}
+
+impl Opened {
+    pub(super) fn open(dir: &Path) -> Result<Self, VerifyError> {
+        if let Some(packed) = PackedFolder::open(dir)? {
+            return Ok(Self::Packed(packed));
+        }
+        let config = Config::read(dir)?;
+        let files = Checkpoint::open(dir, &config)?;
+        Ok(Self::Dense(config, files))
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        match self {
+            Self::Dense(config, _) => config,
+            Self::Packed(packed) => packed.config(),
+        }
+    }
+
+    pub(super) fn files(&self) -> &Checkpoint {
+        match self {
+            Self::Dense(_, files) => files,
+            Self::Packed(packed) => packed.files(),
+        }
+    }
+
+    pub(super) fn format(&self) -> &'static str {
+        match self {
+            Self::Dense(..) => "dense",
+            Self::Packed(packed) => packed.format().name(),
+        }
+    }
+
+    /// Checks every tensor; by name, in no particular order.
+    pub(super) fn check(&self, job: &Job<'_>, source: Option<&Checkpoint>) -> Vec<(String, Found)> {
+        match self {
+            Self::Dense(_, files) => {
+                let sources = source.map(entries).unwrap_or_default();
+                let all: Vec<_> = entries(files).into_iter().collect();
+                in_parallel(&all, |(place, stored)| {
+                    (stored.entry.name.clone(), job.tensor(stored, sources.get(place).copied()))
+                })
+            }
+            Self::Packed(packed) => check_packed(packed, job, source),
+        }
+    }
+}
+
+/// Every tensor of every file, by file and name.
+fn entries(checkpoint: &Checkpoint) -> BTreeMap<(&str, &str), Stored<'_>> {
+    let mut all = BTreeMap::new();
+    for shard in checkpoint.files() {
+        for entry in shard.entries() {
+            all.insert((shard.file_name(), entry.name.as_str()), Stored { shard, entry });
+        }
+    }
+    all
+}
+
+fn check_packed(packed: &PackedFolder, job: &Job<'_>, source: Option<&Checkpoint>) -> Vec<(String, Found)> {
+    let of_source = |name: &str| {
+        let (shard, entry) = source?.entry(name)?;
+        Some(Stored { shard, entry })
+    };
+    let all: Vec<Stored<'_>> =
+        entries(packed.files()).into_values().filter(|s| !packed.is_part(&s.entry.name)).collect();
+    let mut found = in_parallel(&all, |stored| {
+        (stored.entry.name.clone(), job.tensor(stored, of_source(&stored.entry.name)))
+    });
+    // One after another: each takes the memory of a whole weight.
+    for (name, &shape) in &job.shapes {
+        let Some(dtype) = packed.packed(name) else { continue };
+        let source = source.and_then(|s| s.tensor(name).ok());
+        let source = source.filter(|s| s.dtype == dtype && s.shape == shape).map(|s| s.data);
+        let result = match packed.weight(name) {
+            Ok((dtype, data)) => {
+                let weights = Weights { name, dtype, shape, data: &data, unpacked: true };
+                let (problem, line) = job.projection(&weights, source);
+                (problem, Some((line, dtype)))
+            }
+            Err(error) => job.broken(name, shape, dtype, error),
+        };
+        found.push((name.clone(), result));
+    }
+    found
+}
