@@ -12,6 +12,7 @@ mod error;
 mod eval;
 mod export;
 mod generate;
+mod inspect;
 mod learn;
 mod method_args;
 mod output;
@@ -64,6 +65,8 @@ enum Command {
     Variance(Box<variance::Args>),
     /// Check a masked model folder: strictly N:M, and nothing else touched
     Verify(verify::Args),
+    /// Show pattern and sparsity of a mask or a masked model, and how far two agree
+    Inspect(inspect::Args),
 }
 
 /// Whether a command ran to its end.
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::ApplyMask(args) => export::apply(&args),
         Command::Variance(args) => variance::run(&cli.device, &args),
         Command::Verify(args) => verify::run(&cli.device, &args),
+        Command::Inspect(args) => inspect::run(&args),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -40,6 +40,40 @@ pub enum VerifyError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A folder without anything to inspect.
+    #[error(
+        "{folder} has neither a config.json nor a mask.safetensors; give a mask file, a model folder or the folder of a run"
+    )]
+    NothingInside {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// An npz file, which does not say what shapes its masks have.
+    #[error("{path} does not say the shapes of its masks; give --model MODEL, whose config.json is enough")]
+    NoShapes {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Two masks of one projection that cannot be compared.
+    #[error(
+        "{tensor} is {first:?} in the first and {second:?} in the second; they belong to different models"
+    )]
+    Shapes {
+        /// The projection.
+        tensor: String,
+        /// Rows and columns.
+        first: [usize; 2],
+        /// Of the other.
+        second: [usize; 2],
+    },
+    /// A packed weight that cannot be unpacked.
+    #[error("{tensor}: {source}; export it again")]
+    Layout {
+        /// The parameter.
+        tensor: String,
+        /// What is wrong.
+        source: crate::export::LayoutError,
+    },
     /// The model, or the source it is held against.
     #[error(transparent)]
     Model(#[from] ModelError),

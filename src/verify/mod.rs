@@ -6,6 +6,7 @@
 mod backend;
 mod error;
 mod folder;
+mod inspect;
 mod opened;
 mod scan;
 mod sidecar;
@@ -13,6 +14,7 @@ mod tensor;
 
 pub use backend::{Fitness, Sizes, fitness};
 pub use error::VerifyError;
+pub use inspect::{Agreement, Inspection, Row, inspect};
 pub use scan::{Fault, Reference, Scan, scan};
 
 use std::collections::BTreeMap;

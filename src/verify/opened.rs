@@ -1,10 +1,11 @@
 //! A folder of any of the formats, opened.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::export::PackedFolder;
-use crate::model::{Checkpoint, Config, in_parallel};
+use crate::model::{Checkpoint, Config, Dtype, in_parallel};
 
 use super::VerifyError;
 use super::tensor::{Found, Job, Stored, Weights};
@@ -38,6 +39,19 @@ impl Opened {
         match self {
             Self::Dense(_, files) => files,
             Self::Packed(packed) => packed.files(),
+        }
+    }
+
+    /// The type and the dense bytes of a tensor; unpacks one that is packed.
+    pub(super) fn weight(&self, name: &str) -> Result<(Dtype, Cow<'_, [u8]>), VerifyError> {
+        match self {
+            Self::Dense(_, files) => {
+                let view = files.tensor(name)?;
+                Ok((view.dtype, Cow::Borrowed(view.data)))
+            }
+            Self::Packed(packed) => {
+                packed.weight(name).map_err(|source| VerifyError::Layout { tensor: name.into(), source })
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! A weight counts as pruned when all its bits are zero. -0.0 is therefore a kept weight, as the consumers that look at the
 //! bytes see it.
 
-use crate::mask::{BitMask, Pattern};
+use crate::mask::{BitMask, MaskError, Pattern};
 
 /// What is wrong with a group of weights.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,6 +96,21 @@ fn rows<const S: usize>(data: &[u8], cols: usize, reference: &Reference<'_>) -> 
         }
     }
     found
+}
+
+/// The mask of the weights that are not +0.0; `data` holds `rows x cols` weights of `size` bytes (2 or 4).
+///
+/// # Errors
+/// [`MaskError::Words`] for another number of weights, [`MaskError::Size`].
+pub(super) fn kept_mask(data: &[u8], rows: usize, cols: usize, size: usize) -> Result<BitMask, MaskError> {
+    let words_of = |row: &[u8]| -> Vec<u32> {
+        match size {
+            2 => row.chunks(64).map(non_zero::<2>).collect(),
+            _ => row.chunks(128).map(non_zero::<4>).collect(),
+        }
+    };
+    let words = data.chunks((cols * size).max(1)).flat_map(words_of).collect();
+    BitMask::from_words(rows, cols, words)
 }
 
 /// Where a word of 32 weights lies, and its bytes.

@@ -1,0 +1,81 @@
+//! `maskwright inspect`.
+
+use std::path::PathBuf;
+
+use super::output::table;
+use super::{CliError, Outcome};
+use crate::mask::Pattern;
+use crate::verify::{Agreement, Inspection, Row, inspect};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "A folder's pattern is the strictest of the usual ones that every group obeys; weights count as kept when they are not +0.0.
+Groups are the same when they keep the same weights; shared are those of the weights kept by the first that the second keeps, too.
+
+Example:
+  maskwright inspect runs/first/mask.safetensors runs/second"
+)]
+pub(super) struct Args {
+    /// A mask file (of a run, or MaskLLM's .npz), a model folder (dense, torch24 or ct24), or the folder of a run
+    path: PathBuf,
+    /// Another one to compare with
+    other: Option<PathBuf>,
+    /// Model folder that an .npz file is for, whose config.json says the shapes
+    #[arg(long, value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<Outcome, CliError> {
+    let found = inspect(&args.path, args.other.as_deref(), args.model.as_deref())?;
+    match args.json {
+        true => println!("{}", serde_json::json!(found)),
+        false => show(&found),
+    }
+    Ok(Outcome::Done)
+}
+
+fn show(found: &Inspection) {
+    let pattern = |p: Option<Pattern>| p.map_or("none".to_string(), |p| p.to_string());
+    let percent = |fraction: f64| format!("{:.2}", 100.0 * fraction);
+    let compared = found.agreement.is_some();
+    let row = |row: &Row| {
+        let weights = row.rows as f64 * row.cols as f64;
+        let size = format!("{} x {}", row.rows, row.cols);
+        let zero = percent(1.0 - row.kept as f64 / weights.max(1.0));
+        let mut cells = vec![row.name.clone(), size, pattern(row.pattern), zero];
+        if compared {
+            let cell =
+                |f: fn(&Agreement) -> f64| row.agreement.as_ref().map_or("-".into(), |a| percent(f(a)));
+            cells.extend([cell(Agreement::groups_fraction), cell(Agreement::shared_fraction)]);
+        }
+        cells
+    };
+    let mut header = vec!["projection", "size", "pattern", "zero %"];
+    if compared {
+        header.extend(["same groups %", "shared %"]);
+    }
+    println!("{}\n", table(&header, &found.projections.iter().map(row).collect::<Vec<_>>()));
+    let method = found.method.as_ref().map_or(String::new(), |m| format!(", method {m}"));
+    println!(
+        "{} ({}{method}): {}, {} projections, {} % of {} weights are zero",
+        found.path.display(),
+        found.kind,
+        found.pattern.map_or("no usual pattern".into(), |p| p.to_string()),
+        found.projections.len(),
+        percent(1.0 - found.kept as f64 / found.weights.max(1) as f64),
+        found.weights
+    );
+    if let Some(agreement) = &found.agreement {
+        println!(
+            "{} % of the groups are the same, {} % of the kept weights are shared",
+            percent(agreement.groups_fraction()),
+            percent(agreement.shared_fraction())
+        );
+    }
+    if let Some(first) = found.only_in_one.first() {
+        println!("{} projections are in only one of the two, the first is {first}", found.only_in_one.len());
+    }
+}
