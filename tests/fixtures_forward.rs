@@ -155,3 +155,30 @@ fn stories260k_perplexity() {
 fn stories3m_perplexity() {
     perplexity("stories3M", 16, "rows16", 3.775_327_043);
 }
+
+/// Logits that transformers computed in bf16, whose rounding is all that may differ: `vectors/tiny_llama/logits.json`.
+#[test]
+#[cfg_attr(not(have_shared), ignore = "needs ../shared")]
+fn tiny_llama_logits_in_bf16() {
+    use maskwright::kernel::Layout;
+    use maskwright::nn::Batch;
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/vectors/tiny_llama");
+    let text = std::fs::read(folder.join("logits.json")).expect("the vector");
+    let told: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let list = |key: &str| told[key].as_array().expect("a list").clone();
+    let ids: Vec<u32> = list("input_ids").iter().map(|id| id.as_u64().expect("an id") as u32).collect();
+    let layout = Layout { windows: 1, length: ids.len() };
+    let model = Model::open(&folder.join("a_dense"));
+    let got = forward(gpu(), &preset("rows16"), &model, &Batch { ids, layout }, None);
+    let rows = [("first_row_first8", got.logits.first()), ("last_row_first8", got.logits.last())];
+    let mut worst = 0.0f64;
+    for (key, row) in rows {
+        for (ours, theirs) in row.expect("a token").iter().zip(list(key)) {
+            worst = worst.max((f64::from(*ours) - theirs.as_f64().expect("a number")).abs());
+        }
+    }
+    let spread = spread(&got.logits.concat());
+    println!("off by {worst:.1e}, the spread is {spread:.3}");
+    // bf16 has 8 bits: a few roundings of values of the spread's size.
+    assert!(worst < 0.02 * spread, "off by {worst:.1e}, the spread is {spread:.3}");
+}

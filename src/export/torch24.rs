@@ -101,6 +101,11 @@ pub struct Compressed {
     pub meta_cols: usize,
 }
 
+/// The places of the two weights that are kept of a group of four, `p0 | p1 << 2`; bit `i` of `flags` = weight `i` is not zero.
+pub fn nibble(flags: usize) -> u8 {
+    NIBBLES.get(flags).copied().unwrap_or(14)
+}
+
 /// Compresses a weight `[rows, cols]` of F16, BF16, F32 or I8, given as its bytes. Groups with more weights than the layout
 /// holds lose some, as in the reference; -0.0 counts as zero.
 ///
@@ -122,7 +127,7 @@ pub fn pack(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<Com
             let nibble = match group {
                 // The first of two is kept when it is not zero, else the second.
                 2 => 14 - 10 * (flags as u8 & 1),
-                _ => NIBBLES.get(flags).copied().unwrap_or(14),
+                _ => nibble(flags),
             };
             for p in places(nibble, kept) {
                 packed.extend_from_slice(weights.get(p * size..(p + 1) * size).unwrap_or(&[]));
