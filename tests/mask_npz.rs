@@ -183,7 +183,7 @@ fn each_fault_has_one_clear_error() {
         assert!(setup.open(&bytes, None).is_err());
     }
     let mut flipped = 0;
-    for i in 0..good.len() {
+    for i in (0..good.len()).step_by(3) {
         let mut bytes = good.clone();
         bytes[i] ^= 1 << (i % 8);
         match setup.open(&bytes, None) {
@@ -191,7 +191,7 @@ fn each_fault_has_one_clear_error() {
             Err(_) => flipped += 1,
         }
     }
-    assert!(flipped > good.len() / 3, "{flipped} of {}", good.len());
+    assert!(flipped > good.len() / 9, "{flipped} of {}", good.len());
 }
 
 /// A member that inflates to gigabytes is not inflated.
