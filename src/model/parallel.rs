@@ -17,20 +17,19 @@ pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R 
         }
         done
     };
-    let mut results: Vec<(usize, R)> = if threads <= 1 {
-        take()
-    } else {
-        thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(take)).collect();
-            workers
-                .into_iter()
-                .flat_map(|worker| match worker.join() {
-                    Ok(done) => done,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
-                .collect()
-        })
-    };
+    let mut results: Vec<(usize, R)> = thread::scope(|scope| {
+        // Where the system gives no more threads, those that are there do the work.
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, take).ok();
+        let workers: Vec<_> = (1..threads).map_while(spawn).collect();
+        let mut results = take();
+        for worker in workers {
+            match worker.join() {
+                Ok(done) => results.extend(done),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        results
+    });
     results.sort_by_key(|(i, _)| *i);
     results.into_iter().map(|(_, result)| result).collect()
 }
