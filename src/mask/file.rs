@@ -21,10 +21,10 @@ use safetensors::Dtype as StoredDtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::model::{Checkpoint, OutTensor, Projection, Shard, write_safetensors};
+use crate::model::{Checkpoint, MESSAGE, OutTensor, Projection, Shard, clip, write_safetensors};
 
 use super::rank::{Packing, pack, unpack};
-use super::{MaskError, MaskSet, Pattern, clip, npz};
+use super::{MaskError, MaskSet, Pattern, npz};
 
 const FORMAT: &str = "maskwright-mask";
 const VERSION: &str = "1";
@@ -157,7 +157,8 @@ impl MaskFile {
     /// # Errors
     /// [`MaskError::File`] and [`MaskError::Model`].
     pub fn read(path: &Path) -> Result<Self, MaskError> {
-        let unusable = |problem: String| MaskError::File { path: path.into(), problem };
+        let unusable =
+            |problem: String| MaskError::File { path: path.into(), problem: clip(&problem, MESSAGE) };
         let shard = Shard::open(path)?;
         let metadata: BTreeMap<&str, &str> =
             shard.metadata().iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
@@ -167,7 +168,7 @@ impl MaskFile {
         };
         let expect = |name: &str, expected: &str| match key(name)? {
             found if found == expected => Ok(()),
-            found => Err(unusable(format!("its `{name}` is {:?}, expected {expected:?}", clip(found)))),
+            found => Err(unusable(format!("its `{name}` is {:?}, expected {expected:?}", clip(found, 80)))),
         };
         if !metadata.contains_key("pattern") || metadata.get("format") != Some(&FORMAT) {
             return Err(unusable(
@@ -235,8 +236,8 @@ fn check_shapes(set: &MaskSet, checkpoint: &Checkpoint) -> Result<(), MaskError>
         let tensor = checkpoint.tensor(name).map_err(|_| MaskError::NoProjection { tensor: name.clone() })?;
         let found = [mask.rows(), mask.cols()];
         if tensor.shape != found {
-            let rest: usize = tensor.shape.iter().skip(1).product();
-            return Err(MaskError::Shape { tensor: name.clone(), expected: [tensor.rows(), rest], found });
+            let expected = [tensor.rows(), tensor.row_len()];
+            return Err(MaskError::Shape { tensor: name.clone(), expected, found });
         }
     }
     Ok(())
@@ -250,7 +251,7 @@ fn check_source(source: &SourceTensor) -> Result<(), String> {
     }
     let hash = &source.source_sha256;
     if hash.len() != 64 || !hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-        return Err(format!("its `source_sha256` is {:?}, expected 64 hexadecimal digits", clip(hash)));
+        return Err(format!("its `source_sha256` is {:?}, expected 64 hexadecimal digits", clip(hash, 80)));
     }
     Ok(())
 }

@@ -8,7 +8,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::parallel::in_parallel;
-use super::{Config, Dtype, ModelError, Shard, ShardEntry, TensorSpec, TensorView, read_json_object};
+use super::shard::MAX_NAME;
+use super::{
+    Config, Dtype, MESSAGE, ModelError, Shard, ShardEntry, TensorSpec, TensorView, clip, read_json_object,
+};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -73,12 +76,16 @@ impl Checkpoint {
 
     fn open_sharded(dir: &Path, index: &Path) -> Result<Self, ModelError> {
         let map = read_json_object(index, LIMIT_INDEX, "check that it may be read")?;
-        let bad = |problem: String| ModelError::Index { path: index.into(), problem };
+        let bad =
+            |problem: String| ModelError::Index { path: index.into(), problem: clip(&problem, MESSAGE) };
         let Some(Value::Object(weights)) = map.get("weight_map") else {
             return Err(bad("it has no object `weight_map`".into()));
         };
         let mut files = BTreeSet::new();
         for (tensor, file) in weights {
+            if tensor.len() > MAX_NAME {
+                return Err(bad(format!("it names a tensor with {} bytes", tensor.len())));
+            }
             match file.as_str() {
                 Some(file) if is_plain_name(file) => files.insert(file),
                 _ => {
@@ -168,6 +175,11 @@ impl Checkpoint {
         &self.shards
     }
 
+    /// The number, within [`Checkpoint::files`], of the file that a tensor is taken from; the same name may lie in others, too.
+    pub fn file_of(&self, name: &str) -> Option<usize> {
+        self.places.get(name).map(|&(shard, _)| shard)
+    }
+
     /// The names of all tensors in the files, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
@@ -207,7 +219,7 @@ impl Checkpoint {
 /// A name that stays inside the folder on every system, since the export writes under the same name.
 pub(crate) fn is_plain_name(file: &str) -> bool {
     let plain = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
-    file.ends_with(".safetensors") && !file.starts_with('.') && file.chars().all(plain)
+    file.len() <= 255 && file.ends_with(".safetensors") && !file.starts_with('.') && file.chars().all(plain)
 }
 
 /// SHA-256 as 64 lowercase hexadecimal digits.

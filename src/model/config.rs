@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::ends::token_ids;
-use super::{Dtype, Llama3, ModelError, ProjectionKind, Rope, read_json_object};
+use super::{Dtype, Llama3, ModelError, ProjectionKind, Rope, clip, read_json_object};
 
 /// More than any real config.json.
 const LIMIT_BYTES: u64 = 16 << 20;
@@ -239,7 +239,7 @@ impl Keys<'_> {
 
     fn wrong(&self, key: &str, expected: String, found: impl fmt::Display) -> ModelError {
         // A value may be a whole document.
-        let mut found: String = found.to_string().chars().take(80).collect();
+        let mut found = clip(&found.to_string(), 80);
         if found.is_empty() {
             found = "nothing".into();
         }
@@ -247,7 +247,11 @@ impl Keys<'_> {
     }
 
     fn unsupported(&self, what: String, remedy: &str) -> ModelError {
-        ModelError::Unsupported { path: PathBuf::from(self.path), what, remedy: remedy.into() }
+        ModelError::Unsupported {
+            path: PathBuf::from(self.path),
+            what: clip(&what, 120),
+            remedy: remedy.into(),
+        }
     }
 
     fn family(&self) -> Result<Family, ModelError> {
@@ -256,7 +260,7 @@ impl Keys<'_> {
             Some("mistral") => Ok(Family::Mistral),
             Some("qwen2") => Ok(Family::Qwen2),
             Some(other) => {
-                let found = format!("{:?}", other.chars().take(80).collect::<String>());
+                let found = format!("{:?}", clip(other, 80));
                 Err(ModelError::Family { path: self.path.into(), found })
             }
             None => Err(ModelError::Family { path: self.path.into(), found: "(none given)".into() }),

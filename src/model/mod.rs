@@ -32,6 +32,17 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+/// The most characters of a message of a parser, which may repeat what it found.
+pub(crate) const MESSAGE: usize = 400;
+
+/// The first characters of a text that comes from a file and may be long.
+pub(crate) fn clip(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or("")),
+        None => text.into(),
+    }
+}
+
 /// Reads a whole file of at most `limit` bytes, so that a wrong path to a huge file cannot exhaust the memory.
 pub(crate) fn read_limited(path: &Path, limit: u64, remedy: &'static str) -> Result<Vec<u8>, ModelError> {
     let fail = |source| ModelError::Read { path: path.into(), source, remedy };
@@ -56,5 +67,6 @@ pub(crate) fn read_json_object(
     remedy: &'static str,
 ) -> Result<serde_json::Map<String, serde_json::Value>, ModelError> {
     let bytes = read_limited(path, limit, remedy)?;
-    serde_json::from_slice(&bytes).map_err(|e| ModelError::Json { path: path.into(), problem: e.to_string() })
+    let problem = |e: serde_json::Error| clip(&e.to_string(), MESSAGE);
+    serde_json::from_slice(&bytes).map_err(|e| ModelError::Json { path: path.into(), problem: problem(e) })
 }

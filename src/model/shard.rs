@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::{SafeTensorError, SafeTensors};
 
-use super::ModelError;
+use super::{MESSAGE, ModelError, clip};
 
 /// The largest header that is parsed, in bytes. Real ones take about 100 bytes a tensor.
 const MAX_HEADER: u64 = 100_000_000;
+/// More bytes than the name of any tensor, and more dimensions than any tensor has.
+pub(super) const MAX_NAME: usize = 1024;
+const MAX_DIMENSIONS: usize = 32;
 
 /// A tensor of a safetensors file. The offsets lie inside the file and fit shape and type.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,7 +47,8 @@ impl Shard {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let remedy = "check that the file exists and may be read";
         let fail = |source| ModelError::Read { path: path.into(), source, remedy };
-        let damaged = |problem: String| ModelError::Damaged { path: path.into(), problem };
+        let damaged =
+            |problem: String| ModelError::Damaged { path: path.into(), problem: clip(&problem, MESSAGE) };
         let file = File::open(path).map_err(fail)?;
         let meta = file.metadata().map_err(fail)?;
         if !meta.is_file() {
@@ -70,6 +74,12 @@ impl Shard {
         let mut entries = Vec::new();
         for name in parsed.offset_keys() {
             if let Some(info) = parsed.info(&name) {
+                if name.len() > MAX_NAME || info.shape.len() > MAX_DIMENSIONS {
+                    let (length, dimensions) = (name.len(), info.shape.len());
+                    return Err(damaged(format!(
+                        "a tensor has a name of {length} bytes and {dimensions} dimensions"
+                    )));
+                }
                 let (begin, end) = info.data_offsets;
                 entries.push(ShardEntry { dtype: info.dtype, shape: info.shape.clone(), begin, end, name });
             }

@@ -7,10 +7,14 @@ use std::sync::Once;
 
 use serde_json::{Map, Value};
 
-use super::{Config, ModelError, read_limited};
+use super::{Config, MESSAGE, ModelError, clip, read_limited};
 
 /// More than any real tokenizer.json.
 const LIMIT_BYTES: u64 = 512 << 20;
+
+/// More bytes than any real added token. The library's automaton of them takes time by the square of their length: 40 000 bytes
+/// take 15 s.
+const MAX_ADDED_TOKEN: usize = 1024;
 
 /// A tokenizer whose ids all have an embedding.
 pub struct Tokenizer {
@@ -36,9 +40,14 @@ impl Tokenizer {
         let path = dir.join("tokenizer.json");
         let remedy = "the fast tokenizer file is needed; save one with transformers' AutoTokenizer";
         let bytes = read_limited(&path, LIMIT_BYTES, remedy)?;
-        let bad = |problem: String| ModelError::Tokenizer { path: path.clone(), problem };
+        let bad =
+            |problem: String| ModelError::Tokenizer { path: path.clone(), problem: clip(&problem, MESSAGE) };
         // The library panics over some files that are no JSON; this also gives the better message.
-        serde_json::from_slice::<Map<String, Value>>(&bytes).map_err(|e| bad(e.to_string()))?;
+        let parsed: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        if let Some(length) = longest_added_token(&parsed).filter(|&length| length > MAX_ADDED_TOKEN) {
+            return Err(bad(format!("an added token has {length} bytes, more than {MAX_ADDED_TOKEN}")));
+        }
+        drop(parsed);
         let inner = guarded(|| {
             let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
             inner.with_truncation(None)?;
@@ -64,8 +73,9 @@ impl Tokenizer {
     /// [`ModelError::Encode`] and [`ModelError::TokenId`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         // The fast variant gives the same ids and leaves out the character offsets, which nothing here needs.
-        let encoding = guarded(|| self.inner.encode_fast(text, true))
-            .map_err(|problem| ModelError::Encode { path: self.path.clone(), problem })?;
+        let encoding = guarded(|| self.inner.encode_fast(text, true)).map_err(|problem| {
+            ModelError::Encode { path: self.path.clone(), problem: clip(&problem, MESSAGE) }
+        })?;
         let ids = encoding.get_ids();
         match ids.iter().find(|&&id| id as usize >= self.embeddings) {
             None => Ok(ids.to_vec()),
@@ -94,6 +104,12 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
+}
+
+/// Bytes of the longest added token.
+fn longest_added_token(file: &Map<String, Value>) -> Option<usize> {
+    let tokens = file.get("added_tokens")?.as_array()?;
+    tokens.iter().filter_map(|token| Some(token.get("content")?.as_str()?.len())).max()
 }
 
 /// Turns a panic of the library into an error: it has some left for files whose parts contradict each other, such as a
