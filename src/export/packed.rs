@@ -104,8 +104,12 @@ struct Planned<'a> {
 
 impl Planned<'_> {
     fn bytes(&self) -> usize {
-        // Sizes come from tensors that lie in a mapped file.
-        self.shape.iter().product::<usize>() * (self.dtype.bitsize() / 8)
+        match self.part {
+            // Sizes come from tensors that lie in a mapped file.
+            Some(_) => self.shape.iter().product::<usize>() * (self.dtype.bitsize() / 8),
+            // Elements may be smaller than a byte.
+            None => self.entry.end - self.entry.begin,
+        }
     }
 }
 
@@ -215,7 +219,10 @@ impl<C: Codec> Job<'_, C> {
             weight_bytes += self.write_shard(shard, &plan, &folder.join(&name))?;
             for planned in plan {
                 done.total_size += planned.bytes() as u64;
-                done.weight_map.insert(planned.name, name.clone());
+                // Where a second shard has a tensor of that name, the source's index says which one counts.
+                if checkpoint.file_of(&planned.entry.name).is_none_or(|file| file == i) {
+                    done.weight_map.insert(planned.name, name.clone());
+                }
             }
             let parameters = shard.entries().iter().map(|e| e.shape.iter().product::<usize>() as u64);
             done.parameters += parameters.sum::<u64>();

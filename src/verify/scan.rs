@@ -77,7 +77,8 @@ pub fn scan(data: &[u8], cols: usize, size: usize, reference: &Reference<'_>) ->
 
 fn rows<const S: usize>(data: &[u8], cols: usize, reference: &Reference<'_>) -> Scan {
     let mut found = Scan { equals_source: reference.source.is_some(), ..Scan::default() };
-    let row_bytes = (cols * S).max(1);
+    // Of a tensor without elements `cols` may be any number.
+    let row_bytes = cols.saturating_mul(S).max(1);
     let words_per_row = cols.div_ceil(32).max(1);
     for (row, bytes) in data.chunks_exact(row_bytes).enumerate() {
         let source = reference.source.and_then(|s| s.get(row * row_bytes..(row + 1) * row_bytes));

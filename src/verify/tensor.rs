@@ -146,7 +146,8 @@ impl Job<'_> {
         let cols = entry.shape.last().copied().unwrap_or(1);
         match (source, dtype) {
             (Some(source), _) if source != data => {
-                let row = dtype.and_then(|dtype| first_difference(data, source, cols * dtype.size()));
+                let row =
+                    dtype.and_then(|dtype| first_difference(data, source, cols.saturating_mul(dtype.size())));
                 at(row, UNTOUCHED.into())
             }
             (None, Some(dtype)) if self.config.hidden_size >= self.pattern.m() => {
