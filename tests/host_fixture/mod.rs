@@ -20,10 +20,23 @@ pub struct Scratch(PathBuf);
 
 impl Scratch {
     pub fn new() -> Self {
+        Self::below(std::env::temp_dir())
+    }
+
+    /// In memory where the system has a place for that: flushing files is then no work.
+    pub fn in_memory() -> Self {
+        Self::below(if Self::has_memory() { "/dev/shm".into() } else { std::env::temp_dir() })
+    }
+
+    /// Whether there is such a place.
+    pub fn has_memory() -> bool {
+        Path::new("/dev/shm").is_dir()
+    }
+
+    fn below(folder: PathBuf) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("maskwright-host-{}-{count}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let path = folder.join(format!("maskwright-host-{}-{count}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap();
         Self(path)
