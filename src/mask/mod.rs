@@ -90,8 +90,3 @@ impl MaskSet {
         self.masks.values().map(|m| m.rows() as u64 * m.cols() as u64).sum()
     }
 }
-
-/// The first characters of a text that may be long.
-fn clip(text: &str) -> String {
-    text.chars().take(80).collect()
-}

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use super::clip;
+use crate::model::clip;
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// The data starts at a multiple of this.
@@ -79,8 +79,8 @@ fn parse(text: &str) -> Result<usize, String> {
     let shape = shape.ok_or("its `shape` cannot be read")?;
     let sides: Vec<&str> = shape.split(',').map(str::trim).filter(|side| !side.is_empty()).collect();
     match sides[..] {
-        [len] => len.parse().map_err(|_| format!("its `shape` is ({})", clip(shape))),
-        _ => Err(format!("its shape is ({}), expected one dimension", clip(shape))),
+        [len] => len.parse().map_err(|_| format!("its `shape` is ({})", clip(shape, 80))),
+        _ => Err(format!("its shape is ({}), expected one dimension", clip(shape, 80))),
     }
 }
 

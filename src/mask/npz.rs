@@ -5,9 +5,10 @@
 //! The file says neither the shapes, which come from the model, nor the pattern, which is found in the masks. A projection
 //! that stays dense has a mask of ones.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use zip::read::ZipFile;
@@ -15,11 +16,11 @@ use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use crate::fsio::{self, FsError};
-use crate::model::{ModelError, Projection};
+use crate::fsio::{self, AtomicFile, FsError};
+use crate::model::{ModelError, Projection, clip};
 
 use super::census::Census;
-use super::{BitMask, MaskError, MaskSet, Pattern, clip, npy};
+use super::{BitMask, MaskError, MaskSet, Pattern, npy};
 
 const SUFFIX: &str = ".mask";
 const MEMBER: &str = ".mask.npy";
@@ -120,10 +121,12 @@ pub fn write(set: &MaskSet, projections: &[Projection], path: &Path) -> Result<(
         .unix_permissions(0o600);
     let failed = |e: ZipError| match e {
         ZipError::Io(source) => FsError::os("write", path, source),
-        other => FsError::os("write", path, std::io::Error::other(other)),
+        other => FsError::os("write", path, io::Error::other(other)),
     };
+    let refused = RefCell::new(None);
+    let check = || refused.take().map_or(Ok(()), |source| Err(FsError::os("write", path, source)));
     fsio::write_atomic(path, |file| {
-        let mut archive = ZipWriter::new(file);
+        let mut archive = ZipWriter::new(Sink { file, at: 0, end: 0, refused: &refused });
         for p in projections {
             let bytes = match set.get(&p.name) {
                 Some(mask) => packbits(mask),
@@ -131,13 +134,61 @@ pub fn write(set: &MaskSet, projections: &[Projection], path: &Path) -> Result<(
             };
             archive.start_file(format!("{}{MEMBER}", p.name), options).map_err(failed)?;
             for part in [npy::header(bytes.len()), bytes] {
-                let done = std::io::Write::write_all(&mut archive, &part);
+                let done = archive.write_all(&part);
                 done.map_err(|source| FsError::os("write", path, source))?;
             }
+            check()?;
         }
         archive.finish().map_err(failed)?;
-        Ok(())
+        Ok(check()?)
     })
+}
+
+/// Takes what the archive writes, and from the first refusal on nothing more: an archive that is dropped unfinished tries to finish
+/// itself and prints what the system says.
+struct Sink<'a> {
+    file: &'a mut AtomicFile,
+    at: u64,
+    end: u64,
+    refused: &'a RefCell<Option<io::Error>>,
+}
+
+impl Sink<'_> {
+    /// Tries `work` unless something was refused before.
+    fn attempt(&mut self, work: impl FnOnce(&mut AtomicFile) -> io::Result<()>) {
+        let mut refused = self.refused.borrow_mut();
+        if refused.is_none() {
+            *refused = work(self.file).err();
+        }
+    }
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.attempt(|file| file.write_all(bytes));
+        self.at = self.at.saturating_add(bytes.len() as u64);
+        self.end = self.end.max(self.at);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.attempt(|file| file.flush());
+        Ok(())
+    }
+}
+
+impl Seek for Sink<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.end.checked_add_signed(by),
+        };
+        self.at = target.ok_or(io::ErrorKind::InvalidInput)?;
+        let at = self.at;
+        self.attempt(|file| file.seek(SeekFrom::Start(at)).map(|_| ()));
+        Ok(at)
+    }
 }
 
 /// Reads the masks of a model's projections. A mask of ones counts as none. Without a `pattern` it is the one with the
@@ -165,10 +216,13 @@ pub(super) fn read(
         let mut member = archive.by_index(i).map_err(|e| unusable(format!("member {i}: {e}")))?;
         let name = member.name().map_err(|e| unusable(format!("member {i}: {e}")))?.into_owned();
         let Some(parameter) = name.strip_suffix(MEMBER) else {
-            return Err(unusable(format!("{}: a member whose name does not end in {MEMBER}", clip(&name))));
+            return Err(unusable(format!(
+                "{}: a member whose name does not end in {MEMBER}",
+                clip(&name, 80)
+            )));
         };
         let Some(p) = by_name.get(parameter) else {
-            return Err(MaskError::NoProjection { tensor: clip(parameter) });
+            return Err(MaskError::NoProjection { tensor: clip(parameter, 80) });
         };
         let mask = read_member(&mut member, p.rows, p.cols)
             .map_err(|problem| unusable(format!("{}{SUFFIX}: {problem}", p.name)))?;
