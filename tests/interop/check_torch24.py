@@ -8,6 +8,7 @@ exits with 1 when something differs.
 """
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ def same(a, b):
 
 
 def main(packed_dir, dense_dir):
+    warnings.filterwarnings("ignore", message=".*prototype.*")
     packed_dir, dense_dir = Path(packed_dir), Path(dense_dir)
     sys.path.insert(0, str(packed_dir))
     from load_torch24 import load, unpack
