@@ -8,7 +8,7 @@ use super::CliError;
 use crate::calib::{Segments, Windows, read_windows, tokens_of_file};
 use crate::gpu::{DeviceKind, Gpu, GpuOptions};
 use crate::kernel::{Preset, choose_preset};
-use crate::mask::{MaskFile, MaskSet, Pattern};
+use crate::mask::{MaskReader, MaskSet, Masks, Pattern};
 use crate::model::{Checkpoint, Config, Tokenizer};
 
 /// Options of every command that uses a device.
@@ -132,10 +132,10 @@ impl Model {
         }
     }
 
-    /// Reads a mask file and checks it against the model. `pattern` is the one that masks must have that do not name theirs.
-    pub(super) fn mask_file(&self, path: &Path, pattern: Option<Pattern>) -> Result<MaskFile, CliError> {
-        let file = MaskFile::open(path, &self.config.projections(), pattern)?;
-        file.set.check_model(&self.config)?;
+    /// Opens a mask file and checks it against the model. `pattern` is the one that masks must have that do not name theirs.
+    pub(super) fn mask_file(&self, path: &Path, pattern: Option<Pattern>) -> Result<MaskReader, CliError> {
+        let file = MaskReader::open(path, &self.config.projections(), pattern)?;
+        file.check_model(&self.config)?;
         Ok(file)
     }
 
@@ -143,11 +143,11 @@ impl Model {
     pub(super) fn mask(&self, path: &Path, pattern: Option<Pattern>) -> Result<MaskSet, CliError> {
         let file = self.mask_file(path, pattern)?;
         self.warn_of_sources(&file, path)?;
-        Ok(file.set)
+        Ok(file.into_file()?.set)
     }
 
     /// Says when a mask was made for other weights than these.
-    pub(super) fn warn_of_sources(&self, file: &MaskFile, path: &Path) -> Result<(), CliError> {
+    pub(super) fn warn_of_sources(&self, file: &MaskReader, path: &Path) -> Result<(), CliError> {
         let differing = file.differing_sources(&self.checkpoint)?;
         if let Some(first) = differing.first() {
             log::warn!(

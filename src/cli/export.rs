@@ -66,7 +66,6 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
     let model = Model::open(&args.model)?;
     let file = model.mask_file(&args.mask, None)?;
     model.warn_of_sources(&file, &args.mask)?;
-    let provenance = &file.provenance;
     if matches!(args.format, Format::Mask | Format::MaskllmNpz) {
         if args.weights.is_some() {
             return Err(CliError::Usage(
@@ -74,8 +73,11 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
             ));
         }
         match args.format {
-            Format::MaskllmNpz => npz::write(&file.set, &model.config.projections(), &args.out)?,
-            _ => MaskFile::new(file.set, provenance.clone(), &model.checkpoint)?.write(&args.out)?,
+            Format::MaskllmNpz => npz::write(&file, &model.config.projections(), &args.out)?,
+            _ => {
+                let MaskFile { set, provenance, .. } = file.into_file()?;
+                MaskFile::new(set, provenance, &model.checkpoint)?.write(&args.out)?;
+            }
         }
         println!("written: {}", args.out.display());
         return Ok(Outcome::Done);
@@ -96,7 +98,8 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
         Format::Ct24 => ct24::write,
         Format::Hf | Format::Mask | Format::MaskllmNpz => hf::write,
     };
-    let masked = MaskedModel { tensors: &tensors, config: &model.config, masks: &file.set, provenance };
+    let masked =
+        MaskedModel { tensors: &tensors, config: &model.config, masks: &file, provenance: &file.provenance };
     let summary = write(&masked, &args.out)?;
     print(&summary);
     if args.format == Format::Ct24 {
@@ -192,13 +195,9 @@ pub(super) fn apply(args: &ApplyArgs) -> Result<Outcome, CliError> {
     let file = model.mask_file(&args.mask, None)?;
     let differing = file.differing_sources(&model.checkpoint)?.len();
     let tensors = Overlay::new(&model.checkpoint);
-    let nonzero = hf::nonzero_pruned(&tensors, &file.set)?;
-    let masked = MaskedModel {
-        tensors: &tensors,
-        config: &model.config,
-        masks: &file.set,
-        provenance: &file.provenance,
-    };
+    let nonzero = hf::nonzero_pruned(&tensors, &file)?;
+    let masked =
+        MaskedModel { tensors: &tensors, config: &model.config, masks: &file, provenance: &file.provenance };
     let summary = hf::write(&masked, &args.out)?;
     let made_for = match file.sources.len() {
         0 => "the mask file does not say which tensors it was made for".into(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::context::DeviceArgs;
 use super::output::{bytes, table};
 use super::{CliError, Outcome};
-use crate::mask::{MaskFile, Pattern};
+use crate::mask::{MaskReader, Masks, Pattern};
 use crate::verify::{self, Line, Options, Verdict, verify};
 
 #[derive(clap::Args)]
@@ -42,12 +42,12 @@ pub(super) struct Args {
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
     let open = |path: &PathBuf| {
         let config = verify::config(&args.folder)?;
-        Ok::<_, CliError>(MaskFile::open(path, &config.projections(), args.pattern)?)
+        Ok::<_, CliError>(MaskReader::open(path, &config.projections(), args.pattern)?)
     };
     let mask = args.mask.as_ref().map(open).transpose()?;
     let options = Options {
         pattern: args.pattern,
-        mask: mask.as_ref().map(|file| &file.set),
+        mask: mask.as_ref().map(|masks| masks as &dyn Masks),
         against: args.against.as_deref(),
         repaired: args.repaired,
         allow_dense: args.allow_dense,

@@ -5,6 +5,7 @@
 //! copied as they are. No sparsity entry goes into config.json, since current vLLM refuses models that have one. What was
 //! done is told by `sparsity_report.json` beside them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::fsio::{self, FsError, PendingFolder};
-use crate::mask::{BitMask, MaskError, MaskSet};
+use crate::mask::{BitMask, MaskError, Masks};
 use crate::model::{Checkpoint, Config, Dtype, Overlay, ProjectionKind, Shard, ShardEntry};
 
 use super::copy::{copy_others, inside};
@@ -50,7 +51,8 @@ struct Line {
     masked: bool,
 }
 
-/// Writes the masked model to the new folder `out`, whose parents are created. Takes the memory of one weight row. `out`
+/// Writes the masked model to the new folder `out`, whose parents are created. Takes the memory of one
+/// weight row and, of masks in a file, of one mask. `out`
 /// appears only once it is complete and on the disk; after an error there is nothing.
 ///
 /// # Errors
@@ -58,7 +60,6 @@ struct Line {
 /// the system refuses a read or a write.
 pub fn write(model: &MaskedModel<'_>, out: &Path) -> Result<Summary, ExportError> {
     model.masks.check_model(model.config)?;
-    model.masks.check()?;
     check_destination(model.tensors.base(), out)?;
     in_new_folder(out, |folder| fill(model, folder))
 }
@@ -91,15 +92,15 @@ pub fn check_destination(checkpoint: &Checkpoint, out: &Path) -> Result<(), Expo
 ///
 /// # Errors
 /// [`ExportError::Model`] when a tensor is missing, [`ExportError::Mask`] when one has another shape.
-pub fn nonzero_pruned(tensors: &Overlay<'_>, masks: &MaskSet) -> Result<u64, ExportError> {
+pub fn nonzero_pruned(tensors: &Overlay<'_>, masks: &dyn Masks) -> Result<u64, ExportError> {
     let mut count = 0;
-    for (name, mask) in &masks.masks {
+    for (name, found) in masks.shapes() {
         let view = tensors.tensor(name)?;
-        let found = [mask.rows(), mask.cols()];
         if view.shape != found {
             let expected = [view.rows(), view.row_len()];
-            return Err(MaskError::Shape { tensor: name.clone(), expected, found }.into());
+            return Err(MaskError::Shape { tensor: name.into(), expected, found }.into());
         }
+        let Some(mask) = masks.mask(name)? else { continue };
         let (size, dtype) = (view.dtype.size(), super::packed::stored(view.dtype));
         let words = mask.words().chunks_exact(mask.words_per_row().max(1));
         for (words, row) in words.zip(view.data.chunks_exact((mask.cols() * size).max(1))) {
@@ -163,16 +164,26 @@ fn write_shard(shard: &Shard, model: &MaskedModel<'_>, path: &Path) -> Result<()
         // The entries cover the data without a gap and in order.
         for entry in shard.entries() {
             let data = bytes_of(model.tensors, shard, entry);
-            match (model.masks.get(&entry.name), Dtype::from_stored(entry.dtype)) {
-                // The same name in two shards: only the one of the right shape can be the projection.
-                (Some(mask), Some(dtype)) if entry.shape == [mask.rows(), mask.cols()] => {
-                    for_masked_rows(data, mask, dtype.size(), |row| file.put(row))?;
+            match (mask_of(model, entry)?, Dtype::from_stored(entry.dtype)) {
+                (Some(mask), Some(dtype)) => {
+                    for_masked_rows(data, &mask, dtype.size(), |row| file.put(row))?;
                 }
                 _ => file.put(data)?,
             }
         }
         Ok(())
     })
+}
+
+/// The mask of an entry that is a projection's weight. The same name in two shards: only the one of the right shape can be it.
+pub(super) fn mask_of<'a>(
+    model: &MaskedModel<'a>,
+    entry: &ShardEntry,
+) -> Result<Option<Cow<'a, BitMask>>, MaskError> {
+    match model.masks.shape(&entry.name) {
+        Some(shape) if entry.shape == shape => model.masks.mask(&entry.name),
+        _ => Ok(None),
+    }
 }
 
 /// The stored bytes of a shard's entry. A re-fitted weight has the shape and type of the one in the file.
@@ -213,14 +224,14 @@ fn zero_pruned<const S: usize>(row: &mut [u8], words: &[u32]) {
     }
 }
 
-fn lines(config: &Config, masks: &MaskSet) -> Vec<Line> {
+fn lines(config: &Config, masks: &dyn Masks) -> Vec<Line> {
     let projections = config.projections().into_iter();
     let line = projections.map(|p| {
         let total = p.rows as u64 * p.cols as u64;
-        let mask = masks.get(&p.name);
-        let pruned = mask.map_or(0, |mask| total - mask.count_ones());
+        let masked = masks.shape(&p.name).is_some();
+        let pruned = if masked { masks.pattern().pruned(total) } else { 0 };
         let sparsity = pruned as f64 / total as f64;
-        Line { name: p.name, rows: p.rows, cols: p.cols, pruned, sparsity, masked: mask.is_some() }
+        Line { name: p.name, rows: p.rows, cols: p.cols, pruned, sparsity, masked }
     });
     line.collect()
 }
@@ -242,8 +253,8 @@ fn report(model: &MaskedModel<'_>, lines: &[Line], left_out: &[PathBuf]) -> Stri
         .collect();
     let value = json!({
         "format_version": 1,
-        "pattern": masks.pattern.to_string(),
-        "meaning": format!("{} consecutive weights along in_features", masks.pattern.words()),
+        "pattern": masks.pattern().to_string(),
+        "meaning": format!("{} consecutive weights along in_features", masks.pattern().words()),
         "method": provenance.method,
         "seed": provenance.seed,
         "written_by": provenance.written_by,

@@ -11,7 +11,7 @@ pub mod torch24;
 pub use error::{ExportError, LayoutError};
 pub use folder::{PackedFolder, PackedFormat};
 
-use crate::mask::{MaskSet, Provenance};
+use crate::mask::{Masks, Provenance};
 use crate::model::{Config, Overlay};
 
 /// A masked model, as every format writes it.
@@ -22,7 +22,7 @@ pub struct MaskedModel<'a> {
     /// What the source's config.json says.
     pub config: &'a Config,
     /// The masks; a projection without one stays dense.
-    pub masks: &'a MaskSet,
+    pub masks: &'a dyn Masks,
     /// How the masks came to be.
     pub provenance: &'a Provenance,
 }

@@ -10,7 +10,7 @@ use safetensors::Dtype as Stored;
 use serde_json::{Map, Value, json};
 
 use crate::fsio;
-use crate::mask::{BitMask, Pattern};
+use crate::mask::Pattern;
 use crate::model::{Dtype, Shard, ShardEntry, TensorView, header_bytes};
 
 use super::copy::copy_others;
@@ -160,20 +160,19 @@ pub(super) fn write<C: Codec>(
 ) -> Result<Summary, ExportError> {
     let MaskedModel { tensors, config, masks, .. } = *model;
     masks.check_model(config)?;
-    masks.check()?;
     let unfit = |problem: String| ExportError::Format { format: C::NAME, problem };
-    if !super::torch24::qualifies(masks.pattern) {
+    if !super::torch24::qualifies(masks.pattern()) {
         return Err(unfit(format!(
             "2:4 hardware needs at most 2 kept of every 4, which {} does not promise; masks of 2:4, 1:4, 1:2, 2:8 and 1:8 do",
-            masks.pattern
+            masks.pattern()
         )));
     }
     hf::check_destination(tensors.base(), out)?;
     let mut projections = Vec::new();
     for p in config.projections() {
         let view = tensors.tensor(&p.name)?;
-        let dense_because = match masks.get(&p.name) {
-            Some(_) => codec.fits(masks.pattern, weight(&view)).err(),
+        let dense_because = match masks.shape(&p.name) {
+            Some(_) => codec.fits(masks.pattern(), weight(&view)).err(),
             None => Some("it has no mask".into()),
         };
         projections.push(CodedProjection {
@@ -203,14 +202,16 @@ impl<C: Codec> Job<'_, C> {
         let checkpoint = self.model.tensors.base();
         let count = checkpoint.files().len();
         let mut skip = vec![PathBuf::from(hf::REPORT), "model.safetensors.index.json".into()];
+        let shapes = self.model.masks.shapes();
+        let weights = shapes.values().map(|[rows, cols]| *rows as u64 * *cols as u64);
         let mut done = Coded {
-            pattern: self.model.masks.pattern,
+            pattern: self.model.masks.pattern(),
             projections: self.projections,
             shards: Vec::new(),
             weight_map: BTreeMap::new(),
             total_size: 0,
             parameters: 0,
-            pruned: self.model.masks.weights() - self.model.masks.count_ones(),
+            pruned: self.model.masks.pattern().pruned(weights.sum()),
         };
         let mut weight_bytes = 0;
         for (i, shard) in checkpoint.files().iter().enumerate() {
@@ -238,9 +239,9 @@ impl<C: Codec> Job<'_, C> {
         Ok(summary)
     }
 
-    /// The mask of an entry that is a projection's weight.
-    fn mask(&self, entry: &ShardEntry) -> Option<&BitMask> {
-        self.model.masks.get(&entry.name).filter(|m| entry.shape == [m.rows(), m.cols()])
+    /// Whether an entry is a projection's weight under a mask.
+    fn masked(&self, entry: &ShardEntry) -> bool {
+        self.model.masks.shape(&entry.name).is_some_and(|shape| entry.shape == shape)
     }
 
     fn plan<'s>(&self, shard: &'s Shard) -> Vec<Planned<'s>> {
@@ -249,7 +250,7 @@ impl<C: Codec> Job<'_, C> {
             let packs = |p: &&CodedProjection| p.name == entry.name && p.dense_because.is_none();
             let view =
                 self.projections.iter().find(packs).and_then(|p| self.model.tensors.tensor(&p.name).ok());
-            match view.filter(|_| self.mask(entry).is_some()) {
+            match view.filter(|_| self.masked(entry)) {
                 Some(view) => plan.extend(self.codec.parts(weight(&view)).into_iter().map(|part| Planned {
                     name: format!("{}.{}", prefix(&entry.name), part.name),
                     dtype: part.dtype,
@@ -287,16 +288,18 @@ impl<C: Codec> Job<'_, C> {
                 bytes += planned.bytes() as u64;
                 let entry = planned.entry;
                 let data = hf::bytes_of(self.model.tensors, shard, entry);
-                let Some((mask, dtype)) = self.mask(entry).zip(Dtype::from_stored(entry.dtype)) else {
+                let Some((mask, dtype)) =
+                    hf::mask_of(self.model, entry)?.zip(Dtype::from_stored(entry.dtype))
+                else {
                     file.put(data)?;
                     continue;
                 };
                 let Some(part) = planned.part else {
-                    hf::for_masked_rows(data, mask, dtype.size(), |row| file.put(row))?;
+                    hf::for_masked_rows(data, &mask, dtype.size(), |row| file.put(row))?;
                     continue;
                 };
                 let mut masked = Vec::with_capacity(data.len());
-                hf::for_masked_rows(data, mask, dtype.size(), |row| {
+                hf::for_masked_rows(data, &mask, dtype.size(), |row| {
                     masked.extend_from_slice(row);
                     Ok(())
                 })?;

@@ -17,19 +17,19 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::Dtype as StoredDtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::model::{Checkpoint, MESSAGE, OutTensor, Projection, Shard, clip, write_safetensors};
+use crate::model::{Checkpoint, OutTensor, Projection, clip, write_safetensors};
 
-use super::rank::{Packing, pack, unpack};
-use super::{MaskError, MaskSet, Pattern, npz};
+use super::rank::{Packing, pack};
+use super::{MaskError, MaskReader, MaskSet, Masks, Pattern};
 
-const FORMAT: &str = "maskwright-mask";
-const VERSION: &str = "1";
-const ORDER: &str = "lexicographic in the kept positions; groups of the flattened tensor, row-major";
-const SUFFIX: &str = ".nm_index";
+pub(super) const FORMAT: &str = "maskwright-mask";
+pub(super) const VERSION: &str = "1";
+pub(super) const ORDER: &str =
+    "lexicographic in the kept positions; groups of the flattened tensor, row-major";
+pub(super) const SUFFIX: &str = ".nm_index";
 /// More rows or columns than any projection has.
 const MAX_SIDE: usize = 1 << 24;
 
@@ -130,7 +130,7 @@ impl MaskFile {
     }
 
     /// Reads a mask file of either kind, told by its first bytes: this program's, or MaskLLM's npz, which is read for the
-    /// model with these projections. Whether the masks of the former fit a model, [`MaskSet::check_model`] tells. `pattern` is the one
+    /// model with these projections. Whether the masks of the former fit a model, [`Masks::check_model`] tells. `pattern` is the one
     /// that an npz file must have; without it, it is found in the masks.
     ///
     /// # Errors
@@ -140,15 +140,7 @@ impl MaskFile {
         projections: &[Projection],
         pattern: Option<Pattern>,
     ) -> Result<Self, MaskError> {
-        if !npz::is_npz(path)? {
-            return Self::read(path);
-        }
-        let set = npz::read(path, projections, pattern)?;
-        Ok(Self {
-            set,
-            provenance: Provenance::new("unknown, from a maskllm-npz file", 0),
-            sources: BTreeMap::new(),
-        })
+        MaskReader::open(path, projections, pattern)?.into_file()
     }
 
     /// Reads and checks a file: known format, possible pattern and sizes, every rank in range, so that every mask is
@@ -157,59 +149,7 @@ impl MaskFile {
     /// # Errors
     /// [`MaskError::File`] and [`MaskError::Model`].
     pub fn read(path: &Path) -> Result<Self, MaskError> {
-        let unusable =
-            |problem: String| MaskError::File { path: path.into(), problem: clip(&problem, MESSAGE) };
-        let shard = Shard::open(path)?;
-        let metadata: BTreeMap<&str, &str> =
-            shard.metadata().iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        let key = |name: &str| {
-            let missing = || unusable(format!("its metadata has no `{name}`"));
-            metadata.get(name).copied().ok_or_else(missing)
-        };
-        let expect = |name: &str, expected: &str| match key(name)? {
-            found if found == expected => Ok(()),
-            found => Err(unusable(format!("its `{name}` is {:?}, expected {expected:?}", clip(found, 80)))),
-        };
-        if !metadata.contains_key("pattern") || metadata.get("format") != Some(&FORMAT) {
-            return Err(unusable(
-                "it was not written as one (its metadata names another format); give the mask file of a run"
-                    .into(),
-            ));
-        }
-        expect("format_version", VERSION)?;
-        let pattern: Pattern = key("pattern")?.parse()?;
-        expect("order", ORDER)?;
-        expect("packing", &Packing::of(pattern).name())?;
-        let seed = key("seed")?.parse().map_err(|_| unusable("its `seed` is no number".into()))?;
-        let sources: BTreeMap<String, SourceTensor> = serde_json::from_str(key("tensors")?)
-            .map_err(|e| unusable(format!("its `tensors` cannot be parsed: {e}")))?;
-        let provenance =
-            Provenance { method: key("method")?.into(), seed, written_by: key("written_by")?.into() };
-
-        let mut set = MaskSet::new(pattern);
-        for entry in shard.entries() {
-            let wrong = |problem: String| unusable(format!("{}: {problem}", entry.name));
-            let Some(name) = entry.name.strip_suffix(SUFFIX) else {
-                return Err(wrong(format!("a tensor whose name does not end in {SUFFIX}")));
-            };
-            if entry.dtype != StoredDtype::U8 || entry.shape.len() != 1 {
-                return Err(wrong(format!(
-                    "expected U8 and one dimension, found {} {:?}",
-                    entry.dtype, entry.shape
-                )));
-            }
-            let Some(source) = sources.get(name) else {
-                return Err(wrong("not described in `tensors`".into()));
-            };
-            check_source(source).map_err(wrong)?;
-            let [rows, cols] = source.shape;
-            let mask = unpack(rows, cols, pattern, shard.data(entry)).map_err(wrong)?;
-            set.masks.insert(name.into(), mask);
-        }
-        if let Some(name) = sources.keys().find(|name| !set.masks.contains_key(*name)) {
-            return Err(unusable(format!("`tensors` describes {name}, but there is no {name}{SUFFIX}")));
-        }
-        Ok(Self { set, provenance, sources })
+        MaskReader::packed(path)?.into_file()
     }
 
     /// Compares with a model: every mask must belong to a tensor of the same shape. Returns the parameter names whose
@@ -219,32 +159,37 @@ impl MaskFile {
     /// # Errors
     /// [`MaskError::Shape`], [`MaskError::Model`].
     pub fn differing_sources(&self, checkpoint: &Checkpoint) -> Result<Vec<String>, MaskError> {
-        check_shapes(&self.set, checkpoint)?;
-        let names: Vec<String> = self.sources.keys().cloned().collect();
-        let hashes = checkpoint.sha256(&names)?;
-        let pairs = self.sources.iter().zip(hashes);
-        Ok(pairs
-            .filter(|((_, s), hash)| s.source_sha256 != *hash)
-            .map(|((name, _), _)| name.clone())
-            .collect())
+        differing(&self.set, &self.sources, checkpoint)
     }
 }
 
+/// See [`MaskFile::differing_sources`].
+pub(super) fn differing(
+    masks: &dyn Masks,
+    sources: &BTreeMap<String, SourceTensor>,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<String>, MaskError> {
+    check_shapes(masks, checkpoint)?;
+    let names: Vec<String> = sources.keys().cloned().collect();
+    let hashes = checkpoint.sha256(&names)?;
+    let pairs = sources.iter().zip(hashes);
+    Ok(pairs.filter(|((_, s), hash)| s.source_sha256 != *hash).map(|((name, _), _)| name.clone()).collect())
+}
+
 /// Every mask has a tensor of its shape.
-fn check_shapes(set: &MaskSet, checkpoint: &Checkpoint) -> Result<(), MaskError> {
-    for (name, mask) in &set.masks {
-        let tensor = checkpoint.tensor(name).map_err(|_| MaskError::NoProjection { tensor: name.clone() })?;
-        let found = [mask.rows(), mask.cols()];
+fn check_shapes(masks: &dyn Masks, checkpoint: &Checkpoint) -> Result<(), MaskError> {
+    for (name, found) in masks.shapes() {
+        let tensor = checkpoint.tensor(name).map_err(|_| MaskError::NoProjection { tensor: name.into() })?;
         if tensor.shape != found {
             let expected = [tensor.rows(), tensor.row_len()];
-            return Err(MaskError::Shape { tensor: name.clone(), expected, found });
+            return Err(MaskError::Shape { tensor: name.into(), expected, found });
         }
     }
     Ok(())
 }
 
 /// The description of a tensor, as far as it can be checked alone.
-fn check_source(source: &SourceTensor) -> Result<(), String> {
+pub(super) fn check_source(source: &SourceTensor) -> Result<(), String> {
     let [rows, cols] = source.shape;
     if ![rows, cols].iter().all(|side| (1..=MAX_SIDE).contains(side)) {
         return Err(format!("the shape {rows} x {cols} cannot be"));

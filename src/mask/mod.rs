@@ -8,6 +8,7 @@ mod npy;
 pub mod npz;
 mod pattern;
 pub mod rank;
+mod reader;
 
 // The sampling law and its random numbers:
 pub mod gumbel;
@@ -23,10 +24,9 @@ pub use census::Census;
 pub use error::MaskError;
 pub use file::{MaskFile, Provenance, SourceTensor};
 pub use pattern::Pattern;
+pub use reader::{MaskReader, Masks};
 
 use std::collections::BTreeMap;
-
-use crate::model::Config;
 
 /// The masks of a model's projections, by tensor name (`model.layers.0.mlp.up_proj.weight`). A projection without an
 /// entry stays dense.
@@ -56,26 +56,6 @@ impl MaskSet {
     pub fn check(&self) -> Result<(), MaskError> {
         for (name, mask) in &self.masks {
             mask.check(self.pattern).map_err(|e| e.within(name))?;
-        }
-        Ok(())
-    }
-
-    /// Checks that every mask belongs to a projection of the model and has its shape.
-    ///
-    /// # Errors
-    /// [`MaskError::NoProjection`] and [`MaskError::Shape`].
-    pub fn check_model(&self, config: &Config) -> Result<(), MaskError> {
-        let projections = config.projections();
-        let shapes: BTreeMap<&str, [usize; 2]> =
-            projections.iter().map(|p| (p.name.as_str(), [p.rows, p.cols])).collect();
-        for (name, mask) in &self.masks {
-            let Some(&expected) = shapes.get(name.as_str()) else {
-                return Err(MaskError::NoProjection { tensor: name.clone() });
-            };
-            let found = [mask.rows(), mask.cols()];
-            if found != expected {
-                return Err(MaskError::Shape { tensor: name.clone(), expected, found });
-            }
         }
         Ok(())
     }

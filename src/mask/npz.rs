@@ -20,7 +20,7 @@ use crate::fsio::{self, AtomicFile, FsError};
 use crate::model::{ModelError, Projection, clip};
 
 use super::census::Census;
-use super::{BitMask, MaskError, MaskSet, Pattern, npy};
+use super::{BitMask, MaskError, MaskSet, Masks, Pattern, npy};
 
 const SUFFIX: &str = ".mask";
 const MEMBER: &str = ".mask.npy";
@@ -109,9 +109,8 @@ fn wrong_len(rows: usize, cols: usize, found: usize) -> String {
 /// Equal masks give equal files.
 ///
 /// # Errors
-/// [`MaskError::In`] for a mask that is not strict, [`MaskError::Write`].
-pub fn write(set: &MaskSet, projections: &[Projection], path: &Path) -> Result<(), MaskError> {
-    set.check()?;
+/// As [`Masks::mask`]; [`MaskError::Write`].
+pub fn write(masks: &dyn Masks, projections: &[Projection], path: &Path) -> Result<(), MaskError> {
     // As Python's zipfile writes what numpy hands it.
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Deflated)
@@ -128,8 +127,8 @@ pub fn write(set: &MaskSet, projections: &[Projection], path: &Path) -> Result<(
     fsio::write_atomic(path, |file| {
         let mut archive = ZipWriter::new(Sink { file, at: 0, end: 0, refused: &refused });
         for p in projections {
-            let bytes = match set.get(&p.name) {
-                Some(mask) => packbits(mask),
+            let bytes = match masks.mask(&p.name)? {
+                Some(mask) => packbits(&mask),
                 None => packbits(&BitMask::ones(p.rows, p.cols)),
             };
             archive.start_file(format!("{}{MEMBER}", p.name), options).map_err(failed)?;

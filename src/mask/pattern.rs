@@ -55,6 +55,11 @@ impl Pattern {
         }
     }
 
+    /// Weights pruned of `weights` that lie under a strict mask.
+    pub fn pruned(self, weights: u64) -> u64 {
+        weights / self.m() as u64 * (self.m() - self.n()) as u64
+    }
+
     /// In words, since other tools write what they prune: `keep 2 of 4`.
     pub fn words(self) -> String {
         format!("keep {} of {}", self.n, self.m)

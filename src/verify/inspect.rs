@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::mask::{BitMask, Census, MaskError, MaskFile, Pattern, npz};
+use crate::mask::{BitMask, Census, MaskError, MaskReader, Masks, Pattern, npz};
 use crate::model::Config;
 
 use super::VerifyError;
@@ -92,7 +92,7 @@ impl Agreement {
 
 /// Inspects a mask file, a model folder in any of the formats of `export`, or the folder of a run; `other` likewise, to be compared
 /// with it. An npz file does not say its shapes: they come from the folder `model`, else from the other of the two. One projection is in
-/// memory at a time, of a mask file all masks.
+/// memory at a time, of an npz file all masks.
 ///
 /// # Errors
 /// What cannot be read; two that have projections of one name and different shapes.
@@ -172,7 +172,7 @@ struct Subject {
 }
 
 enum Content {
-    Mask(MaskFile),
+    Mask(MaskReader),
     Model(Opened),
 }
 
@@ -190,9 +190,9 @@ impl Subject {
             };
         }
         let mask = match config {
-            Some(config) => MaskFile::open(path, &config.projections(), None)?,
+            Some(config) => MaskReader::open(path, &config.projections(), None)?,
             None if npz::is_npz(path)? => return Err(VerifyError::NoShapes { path: path.into() }),
-            None => MaskFile::read(path)?,
+            None => MaskReader::packed(path)?,
         };
         Ok(Self { path: path.into(), content: Content::Mask(mask) })
     }
@@ -206,7 +206,7 @@ impl Subject {
 
     fn pattern(&self) -> Option<Pattern> {
         match &self.content {
-            Content::Mask(file) => Some(file.set.pattern),
+            Content::Mask(file) => Some(file.pattern()),
             Content::Model(_) => None,
         }
     }
@@ -225,7 +225,7 @@ impl Subject {
                 // As in a model: by the block's number first.
                 let number = |name: &str| name.split('.').find_map(|part| part.parse::<usize>().ok());
                 let by_block: BTreeMap<_, _> =
-                    file.set.masks.keys().map(|name| ((number(name), name.clone()), name.clone())).collect();
+                    file.shapes().into_keys().map(|name| ((number(name), name), name.to_string())).collect();
                 by_block.into_values().collect()
             }
             Content::Model(opened) => opened.config().projections().into_iter().map(|p| p.name).collect(),
@@ -236,7 +236,7 @@ impl Subject {
         match &self.content {
             Content::Mask(file) => {
                 let missing = || MaskError::NoProjection { tensor: name.into() };
-                Ok(Cow::Borrowed(file.set.get(name).ok_or_else(missing)?))
+                Ok(file.mask(name)?.ok_or_else(missing)?)
             }
             Content::Model(opened) => {
                 let shape = opened.config().projections().into_iter().find(|p| p.name == name);

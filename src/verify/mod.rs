@@ -23,7 +23,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::export::hf::REPORT;
-use crate::mask::{MaskSet, Pattern};
+use crate::mask::{Masks, Pattern};
 use crate::model::{Checkpoint, Config};
 
 use opened::Opened;
@@ -36,7 +36,7 @@ pub struct Options<'a> {
     /// The pattern; without it the mask's, else the sidecar's.
     pub pattern: Option<Pattern>,
     /// The masks that the folder must have been made with.
-    pub mask: Option<&'a MaskSet>,
+    pub mask: Option<&'a dyn Masks>,
     /// The dense model's folder.
     pub against: Option<&'a Path>,
     /// Kept weights may differ from the dense model's.
@@ -183,11 +183,11 @@ pub fn config(dir: &Path) -> Result<Config, VerifyError> {
 
 fn pattern(dir: &Path, options: &Options<'_>, sidecar: Option<&Sidecar>) -> Result<Pattern, VerifyError> {
     match (options.pattern, options.mask) {
-        (Some(pattern), Some(mask)) if pattern != mask.pattern => {
-            Err(VerifyError::TwoPatterns { mask: mask.pattern, pattern })
+        (Some(pattern), Some(mask)) if pattern != mask.pattern() => {
+            Err(VerifyError::TwoPatterns { mask: mask.pattern(), pattern })
         }
         (Some(pattern), _) => Ok(pattern),
-        (None, Some(mask)) => Ok(mask.pattern),
+        (None, Some(mask)) => Ok(mask.pattern()),
         (None, None) => {
             sidecar.map(|s| s.pattern).ok_or_else(|| VerifyError::NoPattern { folder: dir.into() })
         }

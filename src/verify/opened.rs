@@ -106,8 +106,7 @@ fn check_packed(packed: &PackedFolder, job: &Job<'_>, source: Option<&Checkpoint
         let result = match packed.weight(name) {
             Ok((dtype, data)) => {
                 let weights = Weights { name, dtype, shape, data: &data, unpacked: true };
-                let (problem, line) = job.projection(&weights, source);
-                (problem, Some((line, dtype)))
+                job.projection(&weights, source)
             }
             Err(error) => job.broken(name, shape, dtype, error),
         };

@@ -54,14 +54,13 @@ impl Job<'_> {
         match (shape, dtype) {
             (Some(&shape), Some(dtype)) => {
                 let weights = Weights { name: &entry.name, dtype, shape, data, unpacked: false };
-                let (problem, line) = self.projection(&weights, source);
-                (problem, Some((line, dtype)))
+                self.projection(&weights, source)
             }
             _ => (self.other(entry, data, source, dtype), None),
         }
     }
 
-    /// A projection that could not be unpacked.
+    /// A projection that could not be unpacked, or whose mask cannot be read.
     pub(super) fn broken(&self, name: &str, shape: [usize; 2], dtype: Dtype, error: LayoutError) -> Found {
         let (row, group, what) = match error {
             LayoutError::Group { row, group, what } => (Some(row), Some(group), what),
@@ -83,10 +82,14 @@ impl Job<'_> {
     }
 
     /// Checks a projection of which the source has these bytes.
-    pub(super) fn projection(&self, weights: &Weights<'_>, source: Option<&[u8]>) -> (Option<Problem>, Line) {
+    pub(super) fn projection(&self, weights: &Weights<'_>, source: Option<&[u8]>) -> Found {
         let Weights { name, dtype, shape: [rows, cols], data, unpacked } = *weights;
         let pattern = self.pattern;
-        let mask = self.options.mask.and_then(|set| set.get(name));
+        let mask = match self.options.mask.map(|masks| masks.mask(name)).transpose() {
+            Ok(mask) => mask.flatten(),
+            Err(e) => return self.broken(name, [rows, cols], dtype, LayoutError::Unfit(e.to_string())),
+        };
+        let mask = mask.as_deref();
         let reference = Reference { pattern, source, mask, repaired: self.options.repaired, unpacked };
         let found = scan(data, cols, dtype.size(), &reference);
         // Told to be dense by the mask or the sidecar, or found to be so.
@@ -131,7 +134,7 @@ impl Job<'_> {
             dense,
             backends: fitness(pattern, dense, dtype, rows, cols),
         };
-        (problem, line)
+        (problem, Some((line, dtype)))
     }
 
     /// A tensor that is no projection.
