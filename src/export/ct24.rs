@@ -110,14 +110,19 @@ pub fn decode(
     Ok(dense)
 }
 
+/// The bytes of an element, when compressed-tensors compresses such weights.
+pub(super) fn element_bytes(dtype: Stored) -> Result<usize, String> {
+    match dtype {
+        Stored::F16 | Stored::BF16 => Ok(2),
+        Stored::F32 => Ok(4),
+        Stored::I8 | Stored::F8_E4M3 => Ok(1),
+        other => Err(format!("the format has no weights of type {other}")),
+    }
+}
+
 /// The bytes of an element, when the format has such weights.
 fn check(dtype: Stored, rows: usize, cols: usize) -> Result<usize, String> {
-    let size = match dtype {
-        Stored::F16 | Stored::BF16 => 2,
-        Stored::F32 => 4,
-        Stored::I8 | Stored::F8_E4M3 => 1,
-        other => return Err(format!("the format has no weights of type {other}")),
-    };
+    let size = element_bytes(dtype)?;
     if rows == 0 || cols == 0 || !cols.is_multiple_of(4) {
         return Err(format!("{rows} x {cols} does not fit: columns must be a multiple of 4"));
     }

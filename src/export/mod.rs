@@ -6,6 +6,7 @@ mod error;
 mod folder;
 pub mod hf;
 mod packed;
+pub mod sparse_bitmask;
 pub mod torch24;
 
 pub use error::{ExportError, LayoutError};
