@@ -200,6 +200,9 @@ fn wrong_options() {
         (&["--alpha", "1"], &["--alpha", "below 1"]),
         (&["--rate", "nan"], &["--rate"]),
         (&["--logits", "0"], &["--logits"]),
+        (&["--sharpness", "30", "--objective", "block"], &["--sharpness", "model's loss"]),
+        (&["--sharpness", "30", "--start", "descent"], &["--sharpness", "magnitude or wanda"]),
+        (&["--method", "maskpro", "--repair", "model"], &["--repair", "--method given"]),
         (&["--only", "no_such"], &["no projection", "no_such"]),
         (&["--pattern", "4:16", "--window", "8"], &["down_proj", "24 input features", "--skip-indivisible"]),
     ];

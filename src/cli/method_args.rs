@@ -104,7 +104,9 @@ impl MaskProArgs {
         self.batch
     }
 
-    pub(super) fn check(&self) -> Result<(), CliError> {
+    /// Checks the numbers, and that `--sharpness` has scores to read: it is for the policy gradient on the model's loss
+    /// (`policy`) from a start that is scored.
+    pub(super) fn check(&self, policy: bool, start: &StartArgs) -> Result<(), CliError> {
         let bad = |what: &str| Err(CliError::Usage(what.to_string()));
         let positive = |v: &f32| v.is_finite() && *v > 0.0;
         if !(self.rate.iter().all(|v| v.is_finite()) && self.logits.iter().all(positive)) {
@@ -115,6 +117,12 @@ impl MaskProArgs {
         }
         if self.sharpness.is_some_and(|t| !(t.is_finite() && t > 0.0)) {
             return bad("--sharpness must be a positive number");
+        }
+        let scored = matches!(start.method(), Some(OneShot::Magnitude | OneShot::Wanda));
+        if self.sharpness.is_some() && !(policy && scored) {
+            return bad(
+                "--sharpness is for --method maskpro on the model's loss, from --start magnitude or wanda",
+            );
         }
         if self.logits.iter().any(|v| *v > 100.0) {
             return bad("--logits must be at most 100: beyond it no other mask is ever drawn");
@@ -286,7 +294,7 @@ impl Start {
         let score = match &self.from {
             StartFrom::Magnitude => Score::Magnitude,
             StartFrom::Wanda(norms) => Score::Wanda(norms),
-            // Without scores the mask is all there is to start from.
+            // `check` lets no sharpness through where there are no scores; the mask is then all there is to start from.
             StartFrom::Mask => return Ok(logits_of(mask, options.scale)),
         };
         score_logits(&model.checkpoint, p, options.pattern, score, sharpness, options.scale)

@@ -222,10 +222,15 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     }
     args.start.resolve(args.method);
     let args = &args;
-    args.learn.check()?;
     let (layer, stages) = args.stages()?;
+    let policy = args.method == Method::Maskpro && !stages.iter().any(|stage| stage.trains.masks());
+    if policy && !stages.is_empty() {
+        let message = "maskpro on the model's loss takes no --repair block or model; repair the weights under its mask with \
+             --method given --start RUN/mask.safetensors --repair ...";
+        return Err(CliError::Usage(message.into()));
+    }
+    args.learn.check(policy, &args.start)?;
     let options = args.walk_options(layer, &stages)?;
-    let policy = args.method == Method::Maskpro && stages.is_empty();
     if args.resume.is_some() && policy {
         let message = "--resume does not go on with maskpro on the model's loss; a mask learned so far continues with \
              --start FILE";
