@@ -462,3 +462,27 @@ fn options_as_a_file() {
     }
     assert!(!dir.join("none").exists());
 }
+
+/// MaskLLM's .npz in the places that take a mask file: measured, started from, taken as it is.
+#[test]
+fn masks_of_maskllm_are_taken() {
+    let dir = Scratch::new();
+    let (model, run, npz) = (village(), dir.join("run"), dir.join("mask.npz"));
+    succeeds(&prune(&run, &["--method", "magnitude", "--no-model", "--quiet"]));
+    let own = run.join("mask.safetensors");
+    succeeds(args!["export", model, "--mask", own, "--format", "maskllm-npz", "--out", npz]);
+    let (by_own, by_npz) = (eval(&village(), Some(&own)), eval(&village(), Some(&npz)));
+    assert_eq!(by_npz["perplexity"], by_own["perplexity"]);
+    let start = npz.to_str().expect("a path in UTF-8");
+    for (method, more) in [("given", &[][..]), ("descent", &[][..]), ("relaxed", &["--steps", "1"][..])] {
+        let out = dir.join(method);
+        let args = ["--method", method, "--start", start, "--no-model", "--quiet"];
+        succeeds(&prune(&out, &[&args[..], more].concat()));
+        let changed = mask(&out).set != mask(&run).set;
+        assert_eq!(
+            changed,
+            method == "descent",
+            "{method}: one step of learning moves no mask, descent does"
+        );
+    }
+}
