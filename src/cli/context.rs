@@ -1,8 +1,9 @@
 //! What most commands open first: the device, the kernels, a model folder.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::CliError;
 use crate::calib::{Segments, Windows, read_windows, tokens_of_file};
@@ -12,7 +13,7 @@ use crate::mask::{MaskReader, MaskSet, Masks, Pattern};
 use crate::model::{Checkpoint, Config, Tokenizer};
 
 /// Options of every command that uses a device.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(super) struct DeviceArgs {
     /// Adapter: its number in `maskwright devices`, or a part of its name
     #[arg(long, global = true, value_name = "N|NAME")]
@@ -56,6 +57,20 @@ impl DeviceArgs {
             });
         }
         Ok(gpu)
+    }
+
+    /// As words of a command line.
+    pub(super) fn words(&self) -> Vec<OsString> {
+        let values = [
+            ("device", self.device.clone()),
+            ("preset", self.preset.clone()),
+            ("max-submit-ms", Some(self.max_submit_ms.to_string())),
+            ("max-binding-bytes", self.max_binding_bytes.map(|bytes| bytes.to_string())),
+        ];
+        let flags = [("profile", self.profile), ("checked", self.checked), ("quiet", self.quiet)];
+        let values = values.into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value?)));
+        let flags = flags.into_iter().filter(|(_, on)| *on).map(|(name, _)| format!("--{name}"));
+        values.chain(flags).map(OsString::from).collect()
     }
 
     /// The preset for `gpu`.
@@ -161,8 +176,14 @@ impl Model {
     }
 }
 
-/// A flag that the first Ctrl-C sets; the second ends the process at once, without waiting for what the first has begun.
+/// The process's flag that the first Ctrl-C sets; the second ends the process at once, without waiting for what the first has begun.
 pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
+    static STOP: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
+    // Nothing in here can panic half-way.
+    let mut made = STOP.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(stop) = &*made {
+        return Ok(stop.clone());
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || {
@@ -170,5 +191,6 @@ pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
             std::process::exit(130);
         }
     })?;
+    *made = Some(stop.clone());
     Ok(stop)
 }

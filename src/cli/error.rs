@@ -33,6 +33,8 @@ pub(super) enum CliError {
     Verify(#[from] VerifyError),
     #[error("{first}{}", more_problems(*.more))]
     Verdict { first: String, more: usize },
+    #[error("{failed} of {all} methods have no good result, the first is {first}: {reason}")]
+    Compared { failed: usize, all: usize, first: String, reason: String },
     #[error("{0}")]
     Usage(String),
     #[error("cannot handle Ctrl-C: {0}; start again")]

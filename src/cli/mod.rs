@@ -5,6 +5,7 @@
 
 mod calib_args;
 mod choices;
+mod compare;
 mod config_file;
 mod context;
 mod devices;
@@ -57,6 +58,8 @@ enum Command {
     Generate(generate::Args),
     /// Choose or learn a mask and write it, with the masked model
     Prune(Box<prune::Args>),
+    /// Run several methods under one budget and put them into one table
+    Compare(Box<compare::Args>),
     /// Write the masked model or the mask in a format for deployment
     Export(export::ExportArgs),
     /// Set the pruned weights of a mask to zero again, in any checkpoint of the same shapes
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&cli.device, &args),
         Command::Generate(args) => generate::run(&cli.device, &args),
         Command::Prune(args) => prune::run(&cli.device, *args),
+        Command::Compare(args) => compare::run(&cli.device, &args),
         Command::Export(args) => export::export(&cli.device, &args),
         Command::ApplyMask(args) => export::apply(&args),
         Command::Variance(args) => variance::run(&cli.device, &args),

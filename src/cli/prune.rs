@@ -134,9 +134,22 @@ pub(super) struct Args {
     /// The options as a file of options.
     #[arg(skip)]
     pub(super) resolved: String,
+    /// Nothing goes to standard output.
+    #[arg(skip)]
+    pub(super) silent: bool,
 }
 
 impl Args {
+    /// Puts the method in the place of the recipe, and the start that goes with it.
+    pub(super) fn resolve(&mut self) {
+        match self.train.recipe {
+            Some(Recipe::Fast) => self.method = Method::Descent,
+            Some(Recipe::Best) => self.method = Method::Relaxed,
+            None => {}
+        }
+        self.start.resolve(self.method);
+    }
+
     /// How calibration windows are taken.
     pub(super) fn choice(&self, config: &Config) -> CalibChoice {
         match self.method {
@@ -179,7 +192,7 @@ impl Args {
     }
 
     /// What is learned in the walk, and the stages behind it.
-    fn stages(&self) -> Result<(Option<Stage>, Vec<Stage>), CliError> {
+    pub(super) fn stages(&self) -> Result<(Option<Stage>, Vec<Stage>), CliError> {
         let repairs = self.walk.trained_repairs();
         let (pattern, seed) = (self.select.pattern, self.windows.seed);
         let mut stages = self.train.stages(self.method, &self.learn, &repairs, pattern, seed)?;
@@ -215,12 +228,7 @@ impl Args {
 }
 
 pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliError> {
-    match args.train.recipe {
-        Some(Recipe::Fast) => args.method = Method::Descent,
-        Some(Recipe::Best) => args.method = Method::Relaxed,
-        None => {}
-    }
-    args.start.resolve(args.method);
+    args.resolve();
     let args = &args;
     let (layer, stages) = args.stages()?;
     let policy = args.method == Method::Maskpro && !stages.iter().any(|stage| stage.trains.masks());
@@ -281,7 +289,7 @@ pub(super) struct Job<'a> {
     pub(super) choice: CalibChoice,
     pub(super) calib: Option<Windows>,
     pub(super) eval: Option<(Windows, usize)>,
-    stages: Vec<Stage>,
+    pub(super) stages: Vec<Stage>,
 }
 
 impl Job<'_> {
@@ -302,7 +310,8 @@ impl Job<'_> {
         Ok((self.walk(options, None).plan(kernels, carried)?, carried))
     }
 
-    fn policy(&self) -> bool {
+    /// Whether MaskPro learns on the model's loss.
+    pub(super) fn policy(&self) -> bool {
         self.args.method == Method::Maskpro && self.stages.is_empty()
     }
 

@@ -42,6 +42,7 @@ impl Job<'_> {
         let gpu = kernels.gpu();
         let (checkpoint, config) = (&self.model.checkpoint, &self.model.config);
         let (peak, at_peak) = (gpu.memory_peak(), gpu.memory_items());
+        let method_seconds = started.elapsed().as_secs_f64();
         made.masks.check()?;
         let provenance = self.provenance();
         MaskFile::new(made.masks.clone(), provenance.clone(), checkpoint)?.write(&folder.mask())?;
@@ -76,11 +77,14 @@ impl Job<'_> {
             "memory": {
                 "plan": made.plan, "plan_total": total(&made.plan), "peak": peak, "at_peak": at_peak
             },
+            "method_seconds": method_seconds,
             "seconds": started.elapsed().as_secs_f64(),
         });
         let path = folder.path().to_path_buf();
         folder.finish(&self.args.resolved, &run)?;
-        if self.args.json {
+        if self.args.silent {
+            // Whoever asked for this run reads its folder.
+        } else if self.args.json {
             println!("{run}");
         } else {
             self.print(&rows, changed, &made);

@@ -10,7 +10,6 @@ use crate::nn::{Place, PlanItem, Sizes, total};
 use crate::prune::Selection;
 use crate::prune::learn::plan::Planned;
 use crate::prune::learn::{Objective, Residency, Stage, whole_minibatches};
-use crate::prune::plan::Carried;
 
 /// The types in which a model's tensors are stored.
 #[derive(Clone, Copy)]
@@ -94,12 +93,8 @@ impl StagePlans<'_, '_> {
         let residency = self.args.train.blocks.unwrap_or(Residency::Resident);
         let mut flow = Flow { windows, sizes: carried.sizes(gpu, config), place: carried.place, residency };
         // As many windows at once as divide a minibatch and fit; blocks stream where even one window does not.
-        let most = flow.sizes.layout.windows.min(stage.batch);
-        for together in (1..=most).rev().filter(|n| stage.batch.is_multiple_of(*n)) {
-            flow.sizes = Carried { together, ..carried }.sizes(gpu, config);
-            if stage.objective == Objective::Model {
-                flow.sizes = flow.sizes.for_model_training(config, gpu.max_binding_bytes());
-            }
+        for sizes in carried.sizes_for(gpu, config, stage) {
+            flow.sizes = sizes;
             let Some(budget) = budget else {
                 return Ok(flow);
             };

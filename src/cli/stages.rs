@@ -17,11 +17,7 @@ use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
 use crate::model::{Checkpoint, Overlay};
-use crate::nn::{Activations, Embedding, Keep};
-use crate::prune::learn::{
-    Blockwise, EndToEnd, LearnWatch, ModelLoss, Objective, Snapshot, Stage, StepReport, Streams,
-    dense_outputs, shuffled,
-};
+use crate::prune::learn::{LearnWatch, Objective, Snapshot, Stage, StageRun, StepReport, shuffled};
 use crate::prune::{BlockResult, BlockStore, Learned, PruneError, RunFolder};
 
 /// The state of training in the middle, in the folder of a stage.
@@ -63,6 +59,29 @@ impl Job<'_> {
             args: self.args,
             windows: self.calib.as_ref().map_or(0, Windows::count),
             window: self.calib.as_ref().map_or(0, Windows::window),
+        }
+    }
+
+    /// A stage of this job.
+    pub(super) fn stage_run<'s, 'g>(
+        &'s self,
+        kernels: &'s Kernels<'g>,
+        stage: &'s Stage,
+        flow: Flow,
+        start: &'s MaskSet,
+        tensors: &'s Overlay<'s>,
+    ) -> StageRun<'s, 'g> {
+        StageRun {
+            kernels,
+            config: &self.model.config,
+            dense: &self.model.checkpoint,
+            tensors,
+            selection: self.selection,
+            stage,
+            start,
+            sizes: flow.sizes,
+            place: flow.place,
+            residency: flow.residency,
         }
     }
 
@@ -124,16 +143,16 @@ impl Job<'_> {
                 by_block: stage.objective != Objective::Model,
             };
             if keeper.store.len() < layers {
-                match self.stage(
-                    kernels,
-                    &mut Commands::new(kernels.gpu())?,
-                    stage,
-                    &windows,
-                    flow,
-                    &staged,
-                    &mut keeper,
-                ) {
-                    Err(CliError::Prune(PruneError::Stopped)) => staged.stopped = true,
+                let mut tensors = Overlay::new(&self.model.checkpoint);
+                tensors.extend(&staged.tensors)?;
+                let mut finished = Vec::new();
+                if keeper.by_block {
+                    finished = keeper.store.masks(&self.model.checkpoint)?;
+                    keeper.store.add_to(&mut tensors)?;
+                }
+                let run = self.stage_run(kernels, stage, flow, &staged.masks, &tensors);
+                match run.run(&mut Commands::new(kernels.gpu())?, &windows, &finished, &mut keeper) {
+                    Err(PruneError::Stopped) => staged.stopped = true,
                     other => other?,
                 }
             }
@@ -150,63 +169,6 @@ impl Job<'_> {
             staged.stores.push((path, store));
         }
         Ok(staged)
-    }
-
-    #[allow(clippy::too_many_arguments)] // the state of a run
-    fn stage<'g>(
-        &self,
-        kernels: &Kernels<'g>,
-        c: &mut Commands<'g>,
-        stage: &Stage,
-        windows: &Windows,
-        flow: Flow,
-        staged: &Staged<'_>,
-        keeper: &mut Keeper<'_>,
-    ) -> Result<(), CliError> {
-        let (gpu, config, checkpoint) = (kernels.gpu(), &self.model.config, &self.model.checkpoint);
-        let embedding = Embedding::new(checkpoint, config)?;
-        let stream = || {
-            let tokens = windows.tokens();
-            let sizes = flow.sizes.clone();
-            Activations::embed(gpu, config, &embedding, tokens, sizes, flow.place, Keep::Residual)
-        };
-        if stage.objective == Objective::Model {
-            let dense = match stage.loss {
-                ModelLoss::Kl => {
-                    let mut stream = stream()?;
-                    dense_outputs(kernels, c, config, checkpoint, &mut stream)?;
-                    Some(stream)
-                }
-                ModelLoss::Lm => None,
-            };
-            let learner = EndToEnd {
-                kernels,
-                config,
-                dense: checkpoint,
-                tensors: &staged.tensors,
-                embedding: &embedding,
-                selection: self.selection,
-                stage,
-                start: &staged.masks,
-                residency: flow.residency,
-            };
-            return Ok(learner.run(c, windows, flow.sizes.clone(), dense.as_ref(), keeper)?);
-        }
-        let streams = Streams { pruned: stream()?, dense: stream()? };
-        let finished = keeper.store.masks(checkpoint)?;
-        let mut tensors = Overlay::new(checkpoint);
-        tensors.extend(&staged.tensors)?;
-        keeper.store.add_to(&mut tensors)?;
-        let learner = Blockwise {
-            kernels,
-            config,
-            dense: checkpoint,
-            tensors: &tensors,
-            selection: self.selection,
-            stage,
-            start: &staged.masks,
-        };
-        Ok(learner.run(c, streams, &finished, keeper)?)
     }
 }
 

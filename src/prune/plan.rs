@@ -2,7 +2,7 @@
 
 use super::PruneError;
 use super::Selection;
-use super::learn::layer;
+use super::learn::{Objective, Stage, layer};
 use super::oneshot::{Input, OneShot, OneShotOptions, Repair};
 use super::solver::Solver;
 use crate::gpu::{Gpu, PARAMS_BYTES, READ_PIECE};
@@ -44,6 +44,18 @@ impl Carried {
             }
             self.together = self.together.div_ceil(2);
         }
+    }
+
+    /// Sizes of the batches of a stage, of which whole ones make a minibatch; those of most windows first.
+    pub fn sizes_for(&self, gpu: &Gpu, config: &Config, stage: &Stage) -> impl Iterator<Item = Sizes> {
+        let most = self.sizes(gpu, config).layout.windows.min(stage.batch);
+        (1..=most).rev().filter(|together| stage.batch.is_multiple_of(*together)).map(move |together| {
+            let sizes = Self { together, ..*self }.sizes(gpu, config);
+            match stage.objective {
+                Objective::Model => sizes.for_model_training(config, gpu.max_binding_bytes()),
+                Objective::Block | Objective::Layer => sizes,
+            }
+        })
     }
 
     /// Sizes of the batches.
