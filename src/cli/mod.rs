@@ -20,6 +20,7 @@ mod output;
 mod plan;
 mod prune;
 mod result;
+mod shell;
 mod stage_plan;
 mod stages;
 mod train_args;
@@ -70,6 +71,10 @@ enum Command {
     Verify(verify::Args),
     /// Show pattern and sparsity of a mask or a masked model, and how far two agree
     Inspect(inspect::Args),
+    /// Print a script that lets a shell complete commands and options
+    Completions(shell::CompletionsArgs),
+    /// Print or write manual pages
+    Man(shell::ManArgs),
 }
 
 /// Whether a command ran to its end.
@@ -120,6 +125,8 @@ pub fn main() -> ExitCode {
         Command::Variance(args) => variance::run(&cli.device, &args),
         Command::Verify(args) => verify::run(&cli.device, &args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Completions(args) => Ok(shell::completions(&args)),
+        Command::Man(args) => shell::man(&args),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
