@@ -103,6 +103,19 @@ pub enum PruneError {
         /// The difference.
         problem: String,
     },
+    /// Weights would change where only masks are made.
+    #[error(
+        "a session makes masks and leaves the weights as they are: {what} needs `prune`, or the types of maskwright::prune"
+    )]
+    KeepsWeights {
+        /// What would change them.
+        what: &'static str,
+    },
+    /// The layer objective where the walk is over.
+    #[error(
+        "the layer objective belongs to the walk that chooses the start mask: give it as OneShotOptions::learn"
+    )]
+    LayerObjective,
     /// Asked to stop.
     #[error("interrupted")]
     Stopped,

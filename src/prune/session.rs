@@ -1,0 +1,270 @@
+//! The library in short: a model on a device, from a text to a mask to a folder.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use super::learn::{LearnWatch, Objective, Residency, Snapshot, Stage, StageRun, StepReport, shuffled};
+use super::plan::{Carried, choose_place};
+use super::{BlockResult, OneShotOptions, ProjectionReport, PruneError, Repair, Schedule, Watch, select};
+use crate::calib::{Segments, Windows, read_windows};
+use crate::eval::{Comparison, Streamed};
+use crate::export::{MaskedModel, hf};
+use crate::gpu::{Commands, Gpu, GpuOptions};
+use crate::kernel::{Kernels, Preset, choose_preset};
+use crate::mask::{MaskFile, MaskSet, Provenance};
+use crate::model::{Checkpoint, Config, Overlay, Tokenizer};
+use crate::nn::{Activations, Embedding, Keep, Place};
+
+/// A model folder in Hugging Face layout, opened and checked, and the device that it is pruned on.
+///
+/// It chooses and learns masks; weights stay as they are. What it is made of is public too, for more: [`Schedule`] and [`StageRun`] with
+/// what watches them, [`crate::nn`] for single passes.
+pub struct Session {
+    config: Config,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    preset: Preset,
+    gpu: Gpu,
+}
+
+impl Session {
+    /// Opens a model folder and a device. The weights are mapped, and looked through for NaN and infinity once.
+    ///
+    /// # Errors
+    /// A folder that cannot be read or holds no model that is supported; no device.
+    pub fn open(folder: &Path, device: GpuOptions) -> Result<Self, PruneError> {
+        let config = Config::read(folder)?;
+        let checkpoint = Checkpoint::open(folder, &config)?;
+        checkpoint.check_finite(&config)?;
+        let tokenizer = Tokenizer::open(folder, &config)?;
+        let gpu = Gpu::open(device)?;
+        let preset = choose_preset(&gpu, None)?;
+        Ok(Self { config, checkpoint, tokenizer, preset, gpu })
+    }
+
+    /// What config.json says.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The weights.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Its kernels.
+    pub fn kernels(&self) -> Kernels<'_> {
+        Kernels::new(&self.gpu, self.preset.clone())
+    }
+
+    /// `count` windows of `length` tokens of a text, as [`read_windows`] takes them.
+    ///
+    /// # Errors
+    /// A text that cannot be read or is too short.
+    pub fn sample(
+        &self,
+        text: &Path,
+        segments: Segments,
+        count: usize,
+        length: usize,
+    ) -> Result<Windows, PruneError> {
+        Ok(read_windows(&self.tokenizer, text, segments, count, length)?)
+    }
+
+    /// Masks of all projections by a one-shot method, block by block; `progress` is told of every projection.
+    ///
+    /// # Errors
+    /// What the device reports; rows that do not divide into groups; [`PruneError::KeepsWeights`] for a repair.
+    pub fn choose(
+        &self,
+        options: &OneShotOptions,
+        windows: &Windows,
+        progress: impl FnMut(&ProjectionReport),
+    ) -> Result<MaskSet, PruneError> {
+        if options.repair != Repair::None {
+            return Err(PruneError::KeepsWeights { what: "a repair" });
+        }
+        let (kernels, config) = (self.kernels(), &self.config);
+        let selection = select(config, options.pattern, &[], false)?;
+        let embedding = Embedding::new(&self.checkpoint, config)?;
+        let activations = if options.needs_inputs() {
+            let carried = self.carried(windows);
+            let (tokens, sizes) = (windows.tokens(), carried.sizes(&self.gpu, config));
+            let place = carried.place;
+            Some(Activations::embed(&self.gpu, config, &embedding, tokens, sizes, place, Keep::Inputs)?)
+        } else {
+            None
+        };
+        let tensors = &Overlay::new(&self.checkpoint);
+        let schedule =
+            Schedule { kernels: &kernels, config, tensors, selection: &selection, options, starts: None };
+        let mut chosen = Chosen { masks: MaskSet::new(options.pattern), progress };
+        schedule.run(&mut Commands::new(&self.gpu)?, activations, &[], &mut chosen)?;
+        Ok(chosen.masks)
+    }
+
+    /// Masks learned by backpropagation from those of `start`, on the block or the model objective. `progress` is told of every step and
+    /// says whether to go on.
+    ///
+    /// # Errors
+    /// What the device reports; fewer windows than a minibatch; a loss that is not finite; [`PruneError::Stopped`] where `progress` said
+    /// so; [`PruneError::KeepsWeights`] for a stage that trains weights.
+    pub fn learn(
+        &self,
+        stage: &Stage,
+        start: &MaskSet,
+        windows: &Windows,
+        progress: impl FnMut(&StepReport) -> ControlFlow<()>,
+    ) -> Result<MaskSet, PruneError> {
+        if stage.trains.weights() {
+            return Err(PruneError::KeepsWeights { what: "a stage that trains weights" });
+        }
+        if stage.objective == Objective::Layer {
+            return Err(PruneError::LayerObjective);
+        }
+        let (kernels, config) = (self.kernels(), &self.config);
+        let mut selection = select(config, stage.pattern, &[], true)?;
+        selection.pruned.retain(|(_, p)| start.masks.contains_key(&p.name));
+        let windows = shuffled(windows, stage.seed, stage.batch)?;
+        let carried = self.carried(&windows);
+        let sizes = carried.sizes_for(&self.gpu, config, stage).next();
+        let sizes = sizes.unwrap_or_else(|| carried.sizes(&self.gpu, config));
+        let run = StageRun {
+            kernels: &kernels,
+            config,
+            dense: &self.checkpoint,
+            tensors: &Overlay::new(&self.checkpoint),
+            selection: &selection,
+            stage,
+            start,
+            sizes,
+            place: carried.place,
+            residency: Residency::Resident,
+        };
+        let mut learned = Learning { masks: start.clone(), progress, stop: false };
+        run.run(&mut Commands::new(&self.gpu)?, &windows, &[], &mut learned)?;
+        Ok(learned.masks)
+    }
+
+    /// The model under `masks` beside itself without, on the same windows: perplexities, divergence, agreement.
+    ///
+    /// # Errors
+    /// What the device reports; a loss that is not finite.
+    pub fn evaluate(&self, masks: &MaskSet, windows: &Windows) -> Result<Comparison, PruneError> {
+        let kernels = self.kernels();
+        let embedding = Embedding::new(&self.checkpoint, &self.config)?;
+        let dense = Streamed {
+            kernels: &kernels,
+            config: &self.config,
+            tensors: &self.checkpoint,
+            embedding: &embedding,
+        };
+        let mut commands = Commands::new(&self.gpu)?;
+        let streams = dense.streams(&mut commands, windows, &dense, |_| ())?;
+        let tokens = windows.tokens().len();
+        Ok(dense.compare(&mut commands, windows, tokens, Some(masks), &streams, |_| ())?)
+    }
+
+    /// Writes the masks as a mask file, with hashes of the weights they were made for.
+    ///
+    /// # Errors
+    /// Masks that are not strict or do not fit the model; what the system refuses.
+    pub fn write_mask(
+        &self,
+        masks: &MaskSet,
+        provenance: &Provenance,
+        path: &Path,
+    ) -> Result<(), PruneError> {
+        Ok(MaskFile::new(masks.clone(), provenance.clone(), &self.checkpoint)?.write(path)?)
+    }
+
+    /// Writes the masked model in Hugging Face layout into the new folder `out`: pruned weights are zero, all else is the source's to the
+    /// bit. For other formats there is [`crate::export`].
+    ///
+    /// # Errors
+    /// Masks that are not strict or do not fit the model; a folder that is not empty; what the system refuses.
+    pub fn export(
+        &self,
+        masks: &MaskSet,
+        provenance: &Provenance,
+        out: &Path,
+    ) -> Result<hf::Summary, PruneError> {
+        let tensors = &Overlay::new(&self.checkpoint);
+        Ok(hf::write(&MaskedModel { tensors, config: &self.config, masks, provenance }, out)?)
+    }
+
+    /// How windows are carried through the blocks: as many together as go well, on the device where there is room.
+    fn carried(&self, windows: &Windows) -> Carried {
+        let (count, window) = (windows.count(), windows.window());
+        let carried = Carried { windows: count, window, together: usize::MAX, place: Place::Host };
+        Carried { place: choose_place(&self.gpu, &self.config, carried, None), ..carried }
+    }
+}
+
+/// Keeps the masks of a walk.
+struct Chosen<P> {
+    masks: MaskSet,
+    progress: P,
+}
+
+impl<P: FnMut(&ProjectionReport)> Watch for Chosen<P> {
+    fn stop(&self) -> bool {
+        false
+    }
+
+    fn part(&mut self, _: usize, _: usize, _: usize) {}
+
+    fn projection(&mut self, _: usize, report: &ProjectionReport) {
+        (self.progress)(report);
+    }
+
+    fn block(&mut self, result: BlockResult) -> Result<(), PruneError> {
+        self.masks.masks.extend(result.masks);
+        Ok(())
+    }
+}
+
+/// Keeps the masks of a stage.
+struct Learning<P> {
+    masks: MaskSet,
+    progress: P,
+    stop: bool,
+}
+
+impl<P: FnMut(&StepReport) -> ControlFlow<()>> LearnWatch for Learning<P> {
+    fn stop(&self) -> bool {
+        self.stop
+    }
+
+    fn due(&self) -> bool {
+        false
+    }
+
+    fn keep(&mut self, _: &Snapshot) -> Result<(), PruneError> {
+        Ok(())
+    }
+
+    fn resume(&mut self, _: usize) -> Result<Option<Snapshot>, PruneError> {
+        Ok(None)
+    }
+
+    fn step(&mut self, report: &StepReport) -> Result<(), PruneError> {
+        self.stop |= (self.progress)(report).is_break();
+        Ok(())
+    }
+
+    fn block(&mut self, result: &BlockResult) -> Result<(), PruneError> {
+        self.masks.masks.extend(result.masks.clone());
+        Ok(())
+    }
+}
