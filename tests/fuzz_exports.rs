@@ -13,7 +13,7 @@ use fuzzing::oracle::{self, Weights};
 use fuzzing::{Corpus, End, fuzz, refused, unmeasured};
 use host_fixture::{Scratch, tensors, write_safetensors};
 use maskwright::export::{ExportError, MaskedModel, ct24, hf, torch24};
-use maskwright::mask::{MaskFile, Masks};
+use maskwright::mask::MaskFile;
 use maskwright::model::{Checkpoint, Config, Overlay};
 use safetensors::Dtype as Stored;
 use serde_json::Value;

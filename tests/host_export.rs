@@ -8,7 +8,7 @@ use std::path::Path;
 
 use host_fixture::{Scratch, export_hf, masks, mentions, model, tensors, write_config, write_shards};
 use maskwright::export::hf;
-use maskwright::mask::{BitMask, MaskFile, MaskSet, Masks, Pattern, Provenance};
+use maskwright::mask::{BitMask, MaskFile, MaskSet, Pattern, Provenance};
 use maskwright::model::{Checkpoint, Config};
 use serde_json::Value;
 

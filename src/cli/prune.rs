@@ -191,9 +191,23 @@ impl Args {
         }
     }
 
+    /// Whether MaskPro learns on the model's loss.
+    pub(super) fn policy(&self) -> bool {
+        self.method == Method::Maskpro && self.train.trains(self.method).is_none()
+    }
+
     /// What is learned in the walk, and the stages behind it.
+    ///
+    /// # Errors
+    /// Options that contradict each other.
     pub(super) fn stages(&self) -> Result<(Option<Stage>, Vec<Stage>), CliError> {
         let repairs = self.walk.trained_repairs();
+        self.learn.check(self.policy(), &self.start)?;
+        if self.policy() && !repairs.is_empty() {
+            let message = "maskpro on the model's loss takes no --repair block or model; repair the weights under its mask with \
+                 --method given --start RUN/mask.safetensors --repair ...";
+            return Err(CliError::Usage(message.into()));
+        }
         let (pattern, seed) = (self.select.pattern, self.windows.seed);
         let mut stages = self.train.stages(self.method, &self.learn, &repairs, pattern, seed)?;
         let in_walk = stages.first().is_some_and(|stage| stage.objective == Objective::Layer);
@@ -231,15 +245,8 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     args.resolve();
     let args = &args;
     let (layer, stages) = args.stages()?;
-    let policy = args.method == Method::Maskpro && !stages.iter().any(|stage| stage.trains.masks());
-    if policy && !stages.is_empty() {
-        let message = "maskpro on the model's loss takes no --repair block or model; repair the weights under its mask with \
-             --method given --start RUN/mask.safetensors --repair ...";
-        return Err(CliError::Usage(message.into()));
-    }
-    args.learn.check(policy, &args.start)?;
     let options = args.walk_options(layer, &stages)?;
-    if args.resume.is_some() && policy {
+    if args.resume.is_some() && args.policy() {
         let message = "--resume does not go on with maskpro on the model's loss; a mask learned so far continues with \
              --start FILE";
         return Err(CliError::Usage(message.into()));
@@ -250,7 +257,8 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     let model = Model::open_checked(&args.model)?;
     let selection = args.select(&model.config, device)?;
     let choice = args.choice(&model.config);
-    let needed = policy || !stages.is_empty() || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
+    let needed =
+        args.policy() || !stages.is_empty() || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
     let calib = match &args.calib {
         Some(text) => Some(choice.read(&model, text)?),
         None if needed => {
@@ -277,7 +285,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     if !args.no_model {
         export::hf::check_destination(&model.checkpoint, out)?;
     }
-    if policy { job.learn(RunFolder::create(out)?) } else { job.layered(out, options.as_ref()) }
+    if args.policy() { job.learn(RunFolder::create(out)?) } else { job.layered(out, options.as_ref()) }
 }
 
 /// One `prune`, with everything that needs no device opened and checked.
@@ -310,11 +318,6 @@ impl Job<'_> {
         Ok((self.walk(options, None).plan(kernels, carried)?, carried))
     }
 
-    /// Whether MaskPro learns on the model's loss.
-    pub(super) fn policy(&self) -> bool {
-        self.args.method == Method::Maskpro && self.stages.is_empty()
-    }
-
     fn dry_run(&self, options: Option<OneShotOptions>) -> Result<Outcome, CliError> {
         let gpu = self.device.open()?;
         let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
@@ -325,7 +328,7 @@ impl Job<'_> {
             }
             None => (None, None),
         };
-        let learning = match self.policy() {
+        let learning = match self.args.policy() {
             true => vec![self.learning_plan(&kernels)?],
             false => self.plans(&kernels).all(&self.stages)?,
         };

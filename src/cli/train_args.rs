@@ -108,7 +108,7 @@ fn entry<T: Copy>(given: &[T], i: usize, count: usize, name: &str) -> Result<Opt
 
 impl TrainArgs {
     /// What `method` trains, if it learns by backpropagation or block by block.
-    fn trains(&self, method: Method) -> Option<Trains> {
+    pub(super) fn trains(&self, method: Method) -> Option<Trains> {
         Some(match method {
             Method::Relaxed => Trains::Relaxed,
             Method::Maskllm => Trains::MaskLlm,

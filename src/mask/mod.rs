@@ -28,6 +28,8 @@ pub use reader::{MaskReader, Masks};
 
 use std::collections::BTreeMap;
 
+use crate::model::Config;
+
 /// The masks of a model's projections, by tensor name (`model.layers.0.mlp.up_proj.weight`). A projection without an
 /// entry stays dense.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,6 +60,14 @@ impl MaskSet {
             mask.check(self.pattern).map_err(|e| e.within(name))?;
         }
         Ok(())
+    }
+
+    /// Checks that every mask belongs to a projection of the model and has its shape.
+    ///
+    /// # Errors
+    /// [`MaskError::NoProjection`] and [`MaskError::Shape`].
+    pub fn check_model(&self, config: &Config) -> Result<(), MaskError> {
+        Masks::check_model(self, config)
     }
 
     /// Kept weights of all masks.

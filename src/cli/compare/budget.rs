@@ -47,7 +47,6 @@ impl Job<'_> {
     /// Steps for each objective of a method so that they take about `budget` seconds; none for a method that does not learn.
     pub(super) fn steps_within(&self, mut args: prune::Args, budget: f64) -> Result<Vec<u32>, CliError> {
         args.resolve();
-        args.learn.check()?;
         let (layer, stages) = args.stages()?;
         if layer.is_some() {
             let message = "the steps of the layer objective are not chosen by time; give --steps";
@@ -68,14 +67,14 @@ impl Job<'_> {
             stages,
         };
         let learning: Vec<&Stage> = job.stages.iter().filter(|s| s.trains.masks()).collect();
-        if learning.is_empty() && !job.policy() {
+        if learning.is_empty() && !job.args.policy() {
             return Ok(Vec::new());
         }
         let gpu = device.open()?;
         let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
         let pilot = Pilot { job: &job, kernels: &kernels, calib: &self.calib, budget, stop: &self.stop };
         let start = first_of_every_group(&selection, args.select.pattern)?;
-        let timed = match job.policy() {
+        let timed = match job.args.policy() {
             true => vec![pilot.policy(&start)?],
             false => learning.iter().map(|s| pilot.stage(s, &start)).collect::<Result<Vec<_>, _>>()?,
         };
