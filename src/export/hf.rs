@@ -76,7 +76,7 @@ pub(super) fn in_new_folder(
     Ok(Summary { folder: out.into(), ..result })
 }
 
-/// Whether a masked copy of `checkpoint` can lie at `out`, as [`write`] checks; to be asked before long work.
+/// Whether a masked copy of `checkpoint` can lie at `out`, as [`write()`] checks; to be asked before long work.
 ///
 /// # Errors
 /// [`ExportError::InsideSource`], or that the source cannot be read.

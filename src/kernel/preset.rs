@@ -96,7 +96,7 @@ impl Preset {
 
 /// The preset for `gpu`: `forced` by name, or the cached result of an earlier measurement on the same adapter, driver,
 /// version and presets, or the fastest of all offered presets in a measurement made now. One that uses subgroups has to pass
-/// [`self_test`] first, every time.
+/// a self-test first, every time.
 ///
 /// # Errors
 /// An unknown name, a preset that this device does not run, or what the device reports.
