@@ -33,7 +33,7 @@
 //! Each uses only those named before it: [`fsio`] (files that appear whole or not at all), [`model`] and [`mask`] (folders, tensors, patterns, the
 //! sampling law; no GPU), [`calib`] (windows of texts), [`export`] (what is written), [`verify`] (whether it is right), [`gpu`] (the only one that
 //! names wgpu), [`kernel`] (one function per shader), [`nn`] (the decoder), [`eval`] and [`prune`] (what a mask costs, and how one is chosen),
-//! [`cli`] (the command).
+//! [`report`] (runs as a page), [`cli`] (the command).
 //!
 //! Errors are one enum for each layer; their messages name the file or tensor, what was expected and what to do. A number is in the
 //! units that its documentation says: losses in nats per token, memory in bytes, time in seconds.
@@ -50,4 +50,5 @@ pub mod mask;
 pub mod model;
 pub mod nn;
 pub mod prune;
+pub mod report;
 pub mod verify;

@@ -296,6 +296,20 @@ fn an_output_folder_that_cannot_be_written() {
     fails_in(prune(&dir, Path::new("/proc/run")), 1, &["cannot write the run folder /proc/run", "--out"]);
 }
 
+/// The port of the live report is taken before any work, or the run does not begin.
+#[test]
+fn an_address_that_cannot_be_served() {
+    let dir = setup();
+    let out = dir.join("out");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for address in [taken.local_addr().unwrap().to_string(), "nowhere.invalid:80".into(), "words".into()] {
+        let mut command = prune(&dir, &out);
+        command.arg(format!("--serve={address}"));
+        fails_in(command, 1, &["cannot show the report at", &address, "--serve=127.0.0.1:0"]);
+        assert!(!out.exists());
+    }
+}
+
 /// Where rights count (not for root), a folder without the right to write.
 #[cfg(unix)]
 #[test]

@@ -98,9 +98,18 @@ fn every_method_writes_a_whole_run() {
         }
         assert_eq!(
             names(&out),
-            ["config.toml", "mask.safetensors", "metrics.jsonl", "model", "run.json"],
+            [
+                "config.toml",
+                "mask.safetensors",
+                "metrics.jsonl",
+                "model",
+                "report.html",
+                "run.json",
+                "windows.json"
+            ],
             "{method}"
         );
+        windows_json(&out);
         for file in ["config.json", "model.safetensors", "sparsity_report.json", "tokenizer.json"] {
             assert!(out.join("model").join(file).is_file(), "{method}: model/{file}");
         }
@@ -160,7 +169,7 @@ fn every_method_writes_a_whole_run() {
 fn a_run_continues_from_a_mask_file() {
     let dir = Scratch::new();
     let (first, second) = (dir.join("first"), dir.join("second"));
-    succeeds(&prune(&first, &["--method", "magnitude", "--no-model"]));
+    succeeds(&prune(&first, &["--method", "magnitude", "--no-model", "--no-report"]));
     assert_eq!(names(&first), ["config.toml", "mask.safetensors", "metrics.jsonl", "run.json"]);
     let file = first.join("mask.safetensors");
     let start = ["--start", file.to_str().unwrap(), "--no-model"];
@@ -228,30 +237,104 @@ fn the_seed_decides() {
     assert_ne!(mask(&a).set, mask(&c).set, "another seed gives another mask");
 }
 
+/// `windows.json` agrees with `run.json`, and its worst tokens are in the text.
+fn windows_json(run: &Path) {
+    let (info, windows) = (json_file(&run.join("run.json")), json_file(&run.join("windows.json")));
+    let mean = |model: &str| {
+        let all: Vec<f64> =
+            windows["loss"][model].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        assert_eq!(all.len(), 8);
+        all.iter().sum::<f64>() / 8.0
+    };
+    for model in ["dense", "result"] {
+        same(mean(model).exp(), perplexity(&info, model), 1e-9);
+    }
+    let text = fs::read_to_string(village_text("heldout")).unwrap();
+    let worst = windows["worst"].as_array().unwrap();
+    assert_eq!(worst.len(), 20);
+    let mut last = f64::INFINITY;
+    for token in worst {
+        let number = |key: &str| token[key].as_f64().unwrap();
+        assert!(number("rise") > 0.0 && number("rise") <= last, "{token}");
+        last = number("rise");
+        assert!((number("result") - number("dense") - last).abs() < 1e-4, "{token}");
+        assert!((1.0..32.0).contains(&number("position")) && number("window") < 8.0, "{token}");
+        let part = |key: &str| token[key].as_str().unwrap();
+        let around = [part("before"), part("token"), part("after")].concat();
+        assert!(text.contains(around.trim()), "{around:?} is not in the text");
+    }
+    let phases = info["phases"].as_array().unwrap();
+    let seconds: f64 = phases.iter().map(|p| p["seconds"].as_f64().unwrap()).sum();
+    let all = info["seconds"].as_f64().unwrap();
+    assert!(seconds > 0.9 * all && seconds <= all, "{phases:?} of {all}");
+}
+
+/// Starts a run and presses Ctrl-C when `steps` steps are told, after `meanwhile`; how it ended.
 #[cfg(unix)]
-#[test]
-fn ctrl_c_leaves_a_usable_mask() {
+fn interrupted(out: &Path, more: &[&str], steps: usize, meanwhile: impl FnOnce()) -> cli_tools::Ran {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
-    let dir = Scratch::new();
-    let out = dir.join("out");
-    let args = prune(&out, &["--steps", "1000000", "--start", "magnitude", "--logits", "2"]);
+    let args = prune(out, more);
     let child = command().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let began = Instant::now();
-    let steps = || std::fs::read_to_string(out.join("metrics.jsonl")).map_or(0, |t| t.lines().count());
-    while steps() < 2 {
+    let told = || {
+        let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
+        text.lines().filter(|line| line.contains("\"step\"")).count()
+    };
+    while told() < steps {
         assert!(began.elapsed() < Duration::from_secs(120), "no step in two minutes");
         std::thread::sleep(Duration::from_millis(50));
     }
+    meanwhile();
     let killed = Command::new("kill").arg("-INT").arg(child.id().to_string()).status().unwrap();
     assert!(killed.success());
     let ran: cli_tools::Ran = child.wait_with_output().unwrap().into();
     assert_eq!(ran.code, Some(130), "{}", ran.err);
+    ran
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_a_usable_mask() {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    let dir = Scratch::new();
+    let out = dir.join("out");
+    // Shown while it runs, at a port that was free a moment ago.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let serve = format!("--serve={address}");
+    let more = ["--steps", "1000000", "--start", "magnitude", "--logits", "2", &serve];
+    let ran = interrupted(&out, &more, 2, || {
+        let mut browser = TcpStream::connect(address).expect("the report is served");
+        write!(browser, "GET /data.json HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+        let mut shown = String::new();
+        browser.read_to_string(&mut shown).unwrap();
+        let shown = &json(shown.split("\r\n\r\n").nth(1).expect("a body"))["runs"][0];
+        assert!(shown["curves"][0]["steps"].as_u64().unwrap() >= 2);
+        assert_eq!((&shown["info"]["method"], &shown["finished"]), (&"maskpro".into(), &false.into()));
+    });
     assert!(ran.err.contains("interrupted: writing the mask learned so far"), "{}", ran.err);
-    assert_eq!(names(&out), ["config.toml", "mask.safetensors", "metrics.jsonl", "model", "run.json"]);
+    let all = ["config.toml", "mask.safetensors", "metrics.jsonl", "model", "report.html", "run.json"];
+    assert_eq!(names(&out), all);
     assert_eq!(json_file(&out.join("run.json"))["interrupted"], true);
     mask(&out);
     eval(&village(), Some(&out.join("mask.safetensors")));
+}
+
+/// What can be resumed has its report, too.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_a_report() {
+    let dir = Scratch::new();
+    let out = dir.join("out");
+    let more = ["--method", "relaxed", "--start", "magnitude", "--objective", "block", "--steps", "1000000"];
+    let ran = interrupted(&out, &more, 2, || ());
+    assert!(ran.err.contains("--resume"), "{}", ran.err);
+    assert!(!out.join("run.json").exists());
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    for part in ["The run is not finished", "stage 1: relaxed on the block objective", "\"adapter\":"] {
+        assert!(page.contains(part), "{part}");
+    }
 }
 
 /// The plan of `--dry-run` against what was allocated, item by item: at the size of a real batch, with a small batch (the start

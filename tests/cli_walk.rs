@@ -259,7 +259,10 @@ fn repairs() {
         // Without the model's folder the weights stay where the blocks were.
         let bare = dir.join(&format!("{name}-bare"));
         succeeds(&into(prune(&[more, &["--no-model"]].concat()), "--out", &bare));
-        assert_eq!(names(&bare), ["blocks", "config.toml", "mask.safetensors", "metrics.jsonl", "run.json"]);
+        assert_eq!(
+            names(&bare),
+            ["blocks", "config.toml", "mask.safetensors", "metrics.jsonl", "report.html", "run.json"]
+        );
         assert_eq!(names(&bare.join("blocks")).len(), 5);
     }
     let wrong = prune(&["--method", "wanda", "--repair", "update"]);

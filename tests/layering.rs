@@ -16,7 +16,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("nn", &["gpu", "kernel", "mask", "model"]),
     ("eval", &["calib", "gpu", "kernel", "mask", "model", "nn"]),
     ("prune", &["calib", "eval", "export", "fsio", "gpu", "kernel", "mask", "model", "nn"]),
-    ("cli", &["calib", "eval", "export", "fsio", "gpu", "kernel", "mask", "model", "nn", "prune", "verify"]),
+    ("report", &["fsio"]),
+    (
+        "cli",
+        &[
+            "calib", "eval", "export", "fsio", "gpu", "kernel", "mask", "model", "nn", "prune", "report",
+            "verify",
+        ],
+    ),
 ];
 
 fn sources(path: &Path, into: &mut Vec<PathBuf>) {

@@ -16,8 +16,19 @@ use crate::model::read_limited;
 /// More than any options take.
 const LIMIT_BYTES: u64 = 1 << 20;
 /// What says where a run goes and what is shown of it, not what it does.
-const NOT_WRITTEN: [&str; 9] =
-    ["config", "out", "resume", "quiet", "json", "dry-run", "profile", "help", "version"];
+const NOT_WRITTEN: [&str; 11] = [
+    "config",
+    "out",
+    "resume",
+    "quiet",
+    "json",
+    "dry-run",
+    "profile",
+    "no-report",
+    "serve",
+    "help",
+    "version",
+];
 
 /// The key of an option: its long name, or its place.
 fn key(arg: &Arg) -> String {

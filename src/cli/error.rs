@@ -8,6 +8,7 @@ use crate::mask::MaskError;
 use crate::model::ModelError;
 use crate::nn::NnError;
 use crate::prune::PruneError;
+use crate::report::ReportError;
 use crate::verify::VerifyError;
 
 /// Any error of a command.
@@ -29,6 +30,8 @@ pub(super) enum CliError {
     Export(#[from] ExportError),
     #[error(transparent)]
     Prune(#[from] PruneError),
+    #[error(transparent)]
+    Report(#[from] ReportError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error("{first}{}", more_problems(*.more))]

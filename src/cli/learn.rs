@@ -11,6 +11,7 @@ use super::method_args::Start;
 use super::output::{Progress, bytes};
 use super::plan::largest;
 use super::prune::Job;
+use super::report::Reporting;
 use super::result::Made;
 use super::stage_plan::StagePlan;
 use super::{CliError, Outcome};
@@ -40,7 +41,7 @@ impl Job<'_> {
     }
 
     /// Makes the start mask and learns from it.
-    pub(super) fn learn(&self, mut folder: RunFolder) -> Result<Outcome, CliError> {
+    pub(super) fn learn(&self, mut folder: RunFolder, report: &Reporting) -> Result<Outcome, CliError> {
         let started = Instant::now();
         let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
         let Some(windows) = &self.calib else {
@@ -54,6 +55,10 @@ impl Job<'_> {
         };
         let plan = largest(walk.as_ref(), &[self.learning_plan(&kernels)?]).to_vec();
         self.device.note(|| format!("plan: {} of GPU memory", bytes(total(&plan))));
+        let options = json!(self.args.learn.options(self.args.select.pattern, self.args.windows.seed));
+        let info = self.info(&kernels, &options, &plan);
+        report.tell(&info);
+        folder.phase("set-up");
         let stop = stop_flag()?;
         let mut commands = Commands::new(&gpu)?;
         let pattern = self.args.select.pattern;
@@ -72,23 +77,23 @@ impl Job<'_> {
             self.device.note(|| "interrupted before there was a start mask: nothing is written".into());
             return Ok(Outcome::Interrupted);
         };
+        folder.phase("start mask");
         let weights = DecoderWeights::upload(&gpu, checkpoint, config, |_| ())?;
         let embedding = Embedding::new(checkpoint, config)?;
         let decoder = Decoder { kernels: &kernels, config, weights: &weights, embedding };
         let (masks, outcome) = self.steps(&mut folder, &decoder, &mut commands, &start, windows, &stop)?;
         // The evaluation takes one block at a time and has no use for all of them.
         drop(weights);
-        let options = json!(self.args.learn.options(pattern, self.args.windows.seed));
+        folder.phase("learning");
         let made = Made {
             masks,
             start: Some(start.masks),
             tensors: &Overlay::new(checkpoint),
             outcome,
-            plan,
-            options,
+            info,
             reports: Vec::new(),
         };
-        self.finish(folder, &kernels, &mut commands, made, started)
+        self.finish(folder, &kernels, &mut commands, made, started, report)
     }
 
     fn steps<'g>(

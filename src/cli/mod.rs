@@ -19,6 +19,7 @@ mod method_args;
 mod output;
 mod plan;
 mod prune;
+mod report;
 mod result;
 mod shell;
 mod stage_plan;
@@ -27,6 +28,7 @@ mod train_args;
 mod variance;
 mod verify;
 mod walk;
+mod worst;
 
 use std::process::ExitCode;
 
@@ -69,6 +71,8 @@ enum Command {
     Variance(Box<variance::Args>),
     /// Check a masked model folder: strictly N:M, and nothing else touched
     Verify(verify::Args),
+    /// Write a page about one run or several: results, curves, errors, time, memory
+    Report(report::Args),
     /// Show pattern and sparsity of a mask or a masked model, and how far two agree
     Inspect(inspect::Args),
     /// Print a script that lets a shell complete commands and options
@@ -124,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::ApplyMask(args) => export::apply(&args),
         Command::Variance(args) => variance::run(&cli.device, &args),
         Command::Verify(args) => verify::run(&cli.device, &args),
+        Command::Report(args) => report::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Completions(args) => Ok(shell::completions(&args)),
         Command::Man(args) => shell::man(&args),

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::calib_args::{CalibArgs, CalibChoice};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs, start_file};
 use super::output::bytes;
 use super::plan::{dry_run_of_shape, largest, show_plan};
+use super::report::{ReportArgs, Reporting};
 use super::result::Made;
 use super::train_args::{Recipe, TrainArgs};
 use super::walk::{Walk, WalkArgs, WalkWindows, conditions};
@@ -72,7 +73,8 @@ impl Method {
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Writes into --out: mask.safetensors, model/ (the masked model in Hugging Face layout), metrics.jsonl and run.json.
+    after_help = "Writes into --out: mask.safetensors, model/ (the masked model in Hugging Face layout), metrics.jsonl, run.json, and report.html,
+a page about the run.
 Every method but maskpro on the model's loss keeps what it has finished, and the state of training: after Ctrl-C or a crash the same
 command with --resume in place of --out goes on. Ctrl-C ends maskpro's learning and writes the mask learned so far. Both end
 with exit code 130.
@@ -122,6 +124,8 @@ pub(super) struct Args {
     /// Only the first windows of the evaluation text
     #[arg(long, value_name = "N")]
     eval_windows: Option<usize>,
+    #[command(flatten)]
+    report: ReportArgs,
     /// Print the memory plan and an estimate of the time, and stop
     #[arg(long)]
     dry_run: bool,
@@ -285,7 +289,12 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     if !args.no_model {
         export::hf::check_destination(&model.checkpoint, out)?;
     }
-    if args.policy() { job.learn(RunFolder::create(out)?) } else { job.layered(out, options.as_ref()) }
+    let report = args.report.serve(device, out, &args.resolved)?;
+    if args.policy() {
+        job.learn(RunFolder::create(out)?, &report)
+    } else {
+        job.layered(out, options.as_ref(), &report)
+    }
 }
 
 /// One `prune`, with everything that needs no device opened and checked.
@@ -318,6 +327,11 @@ impl Job<'_> {
         Ok((self.walk(options, None).plan(kernels, carried)?, carried))
     }
 
+    /// The text that is measured on.
+    pub(super) fn eval_text(&self) -> Option<&Path> {
+        self.args.eval.as_deref()
+    }
+
     fn dry_run(&self, options: Option<OneShotOptions>) -> Result<Outcome, CliError> {
         let gpu = self.device.open()?;
         let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
@@ -337,7 +351,12 @@ impl Job<'_> {
     }
 
     /// Prunes layer by layer, or makes a start mask in that way, and runs the stages behind it.
-    fn layered(&self, out: &Path, options: Option<&OneShotOptions>) -> Result<Outcome, CliError> {
+    fn layered(
+        &self,
+        out: &Path,
+        options: Option<&OneShotOptions>,
+        report: &Reporting,
+    ) -> Result<Outcome, CliError> {
         let started = Instant::now();
         let gpu = self.device.open()?;
         let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
@@ -366,6 +385,13 @@ impl Job<'_> {
             Some(run) => RunFolder::reopen(run)?,
             None => (RunFolder::create(out)?, Vec::new()),
         };
+        let walk = json!(options);
+        let shown =
+            if self.stages.is_empty() { walk } else { json!({ "walk": walk, "stages": self.stages }) };
+        let info = self.info(&kernels, &shown, &plan);
+        report.tell(&info);
+        folder.began(started);
+        folder.phase("set-up");
         let stop = stop_flag()?;
         let mut tensors = Overlay::new(&self.model.checkpoint);
         let (mut masks, mut reports, mut store) = (given.clone(), Vec::new(), None);
@@ -385,8 +411,9 @@ impl Job<'_> {
             let walked = walk.run(&kernels, &mut commands, windows, keep, &stop)?;
             if walked.stopped {
                 let done = format!("{} of {} blocks are finished", kept.len(), self.blocks());
-                return Ok(self.interrupted(&folder, &done));
+                return Ok(self.interrupted(&folder, &done, report, &info));
             }
+            folder.phase("walk over the blocks");
             kept.add_to(&mut tensors)?;
             (masks, reports) = (Some(MaskSet { pattern, masks: walked.masks }), walked.reports);
             store = Some(kept);
@@ -406,22 +433,18 @@ impl Job<'_> {
             &stop,
         )?;
         if staged.stopped {
-            return Ok(self.interrupted(&folder, "the state of training is kept"));
+            return Ok(self.interrupted(&folder, "the state of training is kept", report, &info));
         }
-        let walk = json!(options);
-        let options =
-            if self.stages.is_empty() { walk } else { json!({ "walk": walk, "stages": self.stages }) };
         let made = Made {
             masks: staged.masks.clone(),
             start,
             tensors: &staged.tensors,
             outcome: Outcome::Done,
-            plan,
-            options,
+            info,
             reports,
         };
         let keep_weights = made.tensors.replaces_any() && self.args.no_model;
-        let outcome = self.finish(folder, &kernels, &mut Commands::new(&gpu)?, made, started)?;
+        let outcome = self.finish(folder, &kernels, &mut Commands::new(&gpu)?, made, started, report)?;
         staged.finish(keep_weights)?;
         if let Some(store) = store {
             store.finish(keep_weights)?;
@@ -429,7 +452,14 @@ impl Job<'_> {
         Ok(outcome)
     }
 
-    fn interrupted(&self, folder: &RunFolder, done: &str) -> Outcome {
+    fn interrupted(
+        &self,
+        folder: &RunFolder,
+        done: &str,
+        report: &Reporting,
+        info: &Map<String, Value>,
+    ) -> Outcome {
+        report.write(folder.path(), Value::Object(info.clone()), false);
         let path = folder.path().display();
         self.device.note(|| format!("interrupted: {done}; the same command with --resume {path} goes on"));
         Outcome::Interrupted

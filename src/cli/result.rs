@@ -2,18 +2,20 @@
 
 use std::time::Instant;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::output::{Progress, profile, table};
 use super::prune::Job;
+use super::report::Reporting;
+use super::worst::windows_json;
 use super::{CliError, Outcome};
 use crate::calib::Windows;
 use crate::eval::Streamed;
 use crate::export::{MaskedModel, hf};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
-use crate::mask::{MaskFile, MaskSet};
-use crate::model::Overlay;
+use crate::mask::{BitMask, MaskFile, MaskSet};
+use crate::model::{Overlay, Tokenizer};
 use crate::nn::{Embedding, PlanItem, total};
 use crate::prune::{EvalRow, ProjectionReport, RunFolder};
 
@@ -24,20 +26,61 @@ pub(super) struct Made<'a> {
     /// The model's weights, with those that were re-fitted.
     pub(super) tensors: &'a Overlay<'a>,
     pub(super) outcome: Outcome,
-    pub(super) plan: Vec<PlanItem>,
-    pub(super) options: Value,
+    /// [`Job::info`].
+    pub(super) info: Map<String, Value>,
     pub(super) reports: Vec<ProjectionReport>,
 }
 
+/// What the evaluation text says.
+#[derive(Default)]
+struct Measured {
+    rows: Vec<EvalRow>,
+    /// Of `windows.json`.
+    windows: Option<Value>,
+}
+
 impl Job<'_> {
+    /// What is known of a run when it begins: the first part of `run.json`.
+    pub(super) fn info(
+        &self,
+        kernels: &Kernels<'_>,
+        options: &Value,
+        plan: &[PlanItem],
+    ) -> Map<String, Value> {
+        let info = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "adapter": kernels.gpu().describe(),
+            "preset": kernels.preset().name,
+            "model": self.args.model,
+            "config": self.args.config,
+            "calib": self.args.calib,
+            "method": self.args.method.name(),
+            "pattern": self.args.select.pattern,
+            "options": options,
+            "start": self.args.start.name(),
+            "seed": self.args.windows.seed,
+            "windows": self.calib.as_ref().map(Windows::count),
+            "window": self.calib.as_ref().map(Windows::window),
+            "segments": self.calib.as_ref().map(|_| self.choice.name()),
+            "only": self.args.select.only,
+            "left_dense": self.selection.skipped,
+            "memory": {"plan": plan, "plan_total": total(plan)},
+        });
+        match info {
+            Value::Object(info) => info,
+            _ => Map::new(),
+        }
+    }
+
     /// Writes the files of the run, measures, prints.
     pub(super) fn finish<'g>(
         &self,
-        folder: RunFolder,
+        mut folder: RunFolder,
         kernels: &Kernels<'g>,
         commands: &mut Commands<'g>,
         made: Made<'_>,
         started: Instant,
+        report: &Reporting,
     ) -> Result<Outcome, CliError> {
         let gpu = kernels.gpu();
         let (checkpoint, config) = (&self.model.checkpoint, &self.model.config);
@@ -51,36 +94,37 @@ impl Job<'_> {
             let masked = MaskedModel { tensors, config, masks, provenance: &provenance };
             hf::write(&masked, &folder.model())?;
         }
-        let rows = self.measure(kernels, commands, &made)?;
+        folder.phase("writing");
+        let Measured { rows, windows } = self.measure(kernels, commands, &made)?;
+        if let Some(windows) = &windows {
+            folder.windows(windows)?;
+            folder.phase("measuring");
+        }
         let changed = made.start.as_ref().map(|s| groups_changed(s, &made.masks));
-        let run = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "adapter": gpu.describe(),
-            "preset": kernels.preset().name,
-            "model": self.args.model,
-            "config": self.args.config,
-            "calib": self.args.calib,
-            "method": self.args.method.name(),
-            "options": made.options,
-            "start": self.args.start.name(),
-            "seed": self.args.windows.seed,
-            "windows": self.calib.as_ref().map(Windows::count),
-            "window": self.calib.as_ref().map(Windows::window),
-            "segments": self.calib.as_ref().map(|_| self.choice.name()),
-            "only": self.args.select.only,
-            "left_dense": self.selection.skipped,
-            "interrupted": matches!(made.outcome, Outcome::Interrupted),
-            "kept_weights_changed": made.tensors.replaces_any(),
-            "groups_changed": changed,
-            "projections": made.reports,
-            "results": rows,
-            "memory": {
-                "plan": made.plan, "plan_total": total(&made.plan), "peak": peak, "at_peak": at_peak
-            },
-            "method_seconds": method_seconds,
-            "seconds": started.elapsed().as_secs_f64(),
-        });
+        let mut run = made.info.clone();
+        for (key, value) in [
+            ("interrupted", json!(matches!(made.outcome, Outcome::Interrupted))),
+            ("resumed", json!(folder.resumed())),
+            ("kept_weights_changed", json!(made.tensors.replaces_any())),
+            ("groups_changed", json!(changed)),
+            ("moved", json!(moved(&made))),
+            ("projections", json!(made.reports)),
+            ("eval", self.eval_text().map(|text| text.display().to_string()).into()),
+            ("results", json!(rows)),
+            ("phases", json!(folder.phases())),
+            ("kernels", self.device.profile.then(|| json!(gpu.profile())).into()),
+            ("method_seconds", method_seconds.into()),
+            ("seconds", json!(started.elapsed().as_secs_f64())),
+        ] {
+            run.insert(key.into(), value);
+        }
+        if let Some(memory) = run.get_mut("memory") {
+            memory["peak"] = peak.into();
+            memory["at_peak"] = json!(at_peak);
+        }
+        let run = Value::Object(run);
         let path = folder.path().to_path_buf();
+        report.write(&path, run.clone(), true);
         folder.finish(&self.args.resolved, &run)?;
         if self.args.silent {
             // Whoever asked for this run reads its folder.
@@ -102,9 +146,9 @@ impl Job<'_> {
         kernels: &Kernels<'g>,
         commands: &mut Commands<'g>,
         made: &Made<'_>,
-    ) -> Result<Vec<EvalRow>, CliError> {
-        let Some((windows, tokens)) = &self.eval else {
-            return Ok(Vec::new());
+    ) -> Result<Measured, CliError> {
+        let (Some((windows, tokens)), Some(text)) = (&self.eval, self.eval_text()) else {
+            return Ok(Measured::default());
         };
         let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
         let embedding = Embedding::new(checkpoint, config)?;
@@ -116,7 +160,7 @@ impl Job<'_> {
         let mut models: Vec<_> =
             made.start.as_ref().map(|start| ("start", dense, start)).into_iter().collect();
         models.push(("result", result, &made.masks));
-        let mut rows = Vec::new();
+        let (mut rows, mut last) = (Vec::new(), None);
         for (model, streamed, set) in models {
             let mut bar = self.blocks_bar(model);
             let progress = |n| bar.at(n as u64, String::new);
@@ -126,8 +170,11 @@ impl Job<'_> {
                 rows.push(EvalRow::new("dense", &found.dense, None));
             }
             rows.push(EvalRow::new(model, &found.model, Some((found.kl, found.top1))));
+            last = Some(found);
         }
-        Ok(rows)
+        let tokenizer = Tokenizer::open(&self.model.folder, config)?;
+        let windows = last.map(|found| windows_json(text, windows, &found, &tokenizer)).transpose()?;
+        Ok(Measured { rows, windows })
     }
 
     fn blocks_bar(&self, model: &'static str) -> Progress {
@@ -169,6 +216,27 @@ impl Job<'_> {
             );
         }
     }
+}
+
+/// How many groups of a projection differ from its start mask.
+#[derive(serde::Serialize)]
+struct Moved<'a> {
+    name: &'a str,
+    groups: u64,
+    changed: u64,
+}
+
+/// How far each mask moved from the start mask, or where there is none, from that which the report of its projection names.
+fn moved<'m>(made: &'m Made<'_>) -> Vec<Moved<'m>> {
+    let of = |(name, mask): (&'m String, &'m BitMask)| {
+        let changed = match &made.start {
+            Some(start) => mask.groups_changed(start.masks.get(name)?, made.masks.pattern),
+            None => made.reports.iter().find(|r| r.name == *name)?.groups_changed?,
+        };
+        let groups = (mask.rows() * mask.cols() / made.masks.pattern.m()) as u64;
+        Some(Moved { name, groups, changed })
+    };
+    made.masks.masks.iter().filter_map(of).collect()
 }
 
 fn groups_changed(a: &MaskSet, b: &MaskSet) -> u64 {

@@ -162,6 +162,7 @@ impl Job<'_> {
             if staged.stopped {
                 return Ok(staged);
             }
+            folder.phase(format!("stage {}: {what}", number + 1));
             for masks in store.masks(&self.model.checkpoint)? {
                 staged.masks.masks.extend(masks);
             }

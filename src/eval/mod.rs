@@ -5,11 +5,13 @@ mod choices;
 mod generate;
 mod streamed;
 mod summary;
+mod worst;
 
 pub use choices::{Accuracy, Answered, answer};
 pub use generate::{Choice, Continuation, Generation, generate};
 pub use streamed::{Comparison, Streamed, Streams};
 pub use summary::{BesideSummary, Estimate, Summary, WindowMeans};
+pub use worst::Rise;
 
 use crate::calib::Windows;
 use crate::gpu::Commands;

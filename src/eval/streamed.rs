@@ -48,6 +48,8 @@ pub struct Comparison {
     pub kl_means: Vec<f64>,
     /// [`Comparison::top1`] of each window.
     pub top1_means: Vec<f64>,
+    /// Losses of the predicted tokens in nats, of the model and of the dense one: `[windows, window - 1]` each.
+    pub losses: [Vec<f32>; 2],
 }
 
 /// The mean; windows have at least one predicted token.
@@ -168,6 +170,7 @@ impl<'a, 'g> Streamed<'a, 'g> {
         let mut ids = windows.tokens();
         let (mut means, mut dense_means) = (Vec::new(), Vec::new());
         let (mut kl_means, mut top1_means) = (Vec::new(), Vec::new());
+        let mut losses = [Vec::new(), Vec::new()];
         x.each(c, Access { load_x: true, ..Default::default() }, |c, batch| {
             let (now, rest) = ids.split_at(batch.layout.windows * batch.layout.length);
             ids = rest;
@@ -187,6 +190,9 @@ impl<'a, 'g> Streamed<'a, 'g> {
             let agree =
                 |window: &[bool]| mean(&window.iter().map(|a| f64::from(u8::from(*a))).collect::<Vec<_>>());
             top1_means.extend(found.agree.chunks_exact(predicted).map(agree));
+            for (all, found) in losses.iter_mut().zip([&found.tokens, &found.dense]) {
+                all.extend(found.nll.iter().map(|&loss| loss as f32));
+            }
             Ok::<(), NnError>(())
         })?;
         Ok(Comparison {
@@ -196,6 +202,7 @@ impl<'a, 'g> Streamed<'a, 'g> {
             top1: mean(&top1_means),
             kl_means,
             top1_means,
+            losses,
         })
     }
 

@@ -95,6 +95,11 @@ impl Tokenizer {
             .map_err(|problem| ModelError::Decode { path: self.path.clone(), problem })
     }
 
+    /// A token as the vocabulary spells it.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Where it was read from.
     pub fn path(&self) -> &Path {
         &self.path

@@ -19,7 +19,7 @@ pub use checkpoint::{BLOCKS, BlockStore};
 pub use error::PruneError;
 pub use learn::Learned;
 pub use oneshot::{Input, Inputs, OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
-pub use run::{EvalRow, RunFolder};
+pub use run::{EvalRow, Phase, RunFolder};
 pub use schedule::{BlockResult, Schedule, Watch};
 pub use scores::{InputNorms, Score, score_logits};
 pub use select::{Selection, select};

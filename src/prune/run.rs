@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -46,6 +47,15 @@ impl EvalRow {
     }
 }
 
+/// A part of a run and how long it took.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Phase {
+    /// What it was.
+    pub phase: String,
+    /// Seconds.
+    pub seconds: f64,
+}
+
 /// A run's folder. `run.json` is written last, so that a folder without it is an unfinished run. An error before the first
 /// result leaves nothing, so that the same command can be given again.
 pub struct RunFolder {
@@ -53,6 +63,10 @@ pub struct RunFolder {
     metrics: File,
     /// Made here, not found empty.
     made: bool,
+    resumed: bool,
+    phases: Vec<Phase>,
+    /// When the present phase began.
+    since: Instant,
 }
 
 impl RunFolder {
@@ -75,7 +89,7 @@ impl RunFolder {
         fs::create_dir_all(path).map_err(fail)?;
         let file = OpenOptions::new().create(true).append(true).open(&name);
         let file = file.map_err(|source| PruneError::RunFolder { path: name, source })?;
-        Ok(Self { path: path.into(), metrics: file, made })
+        Ok(Self::of(path, file, made, false))
     }
 
     /// Opens the folder of an unfinished run. Its metrics start anew: they are told again, the lines of steps from those that
@@ -99,7 +113,34 @@ impl RunFolder {
             fs::remove_dir_all(&model)
                 .map_err(|source| PruneError::RunFolder { path: model.clone(), source })?;
         }
-        Ok((Self { path: path.into(), metrics: file, made: false }, earlier))
+        Ok((Self::of(path, file, false, true), earlier))
+    }
+
+    fn of(path: &Path, metrics: File, made: bool, resumed: bool) -> Self {
+        Self { path: path.into(), metrics, made, resumed, phases: Vec::new(), since: Instant::now() }
+    }
+
+    /// Whether an earlier run left it.
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Counts the first phase from a moment before the folder was opened.
+    pub fn began(&mut self, at: Instant) {
+        self.since = at;
+    }
+
+    /// Ends a phase: all that was done since the one before, or since the folder was opened.
+    pub fn phase(&mut self, phase: impl Into<String>) {
+        let now = Instant::now();
+        let seconds = now.duration_since(self.since).as_secs_f64();
+        self.phases.push(Phase { phase: phase.into(), seconds });
+        self.since = now;
+    }
+
+    /// The phases so far, in their order.
+    pub fn phases(&self) -> &[Phase] {
+        &self.phases
     }
 
     /// The folder.
@@ -125,6 +166,15 @@ impl RunFolder {
         let path = self.path.join("metrics.jsonl");
         let text = format!("{line}\n");
         self.metrics.write_all(text.as_bytes()).map_err(|source| PruneError::RunFolder { path, source })
+    }
+
+    /// Writes `windows.json`, what the evaluation says of every window.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn windows(&self, windows: &Value) -> Result<(), PruneError> {
+        let text = format!("{windows}\n");
+        Ok(fsio::write_bytes(&self.path.join("windows.json"), text.as_bytes())?)
     }
 
     /// Flushes the metrics and writes `config.toml`, the options, and `run.json`.

@@ -256,6 +256,7 @@ impl<'g> Blockwise<'_, 'g> {
             let at = Instant::now();
             let number = minibatch_order(stage.seed, index, step, minibatches);
             let minibatch = Minibatch { number, parts };
+            let mut residual = None;
             let loss = match stage.trains {
                 Trains::MaskPro => {
                     let start = match baseline[number] {
@@ -268,15 +269,18 @@ impl<'g> Blockwise<'_, 'g> {
                             *baseline[number].insert(self.loss(c, space, block, streams, linears, minibatch)?)
                         }
                     };
-                    self.draw(c, space, block, streams, &state, step, minibatch, start, &mut tracker)?
+                    let loss =
+                        self.draw(c, space, block, streams, &state, step, minibatch, start, &mut tracker)?;
+                    residual = Some(loss - start);
+                    loss
                 }
                 _ => self.descend(c, space, gradients, block, streams, &state, step, minibatch)?,
             };
             if !loss.is_finite() {
                 return Err(PruneError::Diverged { place: format!("block {index}"), step, loss });
             }
-            let seconds = at.elapsed().as_secs_f64();
-            watch.step(&StepReport { block: Some(index), step, steps: stage.steps, loss, seconds })?;
+            let report = StepReport::new(stage, Some(index), step, loss, at);
+            watch.step(&StepReport { residual, tracker: residual.map(|_| tracker), ..report })?;
         }
         self.finish(c, space, block, streams, state, own, before, started)
     }

@@ -125,8 +125,7 @@ impl<'g> EndToEnd<'_, 'g> {
             if !loss.is_finite() {
                 return Err(PruneError::Diverged { place: "the model".into(), step, loss });
             }
-            let seconds = at.elapsed().as_secs_f64();
-            watch.step(&StepReport { block: None, step, steps: stage.steps, loss, seconds })?;
+            watch.step(&StepReport::new(stage, None, step, loss, at))?;
         }
         self.finish(c, &space, blocks, windows, dense, before, started, watch)
     }

@@ -22,6 +22,7 @@ pub use state::BlockState;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
+use std::time::Instant;
 
 use crate::calib::{PythonRandom, Windows};
 use crate::gpu::Commands;
@@ -42,8 +43,26 @@ pub struct StepReport {
     pub steps: u32,
     /// The minibatch's loss before the step: squared error as a share of the block's update, or nats per token.
     pub loss: f64,
+    /// Policy gradient: the loss less that of the start mask on the same minibatch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residual: Option<f64>,
+    /// Policy gradient: the residuals' moving average, this step's in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracker: Option<f64>,
+    /// Temperature of the soft masks, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     /// Seconds it took.
     pub seconds: f64,
+}
+
+impl StepReport {
+    /// Of a step of `stage` that began at `at` and is done now; without what only a policy gradient has.
+    fn new(stage: &Stage, block: Option<usize>, step: u32, loss: f64, at: Instant) -> Self {
+        let (steps, temperature) = (stage.steps, stage.temperature_at(step));
+        let seconds = at.elapsed().as_secs_f64();
+        Self { block, step, steps, loss, residual: None, tracker: None, temperature, seconds }
+    }
 }
 
 /// Windows, in whole batches, on which a stage compares what it started from with what it came to.

@@ -34,6 +34,11 @@ impl Trains {
         matches!(self, Self::Weights | Self::Joint)
     }
 
+    /// Whether masks are soft on the way.
+    fn soft(self) -> bool {
+        self.relaxed() || self == Self::MaskLlm
+    }
+
     /// Whether there is one logit per weight, through a soft top N.
     pub(super) fn relaxed(self) -> bool {
         matches!(self, Self::Relaxed | Self::Joint)
@@ -171,6 +176,11 @@ pub struct At {
 }
 
 impl Stage {
+    /// Temperature of the soft masks at a step, where there are any.
+    pub(super) fn temperature_at(&self, step: u32) -> Option<f64> {
+        self.trains.soft().then(|| f64::from(self.at(step).temperature))
+    }
+
     /// The defaults of the command line for `trains` on `objective`; docs/experiments.md has where they come from.
     pub fn new(pattern: Pattern, trains: Trains, objective: Objective) -> Self {
         let model = objective == Objective::Model;

@@ -1,0 +1,104 @@
+//! `maskwright report`, and the report that `prune` writes and shows.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::context::DeviceArgs;
+use super::{CliError, Outcome};
+use crate::fsio::FsError;
+use crate::report::{Given, Live, Page, ReportError, Run, Server};
+
+/// The report in the folder of a run.
+const REPORT: &str = "report.html";
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "The page is one file that needs no network: options and adapter, perplexities, the curves of learning, the errors of the
+projections, how far the mask moved, time, memory, and the windows and tokens that lost most. Several runs come side by side,
+quality against time and memory, with the runs marked that no other beats in both.
+
+Examples:
+  maskwright report runs/first --out first.html
+  maskwright report runs/magnitude runs/descent runs/best --out methods.html"
+)]
+pub(super) struct Args {
+    /// Folders that prune wrote; also of unfinished runs
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// The page to write; an older one is replaced
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+pub(super) fn run(args: &Args) -> Result<Outcome, CliError> {
+    Page::read(&args.runs)?.write(&args.out)?;
+    println!("written: {}", args.out.display());
+    Ok(Outcome::Done)
+}
+
+/// Options of a run.
+#[derive(clap::Args)]
+pub(super) struct ReportArgs {
+    /// Do not write report.html
+    #[arg(long)]
+    no_report: bool,
+    /// Show the report in the browser while the run goes on; on this machine only, unless another address is given
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:8350")]
+    serve: Option<String>,
+}
+
+impl ReportArgs {
+    /// Takes the address of `--serve` and begins to answer there, for the run that will write to `folder`.
+    pub(super) fn serve(
+        &self,
+        device: &DeviceArgs,
+        folder: &Path,
+        config: &str,
+    ) -> Result<Reporting, CliError> {
+        let live = match &self.serve {
+            Some(address) => {
+                let server = Server::bind(address)?;
+                device.note(|| format!("the report is shown at {}", server.url()));
+                let live = Arc::new(Live::new(folder, config));
+                server.start(live.clone());
+                Some(live)
+            }
+            None => None,
+        };
+        Ok(Reporting { write: !self.no_report, config: config.into(), live })
+    }
+}
+
+/// What becomes of the report of a run.
+pub(super) struct Reporting {
+    write: bool,
+    config: String,
+    live: Option<Arc<Live>>,
+}
+
+impl Reporting {
+    /// What is known of the run, as `run.json` will begin.
+    pub(super) fn tell(&self, info: &Map<String, Value>) {
+        if let Some(live) = &self.live {
+            live.tell(Value::Object(info.clone()));
+        }
+    }
+
+    /// Writes the report of the run in `folder` before its `run.json`, as whose content, or the first part of it when the run is not
+    /// `finished`, stands `info`. A report that cannot be written is no reason to lose the run.
+    pub(super) fn write(&self, folder: &Path, info: Value, finished: bool) {
+        if !self.write {
+            return;
+        }
+        let given = Given { info, config: self.config.clone(), finished };
+        let path = folder.join(REPORT);
+        // A name like "." says nothing.
+        let folder = folder.canonicalize().map_err(|e| FsError::os("read", folder, e));
+        let page = folder.map_err(ReportError::from).and_then(|folder| Run::read(&folder, Some(&given)));
+        if let Err(e) = page.and_then(|run| Page::new(vec![run]).write(&path)) {
+            log::warn!("the run is kept, but its report could not be written: {e}");
+        }
+    }
+}
