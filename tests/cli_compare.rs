@@ -57,7 +57,7 @@ fn methods_side_by_side() {
     let ran = succeeds(&compare(&out, "magnitude,best,maskpro", &more));
     let found = json(&ran.out);
     assert_eq!(found, json_file(&out.join("compare.json")));
-    assert_eq!(names(&out), ["best", "compare.json", "compare.md", "magnitude", "maskpro"]);
+    assert_eq!(names(&out), ["best", "compare.json", "compare.md", "magnitude", "maskpro", "report.html"]);
     assert_eq!(
         (&found["pattern"], &found["windows"], &found["budget"]),
         (&"2:4".into(), &8.into(), &0.5.into())
@@ -111,7 +111,7 @@ fn a_method_that_fails_is_a_row() {
     let found = json_file(&out.join("compare.json"));
     assert!(row(&found, "proxsparse")["error"].as_str().is_some_and(|e| e.contains("2:4 only")), "{found}");
     assert!(row(&found, "proxsparse")["perplexity"].is_null() && row(&found, "magnitude")["error"].is_null());
-    assert_eq!(names(&out), ["compare.json", "compare.md", "magnitude"]);
+    assert_eq!(names(&out), ["compare.json", "compare.md", "magnitude", "report.html"]);
 }
 
 #[cfg(unix)]

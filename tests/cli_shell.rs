@@ -8,7 +8,7 @@ use std::process::Command;
 use cli_tools::{fails, names, run, succeeds};
 use host_fixture::Scratch;
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "apply-mask",
     "compare",
     "completions",
@@ -19,6 +19,7 @@ const COMMANDS: [&str; 13] = [
     "inspect",
     "man",
     "prune",
+    "report",
     "variance",
     "verify",
     "help",

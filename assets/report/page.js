@@ -262,12 +262,13 @@
   ];
 
   const versus = () => {
-    const { time, memory, notes: remarks } = data.versus;
+    const { time, time_of: timeOf, memory, notes: remarks } = data.versus;
+    const upTo = timeOf === "seconds" ? "that of the whole run, measuring included" : "that of the method, until its mask was there";
     const front = new Set([...time, ...memory].filter((p) => p.front).map((p) => p.run));
     const rows = data.runs.map((run, i) => {
       const [dense, result] = [row(run, "dense"), row(run, "result")];
       const cells = [run.name, run.info.method || "–", run.info.pattern || "–", fixed(dense && dense.perplexity, 3), fixed(result && result.perplexity, 3),
-        fixed(result && result.kl_to_dense, 4), percent(result && result.top1_agreement), duration(run.info.seconds), bytes((run.info.memory || {}).peak)];
+        fixed(result && result.kl_to_dense, 4), percent(result && result.top1_agreement), duration(run.info[timeOf]), bytes((run.info.memory || {}).peak)];
       return el("tr", front.has(i) ? { class: "front" } : null, cells.map((c) => el("td", null, c)));
     });
     // The largest unit of which there are two.
@@ -302,7 +303,7 @@
       el("h1", null, `${data.runs.length} runs`),
       notes(remarks, "Before comparing"),
       el("div", { class: "card", style: "margin-top:1rem" }, table(["run", "method", "pattern", "dense", "perplexity", "KL to dense", "top-1 as dense", "time", "memory"], rows,
-        "◆: no other run has a lower perplexity for as little time, or for as little memory (Pareto front). Time is that of the whole run, measuring included; memory is the peak on the device.")),
+        `◆: no other run has a lower perplexity for as little time, or for as little memory (Pareto front). Time is ${upTo}; memory is the peak on the device.`)),
       el("div", { class: "grid", style: "margin-top:1rem" }, [
         scatter("Quality against time", time, ...unitOf(time, [["seconds", 1], ["minutes", 60], ["hours", 3600]])),
         scatter("Quality against memory", memory, ...unitOf(memory, [["KiB at the peak", 2 ** 10], ["MiB at the peak", 2 ** 20], ["GiB at the peak", 2 ** 30]]))].filter(has)),

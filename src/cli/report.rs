@@ -38,6 +38,17 @@ pub(super) fn run(args: &Args) -> Result<Outcome, CliError> {
     Ok(Outcome::Done)
 }
 
+/// Writes the report of those of the `runs` that came to an end into `folder`. One that cannot be written is no reason to lose them.
+pub(super) fn beside(runs: &[PathBuf], folder: &Path) {
+    let finished: Vec<&PathBuf> = runs.iter().filter(|run| run.join("run.json").is_file()).collect();
+    if finished.is_empty() {
+        return;
+    }
+    if let Err(e) = Page::read(&finished).and_then(|page| page.write(&folder.join(REPORT))) {
+        log::warn!("the runs are kept, but their report could not be written: {e}");
+    }
+}
+
 /// Options of a run.
 #[derive(clap::Args)]
 pub(super) struct ReportArgs {

@@ -20,8 +20,10 @@ pub struct Point {
 /// Runs against each other.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Versus {
-    /// By the seconds of the whole run.
+    /// By seconds.
     pub time: Vec<Point>,
+    /// Which: "method_seconds", until the mask was there, or where not all runs have them "seconds", of the whole run.
+    pub time_of: &'static str,
     /// By the peak of device memory.
     pub memory: Vec<Point>,
     /// Why the runs may not be comparable.
@@ -53,6 +55,8 @@ impl Versus {
         if runs.iter().any(|run| run.info["resumed"] == true) {
             notes.push("Seconds of a resumed run are those since it was resumed.".into());
         }
+        let all_have = runs.iter().all(|run| run.info["method_seconds"].is_number());
+        let time_of = if all_have { "method_seconds" } else { "seconds" };
         let points = |cost: &dyn Fn(&Run) -> Option<f64>| {
             let all = runs.iter().enumerate().filter_map(|(i, run)| {
                 let perplexity = run.result("result")?["perplexity"].as_f64()?;
@@ -61,7 +65,8 @@ impl Versus {
             front(all.collect())
         };
         Self {
-            time: points(&|run| run.info["seconds"].as_f64()),
+            time: points(&|run| run.info[time_of].as_f64()),
+            time_of,
             memory: points(&|run| run.info["memory"]["peak"].as_f64()),
             notes,
         }

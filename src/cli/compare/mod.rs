@@ -20,6 +20,7 @@ use super::calib_args::{CalibArgs, CalibChoice};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::SelectArgs;
 use super::prune::{self, Method};
+use super::report;
 use super::train_args::Recipe;
 use super::{Cli, CliError, Command, Outcome};
 use crate::calib::Windows;
@@ -97,7 +98,7 @@ impl FromStr for Steps {
 them, in the proportions of its defaults, so that they take --budget seconds; its start mask comes on top, and counts in the table's \
 seconds.
 
-Writes into --out beside the runs: compare.json and compare.md, after every method. A method that fails has its reason in the table, and \
+Writes into --out beside the runs: compare.json and compare.md, after every method, and at the end report.html, a page about all runs. A method that fails has its reason in the table, and \
 the exit code is then 1. Ctrl-C ends the method at work, keeps what is finished, and exits with code 130.
 
 Examples:
@@ -204,6 +205,8 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
             break;
         }
     }
+    let runs: Vec<PathBuf> = contenders.iter().map(|&contender| job.folder(contender)).collect();
+    report::beside(&runs, &args.out);
     if args.json {
         println!("{}", serde_json::json!(comparison));
     } else {
