@@ -17,18 +17,19 @@ enum SegmentsArg {
 
 /// Calibration options of `prune` and `variance`. What is not given depends on the method.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Calibration")]
 pub(super) struct CalibArgs {
-    /// Calibration windows [default: 128, of maskpro 512, of the other learning methods 256]
+    /// Number of calibration windows [default: 128, of maskpro 512, of the other learning methods 256]
     #[arg(long, value_name = "N")]
     pub(super) windows: Option<usize>,
     /// Tokens of a calibration window [default: 2048 or as many as the model was made for, of maskpro 128]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "TOKENS")]
     pub(super) window: Option<usize>,
-    /// Which windows of the text [default: random, of maskpro sequential]
+    /// Which windows of the calibration text are taken [default: random, of maskpro sequential]
     #[arg(long, value_enum)]
     segments: Option<SegmentsArg>,
-    /// Seed of random windows and of MaskPro's draws
-    #[arg(long, default_value_t = 0)]
+    /// Seed of all that is drawn: random windows, their order in training, masks, noise
+    #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
 }
 

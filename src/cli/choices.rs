@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::context::{DeviceArgs, Model};
-use super::output::{Progress, profile, shown, table};
+use super::output::{Progress, show_profile, shown, table, with_profile};
 use super::{CliError, Outcome};
 use crate::calib::Question;
 use crate::eval::{Accuracy, answer};
@@ -57,7 +57,7 @@ pub(super) fn run(
             "seconds": seconds,
             "masked": set.is_some(),
         });
-        println!("{out}");
+        println!("{}", with_profile(out, device, &gpu));
     } else {
         let cells = vec![questions.len().to_string(), shown(acc, 100.0, 2), shown(acc_norm, 100.0, 2)];
         println!("{}", table(&["questions", "acc, %", "acc_norm, %"], &[cells]));
@@ -68,8 +68,6 @@ pub(super) fn run(
             )
         });
     }
-    if device.profile {
-        eprintln!("{}", profile(&gpu));
-    }
+    show_profile(device, &gpu, as_json);
     Ok(Outcome::Done)
 }

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, Id};
 use toml::{Table, Value};
 
 use super::CliError;
@@ -50,12 +50,20 @@ fn value_of(word: &str) -> Value {
 /// The options that `matches` of `command` have resolved to: given ones, and defaults but for options of all commands.
 pub(super) fn resolved(command: &Command, matches: &ArgMatches) -> String {
     let mut table = Table::new();
+    // Defaults that a given option takes the place of: the method beside a recipe.
+    let given = |arg: &&Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let replaced: Vec<&Id> = command
+        .get_arguments()
+        .filter(given)
+        .flat_map(|arg| command.get_arg_conflicts_with(arg))
+        .map(Arg::get_id)
+        .collect();
     for arg in command.get_arguments() {
         let (id, key) = (arg.get_id().as_str(), key(arg));
         let source = matches.value_source(id);
         let written = match source {
             Some(ValueSource::CommandLine | ValueSource::EnvVariable) => true,
-            Some(_) => !arg.is_global_set(),
+            Some(_) => !arg.is_global_set() && !replaced.contains(&arg.get_id()),
             None => false,
         };
         if !written || NOT_WRITTEN.contains(&key.as_str()) {

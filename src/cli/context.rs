@@ -12,29 +12,33 @@ use crate::kernel::{Preset, choose_preset};
 use crate::mask::{MaskReader, MaskSet, Masks, Pattern};
 use crate::model::{Checkpoint, Config, Tokenizer};
 
-/// Options of every command that uses a device.
+/// Behind the options of a command.
+const LAST: usize = 1000;
+
+/// Options of every command; those but `quiet` for commands that use a device.
 #[derive(Clone, clap::Args)]
+#[command(next_help_heading = "Device and output")]
 pub(super) struct DeviceArgs {
-    /// Adapter: its number in `maskwright devices`, or a part of its name
-    #[arg(long, global = true, value_name = "N|NAME")]
+    /// Adapter: its number in `maskwright devices`, or a part of its name [default: the one marked there]
+    #[arg(long, global = true, value_name = "N|NAME", display_order = LAST)]
     pub(super) device: Option<String>,
-    /// Tile preset (tile64, rows8, rows16, rows32, lanes16, lanes32) instead of the measured one
-    #[arg(long, global = true, value_name = "NAME")]
+    /// How kernels are cut into tiles: tile64, rows8, rows16, rows32, lanes16 or lanes32 [default: the fastest, measured once]
+    #[arg(long, global = true, value_name = "NAME", display_order = LAST)]
     pub(super) preset: Option<String>,
-    /// Measure every kernel with timestamp queries and print a table at the end
-    #[arg(long, global = true)]
+    /// Measure the time of every kernel, and print a table of it at the end
+    #[arg(long, global = true, display_order = LAST)]
     pub(super) profile: bool,
-    /// Target length of one submit in milliseconds
-    #[arg(long, global = true, value_name = "MS", default_value_t = 100)]
+    /// Milliseconds that the device is given work for at once; fewer where the screen stutters or a watchdog resets it
+    #[arg(long, global = true, value_name = "MS", default_value_t = 100, display_order = LAST)]
     pub(super) max_submit_ms: u32,
     /// Keep the bounds checks of the shader compiler (slower; for hunting a fault)
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = LAST)]
     pub(super) checked: bool,
     /// Bind at most this many bytes at once, as an adapter with small limits would
     #[arg(long, global = true, value_name = "BYTES", hide = true)]
     pub(super) max_binding_bytes: Option<u64>,
-    /// No progress, no notes: only results and errors
-    #[arg(long, global = true)]
+    /// No progress, no notes, no warnings: only results and errors
+    #[arg(long, global = true, display_order = LAST)]
     pub(super) quiet: bool,
 }
 

@@ -2,12 +2,13 @@
 
 use super::context::DeviceArgs;
 use super::output::{bytes, table};
-use super::{CliError, Outcome};
+use super::{CliError, Outcome, help};
 use crate::gpu::list_adapters;
 
 #[derive(clap::Args)]
+#[command(after_help = help::DEVICES)]
 pub(super) struct Args {
-    /// Print JSON
+    /// Print one JSON array instead of tables
     #[arg(long)]
     json: bool,
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::context::{DeviceArgs, Model};
-use super::output::{Progress, profile, shown, table};
-use super::{CliError, Outcome, choices};
+use super::output::{Progress, show_profile, shown, table, with_profile};
+use super::{CliError, Outcome, choices, help};
 use crate::calib::Windows;
 use crate::eval::{Comparison, Perplexity, Streamed, Summary, WindowMeans, perplexity, workspace};
 use crate::gpu::Commands;
@@ -16,44 +16,30 @@ use crate::mask::MaskSet;
 use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank};
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "A text is tokenised once, cut into windows that do not overlap, and the tail is dropped; the result is exp of \
-the mean of the window means (the convention of GPTQ, SparseGPT and Wanda). In brackets 95 % confidence intervals, by a bootstrap over \
-windows. Several texts, such as domains or languages, are measured each and all together.
-
-With --choices every choice of every question is scored by its log-likelihood behind the context and a space: acc and acc_norm of
-lm-evaluation-harness (the latter over the characters of the choice).
-
-With --against both models pass one block at a time; also printed are the ratio of the perplexities, the divergence KL(DENSE || MODEL), a
-mean over the predicted tokens in nats, and for how many of them both models have the same most likely token.
-
-Examples:
-  maskwright eval models/village --text models/village/heldout.txt --window 128 --json
-  maskwright eval models/village --mask runs/first/mask.safetensors --against models/village \\
-      --text models/village/heldout.txt --text models/village/calib.txt --window 128"
-)]
+#[command(after_help = help::EVAL)]
 pub(super) struct Args {
     /// Model folder in Hugging Face layout
     model: PathBuf,
-    /// Text file to measure on; may be given several times
+    /// Text to measure on: a text file, or .jsonl with a `text` in each line; either may end in .gz; may be given several times,
+    /// needed but with --choices
     #[arg(long, value_name = "FILE", required_unless_present = "choices")]
     text: Vec<PathBuf>,
-    /// Questions to answer instead: JSON lines with context, choices and answer (a number from 0)
+    /// Questions to answer in place of --text: JSON lines with context, choices and answer (a number from 0) [default: none]
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "against", "windows"])]
     choices: Option<PathBuf>,
-    /// Mask file to apply (also MaskLLM's .npz)
+    /// Mask file to apply, a run's or MaskLLM's .npz [default: none, the weights as they are]
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
-    /// Folder of the dense model, to measure how far MODEL is from it
+    /// Folder of the dense model, to measure how far MODEL is from it [default: MODEL alone]
     #[arg(long, value_name = "DENSE")]
     against: Option<PathBuf>,
     /// Tokens of a window
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     window: usize,
-    /// Only the first windows of each text
+    /// Only the first N windows of each text [default: all]
     #[arg(long, value_name = "N")]
     windows: Option<usize>,
-    /// Print JSON
+    /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
 }
@@ -119,7 +105,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         out["preset"] = kernels.preset().name.into();
         out["seconds"] = seconds.into();
         out["masked"] = set.is_some().into();
-        println!("{out}");
+        println!("{}", with_profile(out, device, &gpu));
     } else {
         let mut rows: Vec<_> = args
             .text
@@ -140,9 +126,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
             all.nll
         );
     }
-    if device.profile {
-        eprintln!("{}", profile(&gpu));
-    }
+    show_profile(device, &gpu, args.json);
     Ok(Outcome::Done)
 }
 

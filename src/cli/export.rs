@@ -3,28 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::context::{DeviceArgs, Model};
 use super::stages::stage_folder;
-use super::{CliError, Outcome};
+use super::{CliError, Outcome, help};
 use crate::export::{ExportError, MaskedModel, ct24, hf, torch24};
 use crate::mask::{MaskFile, npz};
 use crate::model::Overlay;
 use crate::prune::BLOCKS;
 
 #[derive(clap::Args)]
-#[command(after_help = "Formats:
-  hf           the model with zeros in Hugging Face layout, which everything reads; stored as large as the dense one
-  mask         the mask alone, as a mask file for this model
-  maskllm-npz  the mask alone, as MaskLLM's tools write and read it
-  torch24      packed for PyTorch's semi-structured tensors, with load_torch24.py; patterns that keep at most 2 of every 4
-  ct24         sparse-24-bitmask of compressed-tensors, a legacy format: needs --legacy-ct24
-
-No format is a promise of speed: see docs/export.md.
-
-Example:
-  maskwright export models/village --mask runs/first/mask.safetensors --format torch24 --out village-24")]
+#[command(after_help = help::EXPORT)]
 pub(super) struct ExportArgs {
     /// The dense model, in Hugging Face layout
     model: PathBuf,
@@ -37,14 +27,17 @@ pub(super) struct ExportArgs {
     /// A new folder; for `mask` and `maskllm-npz` a file
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// Re-fitted weights: a safetensors file, or a folder of them. Those of a run (`prune --repair`) are found beside its mask
+    /// Re-fitted weights: a safetensors file, or a folder of them [default: those of the run that the mask lies in, if it changed any]
     #[arg(long, value_name = "PATH")]
     weights: Option<PathBuf>,
-    /// Allow ct24. Read by compressed-tensors 0.9.0 to 0.14.0.1 with transformers up to 5.10.0, and by vLLM 0.7.2 to 0.18.1.
+    /// Allow ct24, which is read by compressed-tensors 0.9.0 to 0.14.0.1 with transformers up to 5.10.0, and by vLLM 0.7.2 to 0.18.1.
     /// Newer transformers with compressed-tensors 0.15.0 or newer load it without an error and with random weights; vLLM 0.19.0
     /// and newer refuse it
     #[arg(long)]
     legacy_ct24: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -79,7 +72,10 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
                 MaskFile::new(set, provenance, &model.checkpoint)?.write(&args.out)?;
             }
         }
-        println!("written: {}", args.out.display());
+        match args.json {
+            true => println!("{}", json!({ "written": args.out })),
+            false => println!("written: {}", args.out.display()),
+        }
         return Ok(Outcome::Done);
     }
     let mut tensors = Overlay::new(&model.checkpoint);
@@ -101,11 +97,27 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
     let masked =
         MaskedModel { tensors: &tensors, config: &model.config, masks: &file, provenance: &file.provenance };
     let summary = write(&masked, &args.out)?;
-    print(&summary);
+    match args.json {
+        true => println!("{}", told(&summary)),
+        false => print(&summary),
+    }
     if args.format == Format::Ct24 {
         log::warn!("{}", ct24::WARNING);
     }
     Ok(Outcome::Done)
+}
+
+/// A summary as JSON.
+fn told(summary: &hf::Summary) -> Value {
+    let dense: Vec<Value> =
+        summary.stored_dense.iter().map(|(name, reason)| json!({ "name": name, "reason": reason })).collect();
+    json!({
+        "written": summary.folder,
+        "projection_weights": summary.projection_weights,
+        "pruned_weights": summary.pruned_weights,
+        "weight_bytes": summary.weight_bytes,
+        "stored_dense": dense,
+    })
 }
 
 fn print(summary: &hf::Summary) {
@@ -175,10 +187,7 @@ fn shards(path: &Path) -> Result<Vec<PathBuf>, CliError> {
 }
 
 #[derive(clap::Args)]
-#[command(after_help = "For a model that was fine-tuned, or that a LoRA was merged into, after pruning.
-
-Example:
-  maskwright apply-mask tuned --mask runs/first/mask.safetensors --out tuned-24")]
+#[command(after_help = help::APPLY_MASK)]
 pub(super) struct ApplyArgs {
     /// A model folder whose projections have the mask's shapes
     checkpoint: PathBuf,
@@ -188,6 +197,9 @@ pub(super) struct ApplyArgs {
     /// A new folder
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn apply(args: &ApplyArgs) -> Result<Outcome, CliError> {
@@ -199,6 +211,14 @@ pub(super) fn apply(args: &ApplyArgs) -> Result<Outcome, CliError> {
     let masked =
         MaskedModel { tensors: &tensors, config: &model.config, masks: &file, provenance: &file.provenance };
     let summary = hf::write(&masked, &args.out)?;
+    if args.json {
+        let mut out = told(&summary);
+        out["nonzero_pruned"] = nonzero.into();
+        out["differing_tensors"] = differing.into();
+        out["source_tensors"] = file.sources.len().into();
+        println!("{out}");
+        return Ok(Outcome::Done);
+    }
     let made_for = match file.sources.len() {
         0 => "the mask file does not say which tensors it was made for".into(),
         all => format!("{differing} of {all} tensors differ from those that the mask was made for"),

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::context::{DeviceArgs, Model};
-use super::output::{Progress, bytes, profile};
-use super::{CliError, Outcome};
+use super::output::{Progress, bytes, show_profile, with_profile};
+use super::{CliError, Outcome, help};
 use crate::eval::{Choice, Continuation, Generation, generate};
 use crate::fsio::write_atomic;
 use crate::gpu::Commands;
@@ -18,43 +18,32 @@ const CACHE_BYTES: u64 = 1 << 30;
 const TOGETHER: usize = 128;
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "A text ends at an end token of the model (generation_config.json, config.json) or after --tokens. With --mask the same \
-model writes twice, dense and under the mask.
-
-With --out the model writes --count texts of its own, JSON lines for `prune --calib`: calibration text where there is none that fits the
-model, or more of it. They also end at the opening token.
-
-Examples:
-  maskwright generate models/village --prompt \"Once upon a time\" --tokens 40
-  maskwright generate models/village --prompt \"Once upon a time\" --mask runs/first/mask.safetensors
-  maskwright generate models/village --out own.jsonl --count 200 --tokens 256 --temperature 1"
-)]
+#[command(after_help = help::GENERATE)]
 pub(super) struct Args {
     /// Model folder in Hugging Face layout
     model: PathBuf,
-    /// Text to continue; without it a text is begun
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    /// Text to continue [default: none, a new text is begun]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     prompt: String,
-    /// Mask file to apply
+    /// Mask file to apply, a run's or MaskLLM's .npz [default: none, the weights as they are]
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
-    /// At most so many tokens behind the prompt
+    /// Tokens behind the prompt, at most
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     tokens: u32,
     /// 0 takes the most likely token; above, tokens are drawn from the softmax over the temperature
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f64,
     /// Seed of the draws
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Write texts to this file (.jsonl) instead of showing one
+    /// Write texts to this file (.jsonl) [default: one text is shown]
     #[arg(long, value_name = "FILE", requires = "count")]
     out: Option<PathBuf>,
-    /// How many texts to write
+    /// Texts to write; needed with --out
     #[arg(long, value_name = "N", requires = "out", value_parser = clap::value_parser!(u32).range(1..))]
     count: Option<u32>,
-    /// Print JSON
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
@@ -90,9 +79,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         Some(_) => writer.corpus(masked.as_deref().unwrap_or(DENSE))?,
         None => writer.show(masked.as_deref())?,
     }
-    if device.profile {
-        eprintln!("{}", profile(&gpu));
-    }
+    show_profile(device, &gpu, args.json);
     Ok(Outcome::Done)
 }
 
@@ -152,7 +139,7 @@ impl Writer<'_, '_, '_> {
             all.insert("prompt_ids".into(), self.prompt.into());
             all.insert("adapter".into(), gpu.describe().into());
             all.insert("preset".into(), self.decoder.kernels.preset().name.into());
-            println!("{}", serde_json::Value::Object(all));
+            println!("{}", with_profile(all.into(), self.device, gpu));
         }
         Ok(())
     }
@@ -200,7 +187,13 @@ impl Writer<'_, '_, '_> {
             Ok(())
         })?;
         bar.end();
-        println!("{count} texts, {tokens} tokens: {}", path.display());
+        match self.args.json {
+            true => {
+                let out = serde_json::json!({"texts": count, "tokens": tokens, "written": path});
+                println!("{}", with_profile(out, self.device, self.decoder.kernels.gpu()));
+            }
+            false => println!("{count} texts, {tokens} tokens: {}", path.display()),
+        }
         Ok(())
     }
 

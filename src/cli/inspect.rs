@@ -3,27 +3,21 @@
 use std::path::PathBuf;
 
 use super::output::table;
-use super::{CliError, Outcome};
+use super::{CliError, Outcome, help};
 use crate::mask::Pattern;
 use crate::verify::{Agreement, Inspection, Row, inspect};
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "A folder's pattern is the strictest of the usual ones that every group obeys; weights count as kept when they are not +0.0.
-Groups are the same when they keep the same weights; shared are those of the weights kept by the first that the second keeps, too.
-
-Example:
-  maskwright inspect runs/first/mask.safetensors runs/second"
-)]
+#[command(after_help = help::INSPECT)]
 pub(super) struct Args {
     /// A mask file (of a run, or MaskLLM's .npz), a model folder (dense, torch24 or ct24), or the folder of a run
     path: PathBuf,
-    /// Another one to compare with
+    /// Another one, to compare with
     other: Option<PathBuf>,
-    /// Model folder that an .npz file is for, whose config.json says the shapes
+    /// Model folder that an .npz file is for; its config.json says the shapes [default: the other one of the two]
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Print JSON
+    /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
 }

@@ -23,11 +23,12 @@ use crate::prune::{
 
 /// Which projections are pruned, and how.
 #[derive(clap::Args)]
+#[command(next_help_heading = "What is pruned")]
 pub(super) struct SelectArgs {
     /// Pattern: keep N of M consecutive weights along the input features (M 2, 4, 8 or 16)
     #[arg(long, value_name = "N:M", default_value = "2:4")]
     pub(super) pattern: Pattern,
-    /// Prune only projections whose name contains this (may be given several times)
+    /// Prune only projections whose name contains this, such as mlp or layers.3.; may be given several times [default: all]
     #[arg(long, value_name = "TEXT")]
     pub(super) only: Vec<String>,
     /// Leave projections dense whose input features do not divide by M, instead of stopping
@@ -37,12 +38,13 @@ pub(super) struct SelectArgs {
 
 /// Where a mask starts.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Start mask")]
 pub(super) struct StartArgs {
     /// Start mask of descent and of learning methods: magnitude, wanda, ria, of learning methods also sparsegpt or descent, or a
-    /// mask file [default: wanda, of relaxed, maskllm and proxsparse descent]
+    /// mask file [default: wanda; of relaxed, maskllm and proxsparse descent]
     #[arg(long, value_name = "METHOD|FILE")]
     start: Option<String>,
-    /// Calibration windows that a learning method's start mask is made from, and the layer objective (default: all of --windows)
+    /// Calibration windows that a learning method's start mask is made from, and the layer objective [default: all of --windows]
     #[arg(long, value_name = "N")]
     start_windows: Option<usize>,
 }
@@ -53,29 +55,31 @@ fn first<T: Copy>(given: &[T], default: T) -> T {
 
 /// Options of MaskPro, whose defaults are those of the released code; steps, rate, logits and batch also of the other learning methods.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Learning")]
 pub(super) struct MaskProArgs {
-    /// MaskPro: advantage that multiplies the score
+    /// maskpro: advantage that multiplies the score
     #[arg(long, value_enum, default_value_t = Estimator::Tracked)]
     estimator: Estimator,
-    /// Steps of a learning method, of each block or of the model: of each objective, or one number for all [default of maskpro:
-    /// 10000]
+    /// Steps of learning, in each block or on the model; a number for each objective, or one for all [default: 100, of maskllm 2000,
+    /// of proxsparse 400, of maskpro 10000, or 2000 in a block]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(super) steps: Vec<u32>,
-    /// Learning rate, likewise (constant in maskpro, else along a cosine to 0) [default of maskpro: 50]
-    #[arg(long, value_delimiter = ',')]
+    /// Learning rate, likewise; constant in maskpro, else it falls along a cosine [default: 0.1 in a block, 0.05 on the model,
+    /// of maskllm 0.001, of proxsparse 0.0001, of maskpro 50]
+    #[arg(long, value_name = "RATE", value_delimiter = ',')]
     pub(super) rate: Vec<f32>,
-    /// Logits start at this times the start mask, likewise [default of maskpro: 10, of relaxed 1]
+    /// Logits start at this times the start mask, likewise [default: 1, of maskpro 10]
     #[arg(long, value_name = "SCALE", value_delimiter = ',')]
     pub(super) logits: Vec<f32>,
-    /// MaskPro: start logits from the scores of a magnitude or wanda start, this times ln(score / boundary) of each group, within
-    /// half of --logits; close calls are then tried more often than clear ones
+    /// maskpro: start logits from the scores of a magnitude or wanda start, this times ln(score / boundary) of each group, within
+    /// half of --logits; close calls are then tried more often than clear ones [default: logits from the mask alone]
     #[arg(long, value_name = "T")]
     sharpness: Option<f32>,
-    /// Windows of a minibatch [default: 8, of maskpro 32]
+    /// Windows of a minibatch, that is, of a step [default: 8, of maskpro 32]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// MaskPro: smoothing of the residual's moving average [default: 0.99]
-    #[arg(long)]
+    /// maskpro: smoothing of the residual's moving average, from 0 to below 1 [default: 0.99]
+    #[arg(long, value_name = "SHARE")]
     pub(super) alpha: Option<f64>,
 }
 

@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand, thin.
 //!
-//! Exit codes: 0 done; 1 an error, said on standard error; 2 wrong usage; 130 interrupted by Ctrl-C after the result so far
-//! was written.
+//! Exit codes: 0 done; 1 an error, said on standard error, or of `verify` a folder that is not right; 2 a command line that cannot be
+//! understood; 130 interrupted by Ctrl-C after what there was so far was kept. `help.rs` tells them to users.
 
 mod calib_args;
 mod choices;
@@ -13,6 +13,7 @@ mod error;
 mod eval;
 mod export;
 mod generate;
+mod help;
 mod inspect;
 mod learn;
 mod method_args;
@@ -40,10 +41,7 @@ use error::CliError;
 /// Learns strict N:M sparsity masks (keep N of M weights) for decoder language models on any GPU.
 #[derive(Parser)]
 #[command(name = "maskwright", version, max_term_width = 110)]
-#[command(after_help = "Examples:
-  maskwright devices
-  maskwright eval models/village --text models/village/heldout.txt --window 128
-  maskwright prune models/village --calib models/village/calib.txt --method maskpro --out runs/first")]
+#[command(after_help = help::MASKWRIGHT)]
 struct Cli {
     #[command(flatten)]
     device: DeviceArgs,
@@ -87,12 +85,29 @@ enum Outcome {
     Interrupted,
 }
 
+/// The whole command line. Options of the device are hidden from the help of commands that use none.
+fn full_command() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    command.mut_subcommands(|sub| {
+        let useful: &[&str] = match sub.get_name() {
+            "export" | "apply-mask" | "verify" | "inspect" | "report" => &["quiet"],
+            "devices" => &["device", "quiet"],
+            "completions" | "man" => &[],
+            _ => return sub,
+        };
+        sub.mut_args(|arg| {
+            let useless = arg.is_global_set() && !useful.contains(&arg.get_id().as_str());
+            if useless { arg.hide(true) } else { arg }
+        })
+    })
+}
+
 impl Cli {
     /// Parses the arguments, with those of a file of options in it; clap's own errors, help and version end the process.
     fn of(args: Vec<std::ffi::OsString>) -> Result<Self, CliError> {
         const WITH_FILE: &str = "prune";
-        let mut command = Self::command();
-        command.build();
+        let command = full_command();
         let args = config_file::expand(&command, WITH_FILE, args)?;
         let matches = command.clone().get_matches_from(args);
         let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
@@ -139,6 +154,36 @@ pub fn main() -> ExitCode {
         Err(e) => {
             eprintln!("error: {e}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::full_command;
+
+    /// Every command has examples that are not wrapped, and every option says what it is and what holds without it.
+    #[test]
+    fn help_is_whole() {
+        let command = full_command();
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            let name = sub.get_name();
+            let below = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = below.split_once("Examples:\n").map_or("", |(_, examples)| examples);
+            let start = format!("  maskwright {name}");
+            let count = examples.lines().filter(|line| line.starts_with(&start)).count();
+            assert!(count >= 2, "{name}: {count} examples");
+            let long = below.lines().find(|line| line.starts_with("  ") && line.chars().count() > 98);
+            assert_eq!(long, None, "{name}: would be wrapped");
+            for arg in sub.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                let (id, help) = (arg.get_id(), arg.get_help().map(ToString::to_string).unwrap_or_default());
+                assert!(!help.is_empty(), "{name}: {id} has no help");
+                let without = arg.is_positional()
+                    || arg.is_required_set()
+                    || !arg.get_default_values().is_empty()
+                    || ["[default: ", "needed"].iter().any(|said| help.contains(said));
+                assert!(without || !arg.get_action().takes_values(), "{name}: {id} does not say its default");
+            }
         }
     }
 }

@@ -4,7 +4,9 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 
+use super::context::DeviceArgs;
 use crate::eval::Estimate;
 use crate::gpu::Gpu;
 
@@ -48,6 +50,23 @@ pub(super) fn bytes(n: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{n} B") } else { format!("{value:.2} {} ({n} bytes)", units[unit]) }
+}
+
+/// With `--profile` the kernel times, as a table on standard error; where JSON is printed they are in it ([`with_profile`]).
+pub(super) fn show_profile(device: &DeviceArgs, gpu: &Gpu, json: bool) {
+    if device.profile && !json {
+        eprintln!("{}", profile(gpu));
+    }
+}
+
+/// `out`, with `--profile` also the kernel times.
+pub(super) fn with_profile(mut out: Value, device: &DeviceArgs, gpu: &Gpu) -> Value {
+    if device.profile {
+        let submits = gpu.submits();
+        out["profile"] = gpu.profile().into_iter().map(|row| json!(row)).collect();
+        out["submits"] = json!({ "count": submits.count, "longest_ms": submits.longest_ms });
+    }
+    out
 }
 
 /// The kernel times of `--profile`.

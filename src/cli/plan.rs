@@ -16,7 +16,7 @@ use crate::prune::learn::Stage;
 use crate::prune::plan::{self, WalkPlan};
 use crate::prune::{OneShotOptions, Selection};
 
-/// The plan of a model of which only config.json is there, with the type that it names.
+/// The plan by a model's config.json alone, with the type that it names.
 pub(super) fn dry_run_of_shape(
     device: &DeviceArgs,
     args: &Args,
@@ -48,7 +48,7 @@ pub(super) fn dry_run_of_shape(
     };
     let learning = plans.all(stages)?;
     if let Stored::All(dtype) = stored {
-        device.note(|| format!("no weights in {}: planned for {dtype}", args.model.display()));
+        device.note(|| format!("planned for weights in {dtype}, by {}/config.json", args.model.display()));
     }
     show_plan(device, args, &kernels, &selection, walk.as_ref(), &learning)?;
     args.walk.check_all(walk.as_ref(), carried, &learning).map(|()| Outcome::Done)

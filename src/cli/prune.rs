@@ -14,7 +14,7 @@ use super::report::{ReportArgs, Reporting};
 use super::result::Made;
 use super::train_args::{Recipe, TrainArgs};
 use super::walk::{Walk, WalkArgs, WalkWindows, conditions};
-use super::{CliError, Outcome};
+use super::{CliError, Outcome, help};
 use crate::calib::Windows;
 use crate::export;
 use crate::gpu::Commands;
@@ -72,28 +72,47 @@ impl Method {
 }
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "Writes into --out: mask.safetensors, model/ (the masked model in Hugging Face layout), metrics.jsonl, run.json, and report.html,
-a page about the run.
-Every method but maskpro on the model's loss keeps what it has finished, and the state of training: after Ctrl-C or a crash the same
-command with --resume in place of --out goes on. Ctrl-C ends maskpro's learning and writes the mask learned so far. Both end
-with exit code 130.
-
-Examples:
-  maskwright prune models/village --calib models/village/calib.txt --method descent --out runs/descent \\
-      --windows 64 --window 256 --eval models/village/heldout.txt
-  maskwright prune models/village --calib models/village/calib.txt --recipe best --steps 60 \\
-      --window 256 --eval models/village/heldout.txt --out runs/best"
-)]
+#[command(after_help = help::PRUNE)]
 pub(super) struct Args {
-    /// Model folder in Hugging Face layout (of --dry-run config.json is enough)
+    /// Model folder in Hugging Face layout (for --dry-run its config.json is enough)
     pub(super) model: PathBuf,
-    /// Calibration text: a text file, or .jsonl with a `text` in each line; either may end in .gz (magnitude needs none)
+    /// Calibration text: a text file, or .jsonl with a `text` in each line; either may end in .gz [default: none, enough for
+    /// magnitude and --dry-run]
     #[arg(long, value_name = "FILE")]
     pub(super) calib: Option<PathBuf>,
     /// What chooses the mask
     #[arg(long, value_enum, default_value_t = Method::Relaxed)]
     pub(super) method: Method,
+    /// Folder of the run; must be new or empty; needed but with --dry-run and --resume
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "resume"])]
+    out: Option<PathBuf>,
+    /// Folder of an unfinished run: goes on where it stopped, in place of --out [default: a new run]
+    #[arg(long, value_name = "RUN", conflicts_with = "out")]
+    resume: Option<PathBuf>,
+    /// Do not write the masked model, only the mask
+    #[arg(long)]
+    pub(super) no_model: bool,
+    /// Held-out text on which dense, start and result are measured at the end [default: nothing is measured]
+    #[arg(long, value_name = "FILE")]
+    eval: Option<PathBuf>,
+    /// Tokens of an evaluation window
+    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    eval_window: usize,
+    /// Only the first N windows of the evaluation text [default: all]
+    #[arg(long, value_name = "N")]
+    eval_windows: Option<usize>,
+    /// Print what memory and about what time the run would take, and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// TOML file of options, such as the config.toml that every run leaves; those given here go before it [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    report: ReportArgs,
+    // Their headings hold for what comes behind them.
     #[command(flatten)]
     pub(super) select: SelectArgs,
     #[command(flatten)]
@@ -106,35 +125,6 @@ pub(super) struct Args {
     pub(super) learn: MaskProArgs,
     #[command(flatten)]
     pub(super) train: TrainArgs,
-    /// Folder of the run; must be new or empty
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "resume"])]
-    out: Option<PathBuf>,
-    /// Folder of an unfinished layer-by-layer run: goes on after its last finished block
-    #[arg(long, value_name = "RUN", conflicts_with = "out")]
-    resume: Option<PathBuf>,
-    /// Do not write the masked model
-    #[arg(long)]
-    pub(super) no_model: bool,
-    /// Text on which dense, start and result are measured at the end
-    #[arg(long, value_name = "FILE")]
-    eval: Option<PathBuf>,
-    /// Tokens of an evaluation window
-    #[arg(long, default_value_t = 256)]
-    eval_window: usize,
-    /// Only the first windows of the evaluation text
-    #[arg(long, value_name = "N")]
-    eval_windows: Option<usize>,
-    #[command(flatten)]
-    report: ReportArgs,
-    /// Print the memory plan and an estimate of the time, and stop
-    #[arg(long)]
-    dry_run: bool,
-    /// Read options from a file, such as the config.toml that every run leaves; those given here go before it
-    #[arg(long, value_name = "FILE")]
-    pub(super) config: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
     /// The options as a file of options.
     #[arg(skip)]
     pub(super) resolved: String,
@@ -255,14 +245,16 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
              --start FILE";
         return Err(CliError::Usage(message.into()));
     }
-    if args.dry_run && !Model::has_weights(&args.model) {
+    let needed =
+        args.policy() || !stages.is_empty() || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
+    // A plan needs no text, only the number of windows and their length, which are options.
+    let no_text = needed && !args.policy() && args.calib.is_none();
+    if args.dry_run && (no_text || !Model::has_weights(&args.model)) {
         return dry_run_of_shape(device, args, options.as_ref(), &stages);
     }
     let model = Model::open_checked(&args.model)?;
     let selection = args.select(&model.config, device)?;
     let choice = args.choice(&model.config);
-    let needed =
-        args.policy() || !stages.is_empty() || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
     let calib = match &args.calib {
         Some(text) => Some(choice.read(&model, text)?),
         None if needed => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::context::DeviceArgs;
-use super::{CliError, Outcome};
+use super::{CliError, Outcome, help};
 use crate::fsio::FsError;
 use crate::report::{Given, Live, Page, ReportError, Run, Server};
 
@@ -14,17 +14,9 @@ use crate::report::{Given, Live, Page, ReportError, Run, Server};
 const REPORT: &str = "report.html";
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "The page is one file that needs no network: options and adapter, perplexities, the curves of learning, the errors of the
-projections, how far the mask moved, time, memory, and the windows and tokens that lost most. Several runs come side by side,
-quality against time and memory, with the runs marked that no other beats in both.
-
-Examples:
-  maskwright report runs/first --out first.html
-  maskwright report runs/magnitude runs/descent runs/best --out methods.html"
-)]
+#[command(after_help = help::REPORT)]
 pub(super) struct Args {
-    /// Folders that prune wrote; also of unfinished runs
+    /// Folders of runs, also of unfinished ones
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
     /// The page to write; an older one is replaced
@@ -56,6 +48,7 @@ pub(super) struct ReportArgs {
     #[arg(long)]
     no_report: bool,
     /// Show the report in the browser while the run goes on; on this machine only, unless another address is given
+    /// [default: it is not shown; without an address 127.0.0.1:8350]
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:8350")]
     serve: Option<String>,
 }

@@ -14,7 +14,7 @@ use crate::fsio::{FsError, create_folder, write_bytes};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   maskwright completions bash > ~/.local/share/bash-completion/completions/maskwright
-  maskwright completions zsh > ~/.zfunc/_maskwright      # with `fpath+=~/.zfunc` before compinit in ~/.zshrc
+  maskwright completions zsh > ~/.zfunc/_maskwright    # and fpath+=~/.zfunc in ~/.zshrc, before compinit
   maskwright completions fish > ~/.config/fish/completions/maskwright.fish")]
 pub(super) struct CompletionsArgs {
     /// The shell
@@ -37,7 +37,7 @@ pub(super) struct ManArgs {
     /// Print the page of this command (without it that of maskwright)
     #[arg(value_name = "COMMAND", conflicts_with = "out")]
     of: Option<String>,
-    /// Write the pages of maskwright and all its commands into this folder instead
+    /// Write the pages of maskwright and all its commands into this folder [default: one page is printed]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }

@@ -40,23 +40,26 @@ impl FromStr for Span {
 pub(super) struct TrainedRepair(pub(super) Objective);
 
 #[derive(clap::Args)]
+#[command(next_help_heading = "Learning")]
 pub(super) struct TrainArgs {
-    /// What a learned mask minimises; several, with commas, follow each other
+    /// What a learned mask minimises; several, with commas, follow each other [default: block, of maskllm and proxsparse model]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "OBJECTIVE")]
     objective: Vec<Objective>,
     /// Loss of the model objective [default: kl, of maskllm and proxsparse lm]
     #[arg(long, value_enum)]
     loss: Option<ModelLoss>,
-    /// A whole run in one word, in place of --method and --objective
+    /// A whole run in one word, in place of --method and --objective [default: none]
     #[arg(long, value_enum, conflicts_with_all = ["method", "objective"])]
     pub(super) recipe: Option<Recipe>,
-    /// Temperature of the soft masks at the first and the last step of each objective
+    /// Temperature of the soft masks at the first and the last step of each objective [default: 1:0.05 in a block, 0.3:0.03 on the
+    /// model, of maskllm 4:0.05]
     #[arg(long, value_name = "FIRST:LAST", value_delimiter = ',')]
     temperature: Vec<Span>,
     /// relaxed: how a soft top N is made of the logits [default: draws where N is at most 2, else fixed-size]
     #[arg(long, value_enum)]
     relaxation: Option<Relaxing>,
-    /// relaxed: scale of the Gumbel noise on the logits, which falls to 0 over the steps
+    /// relaxed, maskllm: scale of the Gumbel noise on the logits; of relaxed it falls to 0 over the steps [default: 0,
+    /// of maskllm 1]
     #[arg(long, value_name = "SCALE", value_delimiter = ',')]
     noise: Vec<f32>,
     /// relaxed: logits and moments of the optimiser in 32 or in 16 bits
@@ -65,31 +68,31 @@ pub(super) struct TrainArgs {
     /// relaxed: train the weights with the mask in the last objective; the kept ones change
     #[arg(long)]
     joint: bool,
-    /// Learning rate of the weights with --joint [default: 5e-4]
+    /// Learning rate of the weights with --joint [default: 0.0005]
     #[arg(long, value_name = "RATE", requires = "joint")]
     weight_rate: Option<f32>,
-    /// maskllm: factor of the logits at the first and the last step
+    /// maskllm: factor of the logits at the first and the last step [default: 100:500]
     #[arg(long, value_name = "FIRST:LAST")]
     kappa: Option<Span>,
-    /// maskllm: strength of the start mask's prior
+    /// maskllm: strength of the start mask's prior [default: 3]
     #[arg(long, value_name = "ALPHA")]
     prior: Option<f32>,
-    /// maskllm: weight of the squared norm of the kept weights, which the loss is lowered by
+    /// maskllm: weight of the squared norm of the kept weights, which the loss is lowered by [default: 0.00001]
     #[arg(long, value_name = "WEIGHT")]
     regulariser: Option<f32>,
-    /// proxsparse: lambda of the proximal operator; it depends on the model
+    /// proxsparse: lambda of the proximal operator; it depends on the model [default: 0.25]
     #[arg(long, value_name = "LAMBDA")]
     lambda: Option<f32>,
-    /// Steps of --repair block and model
+    /// Steps of --repair block and model; a number for each, or one for all [default: 100]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     repair_steps: Vec<u32>,
-    /// Learning rate of --repair block and model
+    /// Learning rate of --repair block and model, likewise [default: 0.001]
     #[arg(long, value_name = "RATE", value_delimiter = ',')]
     repair_rate: Vec<f32>,
     /// Model objective: blocks all on the device, or one at a time [default: resident where --gpu-memory allows]
     #[arg(long, value_enum)]
     pub(super) blocks: Option<Residency>,
-    /// Keep the state of training every so many seconds, for --resume; 0: only on Ctrl-C
+    /// Seconds after which the state of training is kept, again and again, for --resume; 0: only on Ctrl-C
     #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
     pub(super) keep_every: f64,
 }
@@ -250,7 +253,53 @@ fn check(stage: &Stage) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Args as _;
+
     use super::*;
+
+    /// The numbers that help texts give as defaults are those of the stages.
+    #[test]
+    fn help_tells_the_defaults_of_stages() {
+        let command = TrainArgs::augment_args(MaskProArgs::augment_args(clap::Command::new("stages")));
+        let help = |option: &str| {
+            let arg = command.get_arguments().find(|a| a.get_long() == Some(option)).expect("an option");
+            let help = arg.get_help().expect("a help text").to_string();
+            help.split_once("[default: ").expect("a default").1.to_string()
+        };
+        let pattern = Pattern::new(2, 4).expect("a pattern");
+        let all = [Trains::Relaxed, Trains::MaskLlm, Trains::ProxSparse, Trains::MaskPro];
+        for (trains, objective) in
+            all.into_iter().flat_map(|t| [(t, Objective::Block), (t, Objective::Model)])
+        {
+            let stage = Stage::new(pattern, trains, objective);
+            let told = |option: &str, value: String| {
+                let defaults = help(option);
+                let mut words = defaults.split(|c: char| " ,]".contains(c));
+                assert!(words.any(|word| word == value), "--{option}: {value} is not in {defaults}");
+            };
+            let span = |(first, last): (f32, f32)| format!("{first}:{last}");
+            told("steps", stage.steps.to_string());
+            told("rate", stage.rate.to_string());
+            told("logits", stage.logits.to_string());
+            told("batch", stage.batch.to_string());
+            told("noise", stage.noise.to_string());
+            told("temperature", span(stage.temperature));
+            told("weight-rate", stage.weight_rate.to_string());
+            told("alpha", stage.alpha.to_string());
+            match trains {
+                Trains::MaskLlm => {
+                    told("kappa", span(stage.kappa));
+                    told("prior", stage.prior.to_string());
+                    told("regulariser", stage.regulariser.to_string());
+                }
+                Trains::ProxSparse => told("lambda", stage.lambda.to_string()),
+                _ => {}
+            }
+        }
+        let repair = Stage::new(pattern, Trains::Weights, Objective::Model);
+        assert!(help("repair-steps").contains(&repair.steps.to_string()));
+        assert!(help("repair-rate").contains(&repair.rate.to_string()));
+    }
 
     #[test]
     fn spans_and_lists() {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use super::calib_args::CalibArgs;
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs};
-use super::output::{Progress, table};
+use super::output::{Progress, show_profile, table, with_profile};
 use super::walk::WalkArgs;
-use super::{CliError, Outcome};
+use super::{CliError, Outcome, help};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::nn::{Decoder, DecoderWeights, Embedding};
@@ -16,19 +16,23 @@ use crate::prune::select;
 use crate::prune::variance::measure;
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "The three estimators have the same mean; the table shows how much they scatter around it. MaskPro's theorem 2: \
-variance tracked <= residual < loss.
-
-Example:
-  maskwright variance models/village --calib models/village/calib.txt --samples 200 --logits 4"
-)]
+#[command(after_help = help::VARIANCE)]
 pub(super) struct Args {
     /// Model folder in Hugging Face layout
     model: PathBuf,
-    /// Calibration text
+    /// Calibration text: a text file, or .jsonl with a `text` in each line; either may end in .gz
     #[arg(long, value_name = "FILE")]
     calib: PathBuf,
+    /// Sampled gradients that are counted
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    samples: u32,
+    /// Sampled gradients before them that only warm up the tracker
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    warm_up: u32,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+    // Their headings hold for what comes behind them.
     #[command(flatten)]
     select: SelectArgs,
     #[command(flatten)]
@@ -39,15 +43,6 @@ pub(super) struct Args {
     walk: WalkArgs,
     #[command(flatten)]
     learn: MaskProArgs,
-    /// Samples that are counted
-    #[arg(long, default_value_t = 200)]
-    samples: u32,
-    /// Samples that only warm up the tracker
-    #[arg(long, default_value_t = 100)]
-    warm_up: u32,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
@@ -95,7 +90,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     if args.json {
         let out =
             serde_json::json!({ "samples": args.samples, "adapter": gpu.describe(), "estimators": rows });
-        println!("{out}");
+        println!("{}", with_profile(out, device, &gpu));
         return Ok(Outcome::Done);
     }
     let cells: Vec<Vec<String>> = rows
@@ -113,5 +108,6 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         .collect();
     let header = ["estimator", "|mean|", "s.e. of mean", "variance", "advantage", "its s.d."];
     println!("{}", table(&header, &cells));
+    show_profile(device, &gpu, args.json);
     Ok(Outcome::Done)
 }

@@ -4,28 +4,22 @@ use std::path::PathBuf;
 
 use super::context::DeviceArgs;
 use super::output::{bytes, table};
-use super::{CliError, Outcome};
+use super::{CliError, Outcome, help};
 use crate::mask::{MaskReader, Masks, Pattern};
 use crate::verify::{self, Line, Options, Verdict, verify};
 
 #[derive(clap::Args)]
-#[command(
-    after_help = "A weight counts as pruned when all its bits are zero, so a -0.0 at a pruned place is a fault. Exit code 0: all is \
-right; 1: something is wrong, and the error names the first tensor, row and group.
-
-Example:
-  maskwright verify runs/first/model --against models/village --mask runs/first/mask.safetensors"
-)]
+#[command(after_help = help::VERIFY)]
 pub(super) struct Args {
     /// Masked model folder: dense with zeros, torch24 or ct24
     folder: PathBuf,
-    /// Folder of the dense model: kept weights and all other tensors and files must be equal to its bytes
+    /// Folder of the dense model, to whose bytes kept weights and all other tensors and files must be equal [default: not compared]
     #[arg(long, value_name = "MODEL")]
     against: Option<PathBuf>,
-    /// Mask file that the folder must have been made with
+    /// Mask file that the folder must have been made with [default: none]
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
-    /// Pattern, keep N of M [default: the mask's, else that of sparsity_report.json]
+    /// Pattern: keep N of M consecutive weights [default: the mask's, else that of sparsity_report.json]
     #[arg(long, value_name = "N:M")]
     pattern: Option<Pattern>,
     /// Kept weights were re-fitted: do not hold them against the dense model
@@ -34,7 +28,7 @@ pub(super) struct Args {
     /// Projections may be wholly dense, although neither the mask nor the report leaves them so
     #[arg(long)]
     allow_dense: bool,
-    /// Print JSON
+    /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
 }

@@ -56,6 +56,7 @@ enum RepairArg {
 
 /// Options of the one-shot methods, and of start masks made by them.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Layer by layer")]
 pub(super) struct WalkArgs {
     /// What the inputs of a projection have seen when its statistics are taken
     #[arg(long, value_enum, default_value_t = Inputs::Pruned)]
@@ -66,19 +67,19 @@ pub(super) struct WalkArgs {
     /// Damping of the least squares of --repair lstsq, as a share of the mean of the Gram matrix's diagonal
     #[arg(long, value_name = "SHARE", default_value_t = 3e-2)]
     repair_damp: f64,
-    /// SparseGPT: damping of the Gram matrix, as a share of the mean of its diagonal
+    /// sparsegpt: damping of the Gram matrix, as a share of the mean of its diagonal
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     damp: f64,
-    /// Descent: smallest gain of a change, as a share of the row's error
+    /// descent: smallest gain of a change, as a share of the row's error
     #[arg(long, value_name = "SHARE", default_value_t = 1e-6)]
     tolerance: f32,
-    /// Descent: sweeps over the groups of a row, at most
+    /// descent: sweeps over the groups of a row, at most
     #[arg(long, value_name = "N", default_value_t = 50)]
     max_sweeps: u32,
-    /// Where the activations of all windows are kept
+    /// Where the activations of all windows are kept; masks are the same
     #[arg(long, value_enum, default_value_t = ActivationsArg::Auto)]
     activations: ActivationsArg,
-    /// Device memory that a layer-by-layer run may plan with, in GiB
+    /// Device memory that a run may plan with, in GiB; what does not fit is refused [default: no bound]
     #[arg(long, value_name = "GIB")]
     gpu_memory: Option<f64>,
 }

@@ -102,8 +102,10 @@ Writes into --out beside the runs: compare.json and compare.md, after every meth
 the exit code is then 1. Ctrl-C ends the method at work, keeps what is finished, and exits with code 130.
 
 Examples:
-  maskwright compare models/village --calib models/village/calib.txt --eval models/village/heldout.txt --out runs/all
-  maskwright compare models/village --calib models/village/calib.txt --eval models/village/heldout.txt \\
+  maskwright compare models/village --calib models/village/calib.txt \\
+      --eval models/village/heldout.txt --out runs/all
+  maskwright compare models/village --calib models/village/calib.txt \\
+      --eval models/village/heldout.txt \\
       --methods wanda,descent,best --budget 20 --window 128 --out runs/three -- --batch 4"
 )]
 pub(super) struct Args {
@@ -118,7 +120,7 @@ pub(super) struct Args {
     /// Tokens of an evaluation window
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
     eval_window: usize,
-    /// Only the first windows of the evaluation text [default: all]
+    /// Only the first N windows of the evaluation text [default: all]
     #[arg(long, value_name = "N")]
     eval_windows: Option<usize>,
     /// Methods and recipes, with commas, in their order [default: all]
@@ -138,22 +140,23 @@ pub(super) struct Args {
     /// allows]
     #[arg(long, value_name = "N|default", conflicts_with = "budget")]
     steps: Option<Steps>,
-    #[command(flatten)]
-    select: SelectArgs,
-    #[command(flatten)]
-    windows: CalibArgs,
     /// Folder of the comparison, with a run folder for each method; must be new or empty
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Do not write the masked models
     #[arg(long)]
     no_model: bool,
-    /// Print JSON
+    /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
     /// Options of `prune` for every method, behind `--`
     #[arg(last = true, value_name = "OPTION")]
     more: Vec<OsString>,
+    // Their headings hold for what comes behind them.
+    #[command(flatten)]
+    select: SelectArgs,
+    #[command(flatten)]
+    windows: CalibArgs,
 }
 
 /// One `compare`, with everything opened and checked.
