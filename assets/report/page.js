@@ -162,11 +162,13 @@
     return parts.length ? parts : null;
   };
 
+  // As a block uses them; others come first.
+  const order = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
   const short = (kind) => kind.replace(/_proj$/, "");
   const heat = (run, title, value, show, caption, tip) => {
     const known = run.cells.filter((cell) => has(value(cell)));
     if (!known.length) return null;
-    const kinds = [...new Set(run.cells.map((cell) => cell.kind))];
+    const kinds = [...new Set(run.cells.map((cell) => cell.kind))].sort((a, b) => order.indexOf(a) - order.indexOf(b));
     const blocks = [...new Set(run.cells.map((cell) => cell.block))];
     const most = Math.max(...known.map(value));
     const rows = blocks.map((block) => el("tr", null, el("td", null, has(block) ? String(block) : "–"), kinds.map((kind) => {
