@@ -25,6 +25,8 @@ const FOREIGN: &[&str] = &[
     "--sparsity",
     "--onnx",
     "--bench",
+    "--no-deps",
+    "--open",
     "--summary",
     "--fp16",
     "--verbose",
@@ -177,7 +179,7 @@ fn hidden(document: &Document) -> Vec<String> {
         .map(|(n, l)| format!("{}: put into a block `sh` or `sh no-run`: {l}", document.at(n)))
         .collect();
     for block in document.blocks() {
-        let seen = block.info == "sh" || block.info.ends_with(" no-run");
+        let seen = ["sh", "toml"].contains(&block.info.as_str()) || block.info.ends_with(" no-run");
         if !seen && block.lines.iter().any(|line| is_command(line)) {
             out.push(format!("{}: a block `{}` with a command", document.at(block.line), block.info));
         }

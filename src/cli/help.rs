@@ -56,7 +56,8 @@ model, or more of it. They also end at the opening token.
 
 Examples:
   maskwright generate models/village --prompt \"One windy morning\" --tokens 40
-  maskwright generate models/village --prompt \"One windy morning\" --mask runs/first/mask.safetensors
+  maskwright generate models/village --prompt \"One windy morning\" \\
+      --mask runs/first/mask.safetensors
   maskwright generate models/village --out own.jsonl --count 200 --tokens 256 --temperature 1";
 
 /// Of `prune`.

@@ -14,7 +14,7 @@ use crate::fsio::{FsError, create_folder, write_bytes};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   maskwright completions bash > ~/.local/share/bash-completion/completions/maskwright
-  maskwright completions zsh > ~/.zfunc/_maskwright    # and fpath+=~/.zfunc in ~/.zshrc, before compinit
+  maskwright completions zsh > ~/.zfunc/_maskwright    # and fpath+=~/.zfunc before compinit
   maskwright completions fish > ~/.config/fish/completions/maskwright.fish")]
 pub(super) struct CompletionsArgs {
     /// The shell

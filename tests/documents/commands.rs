@@ -25,7 +25,7 @@ const CHEAP: &[(&str, &str, &str, bool)] = &[
     ("prune", "--eval-window", "32", true),
     ("prune", "--eval-windows", "4", true),
     ("compare", "--methods", "magnitude,wanda", true),
-    ("compare", "--budget", "1", true),
+    ("compare", "--budget", "0.2", true),
     ("compare", "--windows", "8", true),
     ("compare", "--window", "32", true),
     ("compare", "--eval-window", "32", true),
@@ -202,8 +202,8 @@ fn cheap(args: &[String]) -> Vec<String> {
 
 /// The lower of two numbers; what is no number stays as it is given.
 fn lower(given: &str, most: &str) -> String {
-    match (given.parse::<u64>(), most.parse::<u64>()) {
-        (Ok(given), Ok(most)) => given.min(most).to_string(),
+    match (given.parse::<f64>(), most.parse::<f64>()) {
+        (Ok(number), Ok(limit)) if number > limit => most.to_string(),
         _ => given.to_string(),
     }
 }
