@@ -310,10 +310,8 @@ fn names() -> Result<(), Vec<String>> {
             let at = document.at(number);
             let words: Vec<String> = code.split_whitespace().map(str::to_string).collect();
             match words.first().map(String::as_str) {
-                Some("./x") if words.len() > 1 => {
-                    if !tasks.contains(&words[1]) {
-                        wrong.push(format!("{at}: ./x has no task {}", words[1]));
-                    }
+                Some("./x") if words.len() > 1 && !tasks.contains(&words[1]) => {
+                    wrong.push(format!("{at}: ./x has no task {}", words[1]));
                 }
                 Some("cargo") if words.get(1).is_some_and(|w| w == "test") => {
                     wrong.extend(other_command(&words).err())
