@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::learn::{LearnWatch, Objective, Residency, Snapshot, Stage, StageRun, StepReport, shuffled};
+use super::learn::{LearnWatch, Objective, Residency, Stage, StageRun, StepReport, shuffled};
 use super::plan::{Carried, choose_place};
 use super::{BlockResult, OneShotOptions, ProjectionReport, PruneError, Repair, Schedule, Watch, select};
 use crate::calib::{Segments, Windows, read_windows};
@@ -244,18 +244,6 @@ struct Learning<P> {
 impl<P: FnMut(&StepReport) -> ControlFlow<()>> LearnWatch for Learning<P> {
     fn stop(&self) -> bool {
         self.stop
-    }
-
-    fn due(&self) -> bool {
-        false
-    }
-
-    fn keep(&mut self, _: &Snapshot) -> Result<(), PruneError> {
-        Ok(())
-    }
-
-    fn resume(&mut self, _: usize) -> Result<Option<Snapshot>, PruneError> {
-        Ok(None)
     }
 
     fn step(&mut self, report: &StepReport) -> Result<(), PruneError> {

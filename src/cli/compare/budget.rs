@@ -16,7 +16,7 @@ use crate::mask::soft::logits_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
 use crate::model::Overlay;
 use crate::nn::{Decoder, DecoderWeights, Embedding};
-use crate::prune::learn::{LearnWatch, Objective, Snapshot, Stage, StepReport, shuffled};
+use crate::prune::learn::{LearnWatch, Objective, Stage, StepReport, shuffled};
 use crate::prune::maskpro::Learner;
 use crate::prune::{BlockResult, PruneError, Selection, select};
 
@@ -184,18 +184,6 @@ impl LearnWatch for Stopwatch {
         let timed = self.timed();
         let enough = timed.len() >= TIMED && timed.iter().sum::<f64>() >= self.least;
         enough || self.stop.load(Ordering::SeqCst)
-    }
-
-    fn due(&self) -> bool {
-        false
-    }
-
-    fn keep(&mut self, _: &Snapshot) -> Result<(), PruneError> {
-        Ok(())
-    }
-
-    fn resume(&mut self, _: usize) -> Result<Option<Snapshot>, PruneError> {
-        Ok(None)
     }
 
     fn step(&mut self, report: &StepReport) -> Result<(), PruneError> {

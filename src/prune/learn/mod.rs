@@ -90,18 +90,25 @@ pub struct Learned {
 pub trait LearnWatch {
     /// Whether to stop as soon as possible; the state is kept first.
     fn stop(&self) -> bool;
-    /// Whether the state is to be kept now.
-    fn due(&self) -> bool;
-    /// Keeps the state in the middle of training.
+    /// Whether the state is to be kept now; never, unless told otherwise.
+    fn due(&self) -> bool {
+        false
+    }
+    /// Keeps the state in the middle of training; does nothing, unless told otherwise.
     ///
     /// # Errors
     /// What keeping it reports.
-    fn keep(&mut self, snapshot: &Snapshot) -> Result<(), PruneError>;
-    /// The state from which training of a block (of the model: 0) goes on, if it was interrupted there.
+    fn keep(&mut self, _snapshot: &Snapshot) -> Result<(), PruneError> {
+        Ok(())
+    }
+    /// The state from which training of a block (of the model: 0) goes on, if it was interrupted there; from the
+    /// start, unless told otherwise.
     ///
     /// # Errors
     /// What reading it reports.
-    fn resume(&mut self, block: usize) -> Result<Option<Snapshot>, PruneError>;
+    fn resume(&mut self, _block: usize) -> Result<Option<Snapshot>, PruneError> {
+        Ok(None)
+    }
     /// A step is done.
     ///
     /// # Errors
