@@ -81,6 +81,8 @@ fn a_page_for_every_command() {
     assert_eq!(prune, read("maskwright-prune.1"));
     assert_eq!(succeeds(args!["man"]).out, read("maskwright.1"));
     assert!(prune.contains(".SH OPTIONS") && prune.contains("\\-\\-pattern"), "{prune}");
+    // As in the help, without options of the device where none is used.
+    assert!(prune.contains("\\-\\-preset") && !read("maskwright-inspect.1").contains("\\-\\-preset"));
     if has("groff") {
         for page in pages {
             let out =

@@ -85,9 +85,13 @@ enum Outcome {
     Interrupted,
 }
 
-/// The whole command line. Options of the device are hidden from the help of commands that use none.
+/// The whole command line.
 fn full_command() -> clap::Command {
-    let mut command = Cli::command();
+    complete(Cli::command())
+}
+
+/// Builds a command line; options of the device are hidden from the help and the manual pages of commands that use none.
+fn complete(mut command: clap::Command) -> clap::Command {
     command.build();
     command.mut_subcommands(|sub| {
         let useful: &[&str] = match sub.get_name() {

@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
-use super::{Cli, CliError, Outcome};
+use super::{Cli, CliError, Outcome, complete};
 use crate::fsio::{FsError, create_folder, write_bytes};
 
 #[derive(clap::Args)]
@@ -45,8 +45,7 @@ pub(super) struct ManArgs {
 const NAME: &str = "maskwright";
 
 pub(super) fn man(args: &ManArgs) -> Result<Outcome, CliError> {
-    let mut whole = Cli::command().disable_help_subcommand(true);
-    whole.build();
+    let whole = complete(Cli::command().disable_help_subcommand(true));
     let failed = |path: &str, e| CliError::Fs(FsError::os("write", path, e));
     let Some(folder) = &args.out else {
         let command = match &args.of {
