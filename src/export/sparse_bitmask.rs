@@ -21,9 +21,9 @@ pub struct SparseBitmask {
 /// Compresses a weight, given as its bytes. -0.0 counts as zero and is lost.
 ///
 /// # Errors
-/// A type that the format does not have, a wrong number of bytes.
+/// A type that the format does not have, no weights, a wrong number of bytes.
 pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<SparseBitmask, LayoutError> {
-    let size = super::ct24::element_bytes(dtype)?;
+    let size = check(dtype, rows, cols)?;
     packed::expect_len(dense, rows, cols, size)?;
     let per_row = cols.div_ceil(8);
     let mut out = SparseBitmask {
@@ -31,7 +31,7 @@ pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<S
         bitmask: vec![0; rows * per_row],
         row_offsets: Vec::with_capacity(rows),
     };
-    let lines = dense.chunks_exact((cols * size).max(1)).zip(out.bitmask.chunks_exact_mut(per_row.max(1)));
+    let lines = dense.chunks_exact(cols * size).zip(out.bitmask.chunks_exact_mut(per_row));
     for (row, bits) in lines {
         out.row_offsets.push((out.compressed.len() / size) as i64);
         for (weights, byte) in row.chunks(8 * size).zip(bits) {
@@ -46,6 +46,14 @@ pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<S
     Ok(out)
 }
 
+/// The bytes of an element, when the format has such weights.
+fn check(dtype: Stored, rows: usize, cols: usize) -> Result<usize, String> {
+    if rows == 0 || cols == 0 {
+        return Err(format!("{rows} x {cols} holds no weights"));
+    }
+    super::ct24::element_bytes(dtype)
+}
+
 /// The dense weight of a compressed one.
 ///
 /// # Errors
@@ -56,7 +64,7 @@ pub fn decode(
     cols: usize,
     coded: &SparseBitmask,
 ) -> Result<Vec<u8>, LayoutError> {
-    let size = super::ct24::element_bytes(dtype)?;
+    let size = check(dtype, rows, cols)?;
     let per_row = cols.div_ceil(8);
     packed::expect_len(&coded.bitmask, rows, per_row, 1)?;
     let count: usize = coded.bitmask.iter().map(|byte| byte.count_ones() as usize).sum();
@@ -69,9 +77,7 @@ pub fn decode(
     let mut dense = Vec::with_capacity(coded.bitmask.len().saturating_mul(8 * size));
     let mut values = coded.compressed.chunks_exact(size);
     let zero = vec![0; size];
-    for (row, (bits, offset)) in
-        coded.bitmask.chunks_exact(per_row.max(1)).zip(&coded.row_offsets).enumerate()
-    {
+    for (row, (bits, offset)) in coded.bitmask.chunks_exact(per_row).zip(&coded.row_offsets).enumerate() {
         let before = count - values.len();
         if i64::try_from(before).ok() != Some(*offset) {
             return Err(unfit(row, &format!("starts at {before}, but its offset is {offset}")));
@@ -116,5 +122,10 @@ mod tests {
         assert!(broken(|c| c.row_offsets[1] = 2).contains("offset is 2"));
         assert!(broken(|c| c.row_offsets.clear()).contains("0 row offsets"));
         assert!(encode(Stored::F64, 2, 10, &dense).is_err());
+        // However many rows of nothing: nothing is allocated for them.
+        assert!(
+            encode(Stored::F32, usize::MAX, 0, &[]).is_err()
+                && encode(Stored::F32, 0, usize::MAX, &[]).is_err()
+        );
     }
 }
