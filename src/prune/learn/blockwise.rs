@@ -7,42 +7,30 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::options::{Stage, Trains};
+use super::options::Trains;
+use super::run::StageRun;
 use super::sink::GradientSpace;
 use super::state::BlockState;
 use super::steps::Minibatch;
 use super::{LearnWatch, MEASURED, Snapshot, StepReport, copy_rows, minibatch_order};
 use crate::gpu::{Buffer, Commands};
-use crate::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, f32_bytes};
+use crate::kernel::{Activation, MaskBuffer, Masking, f32_bytes};
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Checkpoint, Config, Overlay, ProjectionKind};
-use crate::nn::{Access, Activations, BlockWeights, Sizes, TrainLinear, TrainPass, TrainSpace};
-use crate::prune::{BlockResult, Learned, PruneError, Selection};
+use crate::model::{Config, ProjectionKind};
+use crate::nn::{Access, Activations, BlockWeights, Sizes, TrainSpace};
+use crate::prune::{BlockResult, Learned, PruneError};
 
 /// A walk over the blocks that trains each.
-pub struct Blockwise<'a, 'g> {
-    /// The kernels it runs on.
-    pub kernels: &'a Kernels<'g>,
-    /// The model's configuration.
-    pub config: &'a Config,
-    /// The dense model.
-    pub dense: &'a Checkpoint,
-    /// Its weights, with those that earlier stages and finished blocks changed.
-    pub tensors: &'a Overlay<'a>,
-    /// What is pruned.
-    pub selection: &'a Selection,
-    /// What is trained, and how.
-    pub stage: &'a Stage,
-    /// The masks that it starts from.
-    pub start: &'a MaskSet,
+pub(super) struct Blockwise<'a, 'g> {
+    pub(super) run: &'a StageRun<'a, 'g>,
 }
 
 /// The residual streams of all windows.
-pub struct Streams<'g> {
+pub(super) struct Streams<'g> {
     /// Of the model under training.
-    pub pruned: Activations<'g>,
+    pub(super) pruned: Activations<'g>,
     /// Of the dense model.
-    pub dense: Activations<'g>,
+    pub(super) dense: Activations<'g>,
 }
 
 /// Buffers of a walk.
@@ -66,7 +54,7 @@ pub(super) struct Block<'b> {
 
 impl Blockwise<'_, '_> {
     /// Bytes on the device beside weights, state and streams: buffers of a block, and the gradients.
-    pub fn space_bytes(config: &Config, sizes: &Sizes) -> u64 {
+    pub(super) fn space_bytes(config: &Config, sizes: &Sizes) -> u64 {
         let t = 4 * sizes.layout.t4();
         TrainSpace::bytes(config, sizes) + f32_bytes(2 * config.hidden_size + 1, t)
     }
@@ -78,35 +66,35 @@ impl<'g> Blockwise<'_, 'g> {
     /// # Errors
     /// What the device or the watcher report; [`PruneError::Stopped`] when the watcher asks to stop;
     /// [`PruneError::Diverged`] for a loss that is not finite.
-    pub fn run(
+    pub(super) fn train_all(
         &self,
         c: &mut Commands<'g>,
         mut streams: Streams<'g>,
         finished: &[BTreeMap<String, BitMask>],
         watch: &mut dyn LearnWatch,
     ) -> Result<(), PruneError> {
-        let gpu = self.kernels.gpu();
+        let gpu = self.run.kernels.gpu();
         let sizes = streams.pruned.sizes().clone();
-        let (hidden, t4) = (self.config.hidden_size, sizes.layout.t4());
+        let (hidden, t4) = (self.run.config.hidden_size, sizes.layout.t4());
         let space = Space {
-            train: TrainSpace::new(gpu, self.config, &sizes)?,
+            train: TrainSpace::new(gpu, self.run.config, &sizes)?,
             y: Activation::new(gpu, "activations:output", hidden, t4)?,
             copy: Activation::new(gpu, "activations:output", hidden, t4)?,
             errors: gpu.alloc("activations:errors", f32_bytes(1, 4 * t4))?,
         };
-        let parts = self.stage.parts(&sizes)?;
+        let parts = self.run.stage.parts(&sizes)?;
         let sums = parts > 1 || sizes.pieces().count() > 1;
-        let gradients = GradientSpace::new(gpu, self.config, sums)?;
-        for index in 0..self.config.num_layers {
-            let names = ProjectionKind::ALL.map(|kind| self.config.projection(index, kind).name);
-            let mut weights = BlockWeights::upload(gpu, self.dense, self.config, index)?;
+        let gradients = GradientSpace::new(gpu, self.run.config, sums)?;
+        for index in 0..self.run.config.num_layers {
+            let names = ProjectionKind::ALL.map(|kind| self.run.config.projection(index, kind).name);
+            let mut weights = BlockWeights::upload(gpu, self.run.dense, self.run.config, index)?;
             let energy = self.advance_dense(c, &space, &weights, &mut streams.dense)?;
-            if names.iter().any(|name| self.tensors.replaces(name)) {
+            if names.iter().any(|name| self.run.tensors.replaces(name)) {
                 drop(weights);
-                weights = BlockWeights::upload(gpu, self.tensors, self.config, index)?;
+                weights = BlockWeights::upload(gpu, self.run.tensors, self.run.config, index)?;
             }
             let block = Block { index, weights: &weights, energy };
-            let last = index + 1 == self.config.num_layers;
+            let last = index + 1 == self.run.config.num_layers;
             if let Some(masks) = finished.get(index) {
                 if !last {
                     self.advance(c, &space, &block, masks, &mut streams)?;
@@ -130,16 +118,6 @@ impl<'g> Blockwise<'_, 'g> {
         Ok(())
     }
 
-    pub(super) fn pass<'a>(
-        &'a self,
-        space: &'a Space,
-        block: &'a BlockWeights,
-        layout: Layout,
-        linears: [TrainLinear<'a>; ProjectionKind::ALL.len()],
-    ) -> TrainPass<'a, 'g> {
-        TrainPass { kernels: self.kernels, config: self.config, ws: &space.train, layout, block, linears }
-    }
-
     /// Replaces the dense stream by the block's output; returns the energy of the block's update.
     fn advance_dense(
         &self,
@@ -151,8 +129,9 @@ impl<'g> Blockwise<'_, 'g> {
         let mut energy = 0.0;
         let access = Access { load_x: true, save_x: true, ..Default::default() };
         dense.each(c, access, |c, batch| {
-            let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
-            let pass = self.pass(space, weights, batch.layout, weights.train_linears(|_| Masking::Dense));
+            let y = space.y.rows(0, self.run.config.hidden_size, batch.layout.t4())?;
+            let pass =
+                self.run.pass(&space.train, weights, batch.layout, weights.train_linears(|_| Masking::Dense));
             pass.forward(c, batch.x, y)?;
             let copy = space.copy.rows(0, y.count, y.t4)?;
             copy_rows(c, y, copy)?;
@@ -175,9 +154,9 @@ impl<'g> Blockwise<'_, 'g> {
         let buffers = self.mask_buffers(block.index, masks)?;
         let access = Access { load_x: true, save_x: true, ..Default::default() };
         streams.pruned.each(c, access, |c, batch| {
-            let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
+            let y = space.y.rows(0, self.run.config.hidden_size, batch.layout.t4())?;
             let linears = block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
-            self.pass(space, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
+            self.run.pass(&space.train, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
             copy_rows(c, y, batch.x)
         })?;
         Ok(())
@@ -188,10 +167,10 @@ impl<'g> Blockwise<'_, 'g> {
         index: usize,
         masks: &BTreeMap<String, BitMask>,
     ) -> Result<Vec<Option<MaskBuffer>>, PruneError> {
-        let names = ProjectionKind::ALL.map(|kind| self.config.projection(index, kind).name);
+        let names = ProjectionKind::ALL.map(|kind| self.run.config.projection(index, kind).name);
         let upload = |name: &String| {
-            let mask = masks.get(name).or_else(|| self.start.get(name));
-            mask.map(|m| MaskBuffer::upload(self.kernels.gpu(), "masks:block", m)).transpose()
+            let mask = masks.get(name).or_else(|| self.run.start.get(name));
+            mask.map(|m| MaskBuffer::upload(self.run.kernels.gpu(), "masks:block", m)).transpose()
         };
         Ok(names.iter().map(upload).collect::<Result<_, _>>()?)
     }
@@ -228,15 +207,14 @@ impl<'g> Blockwise<'_, 'g> {
         watch: &mut dyn LearnWatch,
     ) -> Result<(BlockResult, Option<BlockWeights>), PruneError> {
         let started = Instant::now();
-        let (gpu, stage, index) = (self.kernels.gpu(), self.stage, block.index);
+        let (stage, index) = (self.run.stage, block.index);
         let own: BTreeMap<String, BitMask> = ProjectionKind::ALL
-            .map(|kind| self.config.projection(index, kind).name)
+            .map(|kind| self.run.config.projection(index, kind).name)
             .into_iter()
-            .filter_map(|name| Some((name.clone(), self.start.get(&name)?.clone())))
+            .filter_map(|name| Some((name.clone(), self.run.start.get(&name)?.clone())))
             .collect();
         let before = self.error(c, space, block, &own, streams)?;
-        let state =
-            BlockState::new(gpu, stage, self.config, index, self.tensors, self.selection, self.start)?;
+        let state = BlockState::new(self.run, index)?;
         let mut first = 0;
         let mut tracker = 0.0;
         if let Some(resumed) = watch.resume(index)? {
@@ -298,18 +276,18 @@ impl<'g> Blockwise<'_, 'g> {
         before: f64,
         started: Instant,
     ) -> Result<(BlockResult, Option<BlockWeights>), PruneError> {
-        let (gpu, stage, index) = (self.kernels.gpu(), self.stage, block.index);
+        let (stage, index) = (self.run.stage, block.index);
         let mut masks = start.clone();
         masks.extend(state.masks(c, stage)?);
         let set = MaskSet { pattern: stage.pattern, masks: masks.clone() };
-        let weights = state.weights(c, stage, self.dense, &set)?;
+        let weights = state.weights(c, stage, self.run.dense, &set)?;
         // Room for the trained weights as they are stored.
         drop(state);
         let trained = if weights.is_empty() {
             None
         } else {
-            let tensors = super::Fitted { base: self.tensors, weights: &weights };
-            Some(BlockWeights::upload(gpu, &tensors, self.config, index)?)
+            let tensors = super::Fitted { base: self.run.tensors, weights: &weights };
+            Some(BlockWeights::upload(self.run.kernels.gpu(), &tensors, self.run.config, index)?)
         };
         let of_block = Block { weights: trained.as_ref().unwrap_or(block.weights), ..*block };
         let after = self.error(c, space, &of_block, &masks, streams)?;

@@ -8,19 +8,20 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::options::{At, ModelLoss, Stage};
+use super::run::StageRun;
 use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
 use super::{Fitted, LearnWatch, MEASURED, Snapshot, StepReport, minibatch_order};
 use crate::calib::Windows;
 use crate::gpu::Commands;
-use crate::kernel::{Activation, Kernels, Layout, MaskBuffer, Masking, Rows, f32_bytes};
+use crate::kernel::{Activation, Layout, MaskBuffer, Masking, Rows, f32_bytes};
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Checkpoint, Config, Overlay, ProjectionKind};
+use crate::model::{Config, ProjectionKind};
 use crate::nn::{
     Activations, Batch, BlockWeights, Embedding, HeadLoss, HeadPass, HeadSpace, HeadWeights, Sizes, Tensors,
-    TrainLinear, TrainPass, TrainSpace,
+    TrainSpace,
 };
-use crate::prune::{BlockResult, Learned, PruneError, Selection};
+use crate::prune::{BlockResult, Learned, PruneError};
 
 /// Where blocks are while others are at work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, clap::ValueEnum)]
@@ -33,25 +34,10 @@ pub enum Residency {
 }
 
 /// Training on the loss of the whole model.
-pub struct EndToEnd<'a, 'g> {
-    /// The kernels it runs on.
-    pub kernels: &'a Kernels<'g>,
-    /// The model's configuration.
-    pub config: &'a Config,
-    /// The dense model.
-    pub dense: &'a Checkpoint,
-    /// Its weights, with those that earlier stages changed.
-    pub tensors: &'a Overlay<'a>,
-    /// Its embedding.
-    pub embedding: &'a Embedding<'a>,
-    /// What is pruned.
-    pub selection: &'a Selection,
-    /// What is trained, and how.
-    pub stage: &'a Stage,
-    /// The masks that it starts from.
-    pub start: &'a MaskSet,
-    /// Where blocks wait.
-    pub residency: Residency,
+pub(super) struct EndToEnd<'a, 'g> {
+    pub(super) run: &'a StageRun<'a, 'g>,
+    /// The dense model's embedding.
+    pub(super) embedding: &'a Embedding<'a>,
 }
 
 /// The blocks, wherever they are.
@@ -78,7 +64,7 @@ struct Space {
 
 impl EndToEnd<'_, '_> {
     /// Bytes of the buffers of a step of `parts` parts.
-    pub fn space_bytes(config: &Config, sizes: &Sizes, parts: usize, kl: bool) -> u64 {
+    pub(super) fn space_bytes(config: &Config, sizes: &Sizes, parts: usize, kl: bool) -> u64 {
         let stream = f32_bytes(config.hidden_size, 4 * sizes.layout.t4());
         let kept = (config.num_layers + 2) * parts + 1;
         TrainSpace::bytes(config, sizes) + HeadSpace::training_bytes(config, sizes, kl) + kept as u64 * stream
@@ -91,7 +77,7 @@ impl<'g> EndToEnd<'_, 'g> {
     /// # Errors
     /// What the device or the watcher report; [`PruneError::Stopped`] when the watcher asks to stop;
     /// [`PruneError::Diverged`] for a loss that is not finite.
-    pub fn run(
+    pub(super) fn train_all(
         &self,
         c: &mut Commands<'g>,
         windows: &Windows,
@@ -100,11 +86,11 @@ impl<'g> EndToEnd<'_, 'g> {
         watch: &mut dyn LearnWatch,
     ) -> Result<(), PruneError> {
         let started = Instant::now();
-        let stage = self.stage;
+        let stage = self.run.stage;
         let parts = stage.parts(&sizes)?;
         let minibatches = windows.count() / stage.batch;
         let space = self.space(sizes, parts)?;
-        let before = self.loss(c, &space, windows, dense, self.tensors, self.start)?;
+        let before = self.loss(c, &space, windows, dense, self.run.tensors, self.run.start)?;
         let mut blocks = self.blocks(c, watch)?;
         let mut first = 0;
         if let Some(resumed) = watch.resume(0)? {
@@ -131,16 +117,16 @@ impl<'g> EndToEnd<'_, 'g> {
     }
 
     fn space(&self, sizes: Sizes, parts: usize) -> Result<Space, PruneError> {
-        let (gpu, config) = (self.kernels.gpu(), self.config);
+        let (gpu, config) = (self.run.kernels.gpu(), self.run.config);
         let t4 = sizes.layout.t4();
         let stream = |name: &str| Activation::new(gpu, name, config.hidden_size, t4);
         let streams = |name: &str| (0..parts).map(|_| stream(name)).collect::<Result<Vec<_>, _>>();
-        let kl = self.stage.loss == ModelLoss::Kl;
+        let kl = self.run.stage.loss == ModelLoss::Kl;
         let sums = parts > 1 || sizes.pieces().count() > 1;
         Ok(Space {
             train: TrainSpace::new(gpu, config, &sizes)?,
             head: HeadSpace::training(gpu, config, &sizes, kl)?,
-            head_weights: HeadWeights::upload(gpu, self.dense, config)?,
+            head_weights: HeadWeights::upload(gpu, self.run.dense, config)?,
             inputs: (0..=config.num_layers)
                 .map(|_| streams("activations:inputs of blocks"))
                 .collect::<Result<_, _>>()?,
@@ -157,23 +143,19 @@ impl<'g> EndToEnd<'_, 'g> {
         c: &mut Commands<'g>,
         watch: &mut dyn LearnWatch,
     ) -> Result<Blocks<'b>, PruneError> {
-        let mut out = Blocks { resident: Vec::new(), waiting: Vec::new(), tensors: self.tensors };
-        for index in 0..self.config.num_layers {
+        let mut out = Blocks { resident: Vec::new(), waiting: Vec::new(), tensors: self.run.tensors };
+        for index in 0..self.run.config.num_layers {
             if watch.stop() {
                 return Err(PruneError::Stopped);
             }
-            let weights = BlockWeights::upload(self.kernels.gpu(), self.tensors, self.config, index)?;
-            let state = self.state(index)?;
+            let weights =
+                BlockWeights::upload(self.run.kernels.gpu(), self.run.tensors, self.run.config, index)?;
+            let state = BlockState::new(self.run, index)?;
             out.waiting.push(BTreeMap::new());
             out.resident.push(None);
             self.give(c, &mut out, index, weights, state)?;
         }
         Ok(out)
-    }
-
-    fn state(&self, index: usize) -> Result<BlockState, PruneError> {
-        let gpu = self.kernels.gpu();
-        BlockState::new(gpu, self.stage, self.config, index, self.tensors, self.selection, self.start)
     }
 
     fn take(
@@ -185,8 +167,8 @@ impl<'g> EndToEnd<'_, 'g> {
         if let Some(found) = blocks.resident[index].take() {
             return Ok(found);
         }
-        let weights = BlockWeights::upload(self.kernels.gpu(), blocks.tensors, self.config, index)?;
-        let state = self.state(index)?;
+        let weights = BlockWeights::upload(self.run.kernels.gpu(), blocks.tensors, self.run.config, index)?;
+        let state = BlockState::new(self.run, index)?;
         state.restore(c, &blocks.waiting[index])?;
         Ok((weights, state))
     }
@@ -199,7 +181,7 @@ impl<'g> EndToEnd<'_, 'g> {
         weights: BlockWeights,
         state: BlockState,
     ) -> Result<(), PruneError> {
-        match self.residency {
+        match self.run.residency {
             Residency::Resident => blocks.resident[index] = Some((weights, state)),
             Residency::Streamed => blocks.waiting[index] = state.snapshot(c)?,
         }
@@ -242,27 +224,17 @@ impl<'g> EndToEnd<'_, 'g> {
         Ok(())
     }
 
-    fn pass<'a>(
-        &'a self,
-        space: &'a Space,
-        block: &'a BlockWeights,
-        layout: Layout,
-        linears: [TrainLinear<'a>; ProjectionKind::ALL.len()],
-    ) -> TrainPass<'a, 'g> {
-        TrainPass { kernels: self.kernels, config: self.config, ws: &space.train, layout, block, linears }
-    }
-
     /// The parts of a minibatch.
     fn parts(&self, space: &Space, windows: &Windows, minibatch: usize) -> Vec<Batch> {
         let layout = space.sizes.layout;
         let tokens = layout.windows * layout.length;
-        let all = self.stage.batch * layout.length;
+        let all = self.run.stage.batch * layout.length;
         let ids = &windows.tokens()[minibatch * all..(minibatch + 1) * all];
         ids.chunks_exact(tokens).map(|ids| Batch { ids: ids.to_vec(), layout }).collect()
     }
 
     fn rows<'a>(&self, of: &'a Activation, layout: Layout) -> Result<Rows<'a>, PruneError> {
-        Ok(of.rows(0, self.config.hidden_size, layout.t4())?)
+        Ok(of.rows(0, self.run.config.hidden_size, layout.t4())?)
     }
 
     fn embed(&self, c: &mut Commands<'g>, space: &Space, batches: &[Batch]) -> Result<(), PruneError> {
@@ -284,11 +256,11 @@ impl<'g> EndToEnd<'_, 'g> {
         scale: f32,
     ) -> Result<f64, PruneError> {
         let (number, in_all) = part;
-        let x = self.rows(&space.inputs[self.config.num_layers][number], batch.layout)?;
+        let x = self.rows(&space.inputs[self.run.config.num_layers][number], batch.layout)?;
         let d = self.rows(&space.d[number], batch.layout)?;
         let head = HeadPass {
-            kernels: self.kernels,
-            config: self.config,
+            kernels: self.run.kernels,
+            config: self.run.config,
             weights: &space.head_weights,
             ws: &space.head,
         };
@@ -312,7 +284,7 @@ impl<'g> EndToEnd<'_, 'g> {
         at: At,
         minibatch: usize,
     ) -> Result<f64, PruneError> {
-        let (layers, stage) = (self.config.num_layers, self.stage);
+        let (layers, stage) = (self.run.config.num_layers, self.run.stage);
         let batches = self.parts(space, windows, minibatch);
         self.embed(c, space, &batches)?;
         for index in 0..layers {
@@ -321,10 +293,10 @@ impl<'g> EndToEnd<'_, 'g> {
             for (part, batch) in batches.iter().enumerate() {
                 let x = self.rows(&space.inputs[index][part], batch.layout)?;
                 let y = self.rows(&space.inputs[index + 1][part], batch.layout)?;
-                self.pass(space, &weights, batch.layout, linears).forward(c, x, y)?;
+                self.run.pass(&space.train, &weights, batch.layout, linears).forward(c, x, y)?;
             }
             // Nothing changed: what waits in host memory is still right.
-            if self.residency == Residency::Resident {
+            if self.run.residency == Residency::Resident {
                 self.give(c, blocks, index, weights, state)?;
             }
         }
@@ -339,7 +311,7 @@ impl<'g> EndToEnd<'_, 'g> {
             let (weights, state) = self.take(c, blocks, index)?;
             let linears = state.linears(stage, &at, &weights);
             let mut stepper = Stepper {
-                kernels: self.kernels,
+                kernels: self.run.kernels,
                 stage,
                 at,
                 weights: &weights,
@@ -348,7 +320,7 @@ impl<'g> EndToEnd<'_, 'g> {
                 first: true,
             };
             for (part, batch) in batches.iter().enumerate() {
-                let pass = self.pass(space, &weights, batch.layout, linears);
+                let pass = self.run.pass(&space.train, &weights, batch.layout, linears);
                 let x = self.rows(&space.inputs[index][part], batch.layout)?;
                 // The last block's only part is still there.
                 if index + 1 < layers || batches.len() > 1 {
@@ -375,25 +347,26 @@ impl<'g> EndToEnd<'_, 'g> {
         tensors: Tensors<'_>,
         masks: &MaskSet,
     ) -> Result<f64, PruneError> {
-        let gpu = self.kernels.gpu();
-        let minibatches = (windows.count() / self.stage.batch).min(MEASURED.div_ceil(self.stage.batch));
+        let gpu = self.run.kernels.gpu();
+        let minibatches =
+            (windows.count() / self.run.stage.batch).min(MEASURED.div_ceil(self.run.stage.batch));
         let load = |index: usize| -> Result<_, PruneError> {
-            let weights = BlockWeights::upload(gpu, tensors, self.config, index)?;
+            let weights = BlockWeights::upload(gpu, tensors, self.run.config, index)?;
             let buffers = ProjectionKind::ALL
-                .map(|kind| self.config.projection(index, kind).name)
+                .map(|kind| self.run.config.projection(index, kind).name)
                 .iter()
                 .map(|name| masks.get(name).map(|m| MaskBuffer::upload(gpu, "masks:block", m)).transpose())
                 .collect::<Result<Vec<_>, _>>()?;
             Ok((weights, buffers))
         };
-        let resident = self.residency == Residency::Resident;
+        let resident = self.run.residency == Residency::Resident;
         let all =
-            (0..self.config.num_layers).filter(|_| resident).map(load).collect::<Result<Vec<_>, _>>()?;
+            (0..self.run.config.num_layers).filter(|_| resident).map(load).collect::<Result<Vec<_>, _>>()?;
         let mut sum = 0.0;
         for minibatch in 0..minibatches {
             let batches = self.parts(space, windows, minibatch);
             self.embed(c, space, &batches)?;
-            for index in 0..self.config.num_layers {
+            for index in 0..self.run.config.num_layers {
                 let loaded = if resident { None } else { Some(load(index)?) };
                 let Some((weights, buffers)) = loaded.as_ref().or(all.get(index)) else {
                     continue;
@@ -402,7 +375,7 @@ impl<'g> EndToEnd<'_, 'g> {
                 for (part, batch) in batches.iter().enumerate() {
                     let x = self.rows(&space.inputs[index][part], batch.layout)?;
                     let y = self.rows(&space.inputs[index + 1][part], batch.layout)?;
-                    self.pass(space, weights, batch.layout, linears).forward(c, x, y)?;
+                    self.run.pass(&space.train, weights, batch.layout, linears).forward(c, x, y)?;
                 }
             }
             for (part, batch) in batches.iter().enumerate() {
@@ -426,19 +399,19 @@ impl<'g> EndToEnd<'_, 'g> {
         started: Instant,
         watch: &mut dyn LearnWatch,
     ) -> Result<(), PruneError> {
-        let stage = self.stage;
-        let mut set = self.start.clone();
+        let stage = self.run.stage;
+        let mut set = self.run.start.clone();
         let mut fitted = BTreeMap::new();
-        for index in 0..self.config.num_layers {
+        for index in 0..self.run.config.num_layers {
             let (_, state) = self.take(c, &mut blocks, index)?;
             set.masks.extend(state.masks(c, stage)?);
-            fitted.extend(state.weights(c, stage, self.dense, &set)?);
+            fitted.extend(state.weights(c, stage, self.run.dense, &set)?);
         }
-        let tensors = Fitted { base: self.tensors, weights: &fitted };
+        let tensors = Fitted { base: self.run.tensors, weights: &fitted };
         let after = self.loss(c, space, windows, dense, &tensors, &set)?;
         let kept = after.is_finite() && after <= before;
         let changed = |masks: &BTreeMap<String, BitMask>| -> u64 {
-            let pairs = masks.iter().filter_map(|(name, mask)| Some((mask, self.start.get(name)?)));
+            let pairs = masks.iter().filter_map(|(name, mask)| Some((mask, self.run.start.get(name)?)));
             pairs.map(|(mask, start)| mask.groups_changed(start, stage.pattern)).sum()
         };
         let learned = Learned {
@@ -449,11 +422,11 @@ impl<'g> EndToEnd<'_, 'g> {
             groups_changed: changed(&set.masks),
             seconds: started.elapsed().as_secs_f64(),
         };
-        for index in 0..self.config.num_layers {
+        for index in 0..self.run.config.num_layers {
             let mut result = BlockResult { block: index, ..Default::default() };
             result.learned = (index == 0).then(|| learned.clone());
-            for name in ProjectionKind::ALL.map(|kind| self.config.projection(index, kind).name) {
-                let masks = if kept { &set } else { self.start };
+            for name in ProjectionKind::ALL.map(|kind| self.run.config.projection(index, kind).name) {
+                let masks = if kept { &set } else { self.run.start };
                 if let Some(mask) = masks.get(&name) {
                     result.masks.insert(name.clone(), mask.clone());
                 }

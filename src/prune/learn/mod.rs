@@ -12,13 +12,10 @@ mod snapshot;
 mod state;
 mod steps;
 
-pub use blockwise::{Blockwise, Streams};
-pub use endtoend::{EndToEnd, Residency};
+pub use endtoend::Residency;
 pub use options::{At, ModelLoss, Objective, Relaxing, Stage, Trains};
 pub use run::StageRun;
-pub use sink::{GradientSpace, Stepper};
 pub use snapshot::Snapshot;
-pub use state::BlockState;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::blockwise::Blockwise;
+use super::endtoend::EndToEnd;
+use super::sink::GradientSpace;
 use super::state::BlockState;
-use super::{Blockwise, EndToEnd, GradientSpace, ModelLoss, Objective, Residency, Stage, Trains};
+use super::{ModelLoss, Objective, Residency, Stage, Trains};
 use crate::gpu::{PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Kernels, MaskBuffer, Weight, f32_bytes};
 use crate::model::{Config, Dtype, ModelError};

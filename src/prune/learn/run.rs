@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Blockwise, EndToEnd, LearnWatch, ModelLoss, Objective, Residency, Stage, Streams, dense_outputs,
-};
+use super::blockwise::{Blockwise, Streams};
+use super::endtoend::EndToEnd;
+use super::{LearnWatch, ModelLoss, Objective, Residency, Stage, dense_outputs};
 use crate::calib::Windows;
 use crate::gpu::Commands;
-use crate::kernel::Kernels;
+use crate::kernel::{Kernels, Layout};
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Checkpoint, Config, Overlay};
-use crate::nn::{Activations, Embedding, Keep, Place, Sizes};
+use crate::model::{Checkpoint, Config, Overlay, ProjectionKind};
+use crate::nn::{
+    Activations, BlockWeights, Embedding, Keep, Place, Sizes, TrainLinear, TrainPass, TrainSpace,
+};
 use crate::prune::{PruneError, Selection};
 
 /// A stage on the block or the model objective, and what it works on.
@@ -49,7 +51,7 @@ impl<'g> StageRun<'_, 'g> {
         finished: &[BTreeMap<String, BitMask>],
         watch: &mut dyn LearnWatch,
     ) -> Result<(), PruneError> {
-        let Self { kernels, config, dense, tensors, selection, stage, start, .. } = *self;
+        let Self { kernels, config, dense, stage, .. } = *self;
         let embedding = Embedding::new(dense, config)?;
         let stream = || {
             let (tokens, sizes) = (windows.tokens(), self.sizes.clone());
@@ -64,13 +66,21 @@ impl<'g> StageRun<'_, 'g> {
                 }
                 ModelLoss::Lm => None,
             };
-            let (embedding, residency) = (&embedding, self.residency);
-            let learner =
-                EndToEnd { kernels, config, dense, tensors, embedding, selection, stage, start, residency };
-            return learner.run(c, windows, self.sizes.clone(), outputs.as_ref(), watch);
+            let learner = EndToEnd { run: self, embedding: &embedding };
+            return learner.train_all(c, windows, self.sizes.clone(), outputs.as_ref(), watch);
         }
         let streams = Streams { pruned: stream()?, dense: stream()? };
-        let learner = Blockwise { kernels, config, dense, tensors, selection, stage, start };
-        learner.run(c, streams, finished, watch)
+        Blockwise { run: self }.train_all(c, streams, finished, watch)
+    }
+
+    /// A pass through one block.
+    pub(super) fn pass<'a>(
+        &'a self,
+        ws: &'a TrainSpace,
+        block: &'a BlockWeights,
+        layout: Layout,
+        linears: [TrainLinear<'a>; ProjectionKind::ALL.len()],
+    ) -> TrainPass<'a, 'g> {
+        TrainPass { kernels: self.kernels, config: self.config, ws, layout, block, linears }
     }
 }

@@ -27,7 +27,7 @@ fn strip_rows(gpu: &Gpu, cols: usize) -> usize {
 type Strips = Vec<(Range<usize>, Activation)>;
 
 /// Rooms of the gradients.
-pub struct GradientSpace {
+pub(super) struct GradientSpace {
     strip: Activation,
     /// Strips of every projection, where gradients add up.
     sums: Option<Vec<Strips>>,
@@ -75,7 +75,7 @@ impl GradientSpace {
 }
 
 /// The sink of one step of one block.
-pub struct Stepper<'a, 'g> {
+pub(super) struct Stepper<'a, 'g> {
     /// The kernels it runs on.
     pub kernels: &'a Kernels<'g>,
     /// What is trained.

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::logits::Logits;
 use super::options::{At, Stage, Trains};
+use super::run::StageRun;
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{AdamState, Kernels, MaskBuffer, Masking, Rows, SampleAt, StateType, Weight, f32_bytes};
 use crate::mask::soft::top_of;
@@ -30,7 +31,7 @@ struct Trained {
 }
 
 /// One block under training.
-pub struct BlockState {
+pub(super) struct BlockState {
     trained: [Option<Trained>; KINDS],
     /// Masks of projections that the stage does not train.
     fixed: [Option<MaskBuffer>; KINDS],
@@ -54,19 +55,13 @@ fn projection_bytes(stage: &Stage, rows: usize, cols: usize) -> [(&'static str, 
 }
 
 impl BlockState {
-    /// State of block `index` at the first step. Weights under training start as `tensors` has them.
+    /// State of block `index` at the first step of `run`. Weights under training start as `run.tensors` has them.
     ///
     /// # Errors
-    /// A mask that `start` lacks, or no room on the device.
-    pub fn new(
-        gpu: &Gpu,
-        stage: &Stage,
-        config: &Config,
-        index: usize,
-        tensors: Tensors<'_>,
-        selection: &Selection,
-        start: &MaskSet,
-    ) -> Result<Self, PruneError> {
+    /// A mask that `run.start` lacks, or no room on the device.
+    pub fn new(run: &StageRun<'_, '_>, index: usize) -> Result<Self, PruneError> {
+        let StageRun { kernels, config, tensors, selection, stage, start, .. } = *run;
+        let gpu = kernels.gpu();
         let mut out = Self { trained: Default::default(), fixed: Default::default() };
         for kind in ProjectionKind::ALL {
             let p = config.projection(index, kind);

@@ -59,8 +59,8 @@ impl<'g> Blockwise<'_, 'g> {
         scale: f32,
     ) -> Result<f64, PruneError> {
         let batch = streams.pruned.batch(c, i)?;
-        let y = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
-        self.pass(space, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
+        let y = space.y.rows(0, self.run.config.hidden_size, batch.layout.t4())?;
+        self.run.pass(&space.train, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
         let target = streams.dense.batch(c, i)?;
         self.squared(c, space, y, target.x, scale, batch.layout)
     }
@@ -75,7 +75,7 @@ impl<'g> Blockwise<'_, 'g> {
         scale: f32,
         layout: Layout,
     ) -> Result<f64, PruneError> {
-        self.kernels.squared_error(c, y, target, None, scale, &space.errors, layout)?;
+        self.run.kernels.squared_error(c, y, target, None, scale, &space.errors, layout)?;
         let errors: Vec<f32> = c.read(&space.errors, 0, 4 * layout.t4())?;
         Ok(errors.iter().map(|&e| f64::from(e)).sum())
     }
@@ -93,12 +93,12 @@ impl<'g> Blockwise<'_, 'g> {
         step: u32,
         minibatch: Minibatch,
     ) -> Result<f64, PruneError> {
-        let stage: &Stage = self.stage;
+        let stage: &Stage = self.run.stage;
         let at = stage.at(step);
         let energy = self.energy(block, streams, minibatch.parts);
         let linears = state.linears(stage, &at, block.weights);
         let mut stepper = Stepper {
-            kernels: self.kernels,
+            kernels: self.run.kernels,
             stage,
             at,
             weights: block.weights,
@@ -110,8 +110,8 @@ impl<'g> Blockwise<'_, 'g> {
         for i in minibatch.batches() {
             sum += self.part(c, space, block, streams, linears, i, (2.0 / energy) as f32)?;
             let batch = streams.pruned.batch(c, i)?;
-            let d = space.y.rows(0, self.config.hidden_size, batch.layout.t4())?;
-            let pass = self.pass(space, block.weights, batch.layout, linears);
+            let d = space.y.rows(0, self.run.config.hidden_size, batch.layout.t4())?;
+            let pass = self.run.pass(&space.train, block.weights, batch.layout, linears);
             pass.backward(c, batch.x, d, false, &mut stepper)?;
             stepper.first = false;
         }
@@ -135,15 +135,15 @@ impl<'g> Blockwise<'_, 'g> {
         start: f64,
         tracker: &mut f64,
     ) -> Result<f64, PruneError> {
-        let at = self.stage.at(step);
-        state.sample(self.kernels, c, self.stage, step)?;
-        let linears = state.linears(self.stage, &at, block.weights);
+        let at = self.run.stage.at(step);
+        state.sample(self.run.kernels, c, self.run.stage, step)?;
+        let linears = state.linears(self.run.stage, &at, block.weights);
         let loss = self.loss(c, space, block, streams, linears, minibatch)?;
         let residual = loss - start;
-        *tracker = self.stage.alpha * *tracker + (1.0 - self.stage.alpha) * residual;
+        *tracker = self.run.stage.alpha * *tracker + (1.0 - self.run.stage.alpha) * residual;
         let advantage = residual - *tracker;
         let step_size = -f64::from(at.adam.rate) * advantage;
-        state.reinforce(self.kernels, c, self.stage, step_size as f32)?;
+        state.reinforce(self.run.kernels, c, self.run.stage, step_size as f32)?;
         Ok(loss)
     }
 }
