@@ -119,13 +119,19 @@ impl Model {
         Ok(model)
     }
 
-    /// Windows of a text, and how many tokens the text has.
-    pub(super) fn windows(&self, text: &Path, window: usize) -> Result<(Windows, usize), CliError> {
+    /// The first `most` windows of a text, or all; and how many tokens those are, or the text with its tail has.
+    pub(super) fn windows(
+        &self,
+        text: &Path,
+        window: usize,
+        most: Option<usize>,
+    ) -> Result<(Windows, usize), CliError> {
         let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
         let tokens = tokens_of_file(&tokenizer, text)?;
-        let count = tokens.len();
+        let most = most.unwrap_or(usize::MAX);
+        let count = tokens.len().min(most.saturating_mul(window));
         self.warn_of_long(window);
-        Ok((Windows::new(tokens, window)?, count))
+        Ok((Windows::new(tokens, window)?.first(most), count))
     }
 
     /// `count` windows of `window` tokens for calibration.

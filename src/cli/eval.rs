@@ -47,7 +47,7 @@ pub(super) struct Args {
 /// The windows of all texts.
 struct Texts {
     windows: Windows,
-    /// Tokens of each text, the dropped tail included, and its place among the windows.
+    /// Tokens of each text, the dropped tail included where all windows are taken, and its place among the windows.
     parts: Vec<(usize, Range<usize>)>,
 }
 
@@ -55,8 +55,7 @@ impl Texts {
     fn read(model: &Model, args: &Args) -> Result<Self, CliError> {
         let (mut ids, mut parts) = (Vec::new(), Vec::new());
         for text in &args.text {
-            let (windows, tokens) = model.windows(text, args.window)?;
-            let windows = windows.first(args.windows.unwrap_or(usize::MAX));
+            let (windows, tokens) = model.windows(text, args.window, args.windows)?;
             let first = ids.len() / args.window;
             parts.push((tokens, first..first + windows.count()));
             ids.extend_from_slice(windows.tokens());

@@ -264,10 +264,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
         None => None,
     };
     let eval = match &args.eval {
-        Some(text) => {
-            let (windows, tokens) = model.windows(text, args.eval_window)?;
-            Some((windows.first(args.eval_windows.unwrap_or(usize::MAX)), tokens))
-        }
+        Some(text) => Some(model.windows(text, args.eval_window, args.eval_windows)?),
         None => None,
     };
     let job = Job { device, args, model: &model, selection: &selection, choice, calib, eval, stages };

@@ -177,7 +177,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let model = Model::open_checked(&args.model)?;
     let choice = args.windows.learned(model.config.max_position_embeddings);
     let calib = choice.read(&model, &args.calib)?;
-    model.windows(&args.eval, args.eval_window)?;
+    model.windows(&args.eval, args.eval_window, None)?;
     // Checks that it is new, and leaves nothing in it.
     drop(RunFolder::create(&args.out)?);
     let job = Job { device, args, model, choice, calib, stop: stop_flag()? };
