@@ -76,6 +76,39 @@ fn picture(page: &Path, width: u32, height: u64, name: &str) {
     println!("picture: {}", path.display());
 }
 
+/// A page whose first chart is zoomed into with the mouse, with that chart's ends of the axis: once dragged, once the page has another
+/// width, and once it is made anew, as the page of a run under way is when there is something new.
+fn zoomed(page: &Path, copy: &Path) -> Vec<Vec<f64>> {
+    let html = fs::read_to_string(page).unwrap();
+    let html = html.replacen("\"generator\":", "\"live\":1,\"generator\":", 1);
+    let script = r#"<script>
+        const parts = [], seen = () => parts.push(maskwrightCharts()[0].x);
+        const held = JSON.parse(document.getElementById("data").textContent);
+        window.fetch = async () => ({ status: 200, json: async () => ({ ...held, live: 2 }) });
+        const over = document.querySelector(".u-over"), box = over.getBoundingClientRect();
+        const mouse = (type, at, on) => on.dispatchEvent(new MouseEvent(type, {
+            bubbles: true, button: 0, buttons: 1, movementX: 9, clientX: box.left + at * box.width, clientY: box.top + 20 }));
+        setTimeout(() => {
+            seen();
+            mouse("mousemove", 0.25, over); mouse("mousedown", 0.25, over);
+            mouse("mousemove", 0.75, over); mouse("mouseup", 0.75, document);
+        }, 200);
+        setTimeout(seen, 500);
+        setTimeout(() => { document.body.style.width = "80%"; dispatchEvent(new Event("resize")); }, 600);
+        setTimeout(seen, 900);
+        setTimeout(() => {
+            seen();
+            const node = document.createElement("p");
+            node.id = "zoomed"; node.textContent = JSON.stringify(parts);
+            document.body.append(node);
+        }, 4000);
+        </script></body>"#;
+    fs::write(copy, html.replacen("</body>", script, 1)).unwrap();
+    let (dom, err) = chromium(&["--dump-dom".into(), format!("file://{}", copy.display())]);
+    let found = dom.split("id=\"zoomed\">").nth(1).and_then(|rest| rest.split('<').next());
+    serde_json::from_str(found.unwrap_or_else(|| panic!("no word of the zoom: {err}"))).unwrap()
+}
+
 fn prune(dir: &Scratch, name: &str, more: &[&str]) -> PathBuf {
     let out = dir.join(name);
     let (model, calib, heldout) = (village(), village_text("calib"), village_text("heldout"));
@@ -146,6 +179,11 @@ fn the_page_shows_what_the_runs_say() {
     fs::copy(learned.join("metrics.jsonl"), unfinished.join("metrics.jsonl")).unwrap();
     let unfinished_page = dir.join("unfinished.html");
     succeeds(args!["report", unfinished, "--out", unfinished_page]);
+
+    let parts = zoomed(&learned.join("report.html"), &dir.join("zoomed.html"));
+    let [whole, zoom @ ..] = parts.as_slice() else { panic!("{parts:?}") };
+    assert!(zoom.len() == 3 && zoom.iter().all(|x| x == &zoom[0]), "the zoom is lost: {parts:?}");
+    assert!(zoom[0][0] > whole[0] && zoom[0][1] < whole[1], "not zoomed: {parts:?}");
 
     for width in WIDTHS {
         assert_eq!(checked(&unfinished_page, width)["charts"].as_array().unwrap().len(), 4);

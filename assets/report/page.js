@@ -51,7 +51,12 @@
     charts.push({ title, plot, ...chart });
     return el("figure", null, el("h4", null, title), plot, chart.note && el("figcaption", null, chart.note));
   };
+  // The part of a chart that somebody zoomed into, if they did.
+  const zoomOf = ({ scales: { x }, data: [at] }) => (x.min > at[0] || x.max < at[at.length - 1] ? { min: x.min, max: x.max } : null);
+  // What a chart is called, and where among those of that name, which stays when the page is made anew.
+  const places = () => charts.map((chart, i) => `${chart.title} ${charts.slice(0, i).filter((c) => c.title === chart.title).length}`);
   const draw = (chart) => {
+    const zoom = chart.drawn ? zoomOf(chart.drawn) : chart.zoom;
     if (chart.drawn) chart.drawn.destroy();
     const text = css("--soft"), grid = css("--line");
     const axis = (label, format) => ({
@@ -81,6 +86,7 @@
       hooks: chart.labels ? { draw: [chart.labels] } : {},
     };
     chart.drawn = new uPlot(options, [chart.at, ...chart.series.map((s) => s.values)], chart.plot);
+    if (zoom) chart.drawn.setScale("x", zoom);
   };
   const redraw = () => charts.forEach(draw);
 
@@ -285,11 +291,17 @@
         ctx.save();
         ctx.font = `${11 * ratio}px system-ui, sans-serif`;
         ctx.fillStyle = css("--text");
-        points.forEach((p) => {
-          const [px, py] = [u.valToPos(p.cost, "x", true), u.valToPos(p.perplexity, "y", true)];
-          const right = px > middle;
-          ctx.textAlign = right ? "right" : "left";
-          ctx.fillText(data.runs[p.run].name, px + (right ? -9 : 9) * ratio, py - 7 * ratio);
+        // From above, each beside its point or as far below as those before it leave room.
+        const placed = [], high = 12 * ratio;
+        const at = points.map((p) => ({ name: data.runs[p.run].name, px: u.valToPos(p.cost, "x", true), py: u.valToPos(p.perplexity, "y", true) }));
+        at.sort((a, b) => a.py - b.py).forEach(({ name, px, py }) => {
+          const right = px > middle, width = ctx.measureText(name).width;
+          const left = right ? px - 9 * ratio - width : px + 9 * ratio;
+          let y = py - 7 * ratio;
+          const taken = () => placed.find((o) => left < o.left + o.width && o.left < left + width && Math.abs(o.y - y) < high);
+          for (let other = taken(); other; other = taken()) y = other.y + high;
+          placed.push({ left, width, y });
+          ctx.fillText(name, left, y);
         });
         ctx.restore();
       };
@@ -328,12 +340,15 @@
   const render = () => {
     root.classList.toggle("several", data.runs.length > 1);
     const open = new Set([...document.querySelectorAll("details[open] > summary")].map((s) => s.textContent));
+    const before = places();
+    const zooms = new Map(charts.map((chart, i) => [before[i], chart.drawn && zoomOf(chart.drawn)]));
     charts.forEach((chart) => chart.drawn && chart.drawn.destroy());
     charts = [];
     const state = has(data.live) ? el("p", { class: "soft", id: "live", role: "status" }, "live") : null;
     const body = data.runs.length > 1 ? several() : data.runs.length ? one(data.runs[0]) : [el("p", null, "The run has not begun yet.")];
     root.replaceChildren(...[state, ...body, el("footer", null, `Made by ${data.generator}. Charts: uPlot (MIT). Drag over a chart to zoom in, double-click to zoom out.`)].flat().filter(has));
     document.querySelectorAll("details").forEach((d) => { d.open = open.has(d.firstChild.textContent); });
+    places().forEach((place, i) => { charts[i].zoom = zooms.get(place); });
     redraw();
   };
 
@@ -358,18 +373,23 @@
   };
   if (has(data.live)) setTimeout(poll, 2000);
 
-  // What the charts hold, and how many of their pixels are drawn, for those who test the page.
+  // What the charts hold, for those who test the page.
   window.maskwrightCharts = () => charts.map((c) => {
-    const canvas = c.plot.querySelector("canvas");
-    const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-    let drawn = 0;
-    for (let i = 3; i < pixels.length; i += 4) if (pixels[i]) drawn++;
-    const { series, data: held } = c.drawn;
-    return { title: c.title, series: series.slice(1).map((s) => s.label), data: held.map((d) => Array.from(d)), drawn };
+    const { series, data: held, scales: { x } } = c.drawn;
+    return { title: c.title, x: [x.min, x.max], series: series.slice(1).map((s) => s.label), data: held.map((d) => Array.from(d)) };
   });
+  // How many pixels of a chart are drawn.
+  const pixels = ({ plot }) => {
+    const canvas = plot.querySelector("canvas");
+    const { data: all } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let drawn = 0;
+    for (let i = 3; i < all.length; i += 4) if (all[i]) drawn++;
+    return drawn;
+  };
   if (location.hash === "#check") {
     setTimeout(() => {
-      const found = { charts: window.maskwrightCharts(), height: document.documentElement.scrollHeight, overflow: document.documentElement.scrollWidth - innerWidth };
+      const held = window.maskwrightCharts().map((c, i) => ({ ...c, drawn: pixels(charts[i]) }));
+      const found = { charts: held, height: document.documentElement.scrollHeight, overflow: document.documentElement.scrollWidth - innerWidth };
       const node = el("script", { type: "application/json", id: "checked" });
       node.textContent = JSON.stringify(found).replace(/</g, "\\u003c");
       document.body.append(node);
