@@ -53,6 +53,43 @@ fn learned(run: &Path) -> Vec<Value> {
 
 const BLOCK: [&str; 6] = ["--method", "relaxed", "--start", "wanda", "--steps", "12"];
 
+/// What nothing in a run reads is named, with what it is for; what is read is not.
+#[test]
+fn options_without_effect_are_named() {
+    let told = |more: &[&str]| -> Vec<String> {
+        let ran = succeeds(&prune(&[more, &["--dry-run"]].concat()));
+        let lines = ran.err.lines().filter(|line| line.contains("does nothing in this run"));
+        lines
+            .filter_map(|line| line.split_whitespace().find(|w| w.starts_with("--")).map(String::from))
+            .collect()
+    };
+    let learned =
+        ["--temperature", "1:0.1", "--noise", "0.1", "--rate", "0.1", "--steps", "5", "--logits", "2"];
+    let weights = ["--warm-up", "3", "--repair-steps", "5", "--repair-rate", "1e-3"];
+    assert_eq!(
+        told(&[&["--method", "wanda"], &learned[..], &weights[..]].concat()),
+        [
+            "--steps",
+            "--rate",
+            "--logits",
+            "--batch",
+            "--temperature",
+            "--noise",
+            "--warm-up",
+            "--repair-steps",
+            "--repair-rate",
+        ]
+    );
+    let repaired = [&["--method", "relaxed", "--repair", "block"], &learned[..], &weights[..]].concat();
+    assert_eq!(told(&repaired), [""; 0]);
+    let relaxed =
+        ["--lambda", "1", "--kappa", "1:2", "--loss", "kl", "--alpha", "0.9", "--blocks", "streamed"];
+    assert_eq!(told(&relaxed), ["--alpha", "--kappa", "--lambda", "--loss", "--blocks"]);
+    let proxsparse =
+        ["--method", "proxsparse", "--lambda", "1", "--warm-up", "3", "--loss", "lm", "--logits", "2"];
+    assert_eq!(told(&proxsparse), ["--logits"]);
+}
+
 #[test]
 fn every_method_lowers_its_loss() {
     let dir = Scratch::new();

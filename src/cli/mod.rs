@@ -26,6 +26,7 @@ mod shell;
 mod stage_plan;
 mod stages;
 mod train_args;
+mod unused;
 mod variance;
 mod verify;
 mod walk;

@@ -13,6 +13,7 @@ use super::plan::{dry_run_of_shape, largest, show_plan};
 use super::report::{ReportArgs, Reporting};
 use super::result::Made;
 use super::train_args::{Recipe, TrainArgs};
+use super::unused::Readers;
 use super::walk::{Walk, WalkArgs, WalkWindows, conditions};
 use super::{CliError, Outcome, help};
 use crate::calib::Windows;
@@ -209,6 +210,15 @@ impl Args {
         Ok((layer, stages))
     }
 
+    /// Says which options nothing in the run reads.
+    fn warn_of_unused(&self, layer: Option<&Stage>, stages: &[Stage]) {
+        let stages: Vec<&Stage> = layer.into_iter().chain(stages).collect();
+        let readers = Readers { stages: &stages, policy: self.policy() };
+        for (option, what) in readers.unused(&self.train, &self.learn).iter().filter(|_| !self.silent) {
+            log::warn!("{option} does nothing in this run: it is for {what}");
+        }
+    }
+
     /// How the walk carries the first of `count` calibration windows of `window` tokens.
     pub(super) fn carried(
         &self,
@@ -239,6 +249,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     args.resolve();
     let args = &args;
     let (layer, stages) = args.stages()?;
+    args.warn_of_unused(layer.as_ref(), &stages);
     let options = args.walk_options(layer, &stages)?;
     if args.resume.is_some() && args.policy() {
         let message = "--resume does not go on with maskpro on the model's loss; a mask learned so far continues with \

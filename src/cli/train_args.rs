@@ -47,21 +47,21 @@ pub(super) struct TrainArgs {
     objective: Vec<Objective>,
     /// Loss of the model objective [default: kl, of maskllm and proxsparse lm]
     #[arg(long, value_enum)]
-    loss: Option<ModelLoss>,
+    pub(super) loss: Option<ModelLoss>,
     /// A whole run in one word, in place of --method and --objective [default: none]
     #[arg(long, value_enum, conflicts_with_all = ["method", "objective"])]
     pub(super) recipe: Option<Recipe>,
     /// Temperature of the soft masks at the first and the last step of each objective [default: 1:0.05 in a block, 0.3:0.03 on the
     /// model, of maskllm 4:0.05]
     #[arg(long, value_name = "FIRST:LAST", value_delimiter = ',')]
-    temperature: Vec<Span>,
+    pub(super) temperature: Vec<Span>,
     /// relaxed: how a soft top N is made of the logits [default: draws where N is at most 2, else fixed-size]
     #[arg(long, value_enum)]
-    relaxation: Option<Relaxing>,
+    pub(super) relaxation: Option<Relaxing>,
     /// relaxed, maskllm: scale of the Gumbel noise on the logits; of relaxed it falls to 0 over the steps [default: 0,
     /// of maskllm 1]
     #[arg(long, value_name = "SCALE", value_delimiter = ',')]
-    noise: Vec<f32>,
+    pub(super) noise: Vec<f32>,
     /// relaxed: logits and moments of the optimiser in 32 or in 16 bits
     #[arg(long, value_enum, default_value_t = StateType::F32)]
     state: StateType,
@@ -71,24 +71,28 @@ pub(super) struct TrainArgs {
     /// Learning rate of the weights with --joint [default: 0.0005]
     #[arg(long, value_name = "RATE", requires = "joint")]
     weight_rate: Option<f32>,
+    /// --joint, --repair block and model, proxsparse: steps over which the learning rate of the weights rises from 0 [default: 10 on
+    /// the model, 0 in a block, of proxsparse 40]
+    #[arg(long, value_name = "N")]
+    pub(super) warm_up: Option<u32>,
     /// maskllm: factor of the logits at the first and the last step [default: 100:500]
     #[arg(long, value_name = "FIRST:LAST")]
-    kappa: Option<Span>,
+    pub(super) kappa: Option<Span>,
     /// maskllm: strength of the start mask's prior [default: 3]
     #[arg(long, value_name = "ALPHA")]
-    prior: Option<f32>,
+    pub(super) prior: Option<f32>,
     /// maskllm: weight of the squared norm of the kept weights, which the loss is lowered by [default: 0.00001]
     #[arg(long, value_name = "WEIGHT")]
-    regulariser: Option<f32>,
+    pub(super) regulariser: Option<f32>,
     /// proxsparse: lambda of the proximal operator; it depends on the model [default: 0.25]
     #[arg(long, value_name = "LAMBDA")]
-    lambda: Option<f32>,
+    pub(super) lambda: Option<f32>,
     /// Steps of --repair block and model; a number for each, or one for all [default: 100]
     #[arg(long, value_name = "N", value_delimiter = ',')]
-    repair_steps: Vec<u32>,
+    pub(super) repair_steps: Vec<u32>,
     /// Learning rate of --repair block and model, likewise [default: 0.001]
     #[arg(long, value_name = "RATE", value_delimiter = ',')]
-    repair_rate: Vec<f32>,
+    pub(super) repair_rate: Vec<f32>,
     /// Model objective: blocks all on the device, or one at a time [default: resident where --gpu-memory allows]
     #[arg(long, value_enum)]
     pub(super) blocks: Option<Residency>,
@@ -180,6 +184,7 @@ impl TrainArgs {
             set(&mut stage.steps, entry(&self.repair_steps, i, n, "--repair-steps")?);
             set(&mut stage.rate, entry(&self.repair_rate, i, n, "--repair-rate")?);
             set(&mut stage.batch, learn.batch_given());
+            set(&mut stage.warm_up, self.warm_up);
             out.push(stage);
         }
         for stage in &mut out {
@@ -194,6 +199,7 @@ impl TrainArgs {
         set(&mut stage.rate, entry(&learn.rate, i, n, "--rate")?);
         set(&mut stage.logits, entry(&learn.logits, i, n, "--logits")?);
         set(&mut stage.weight_rate, self.weight_rate);
+        set(&mut stage.warm_up, self.warm_up);
         set(&mut stage.noise, entry(&self.noise, i, n, "--noise")?);
         set(&mut stage.batch, learn.batch_given());
         set(&mut stage.alpha, learn.alpha);
@@ -267,6 +273,7 @@ mod tests {
             help.split_once("[default: ").expect("a default").1.to_string()
         };
         let pattern = Pattern::new(2, 4).expect("a pattern");
+        let repair = Stage::new(pattern, Trains::Weights, Objective::Model);
         let all = [Trains::Relaxed, Trains::MaskLlm, Trains::ProxSparse, Trains::MaskPro];
         for (trains, objective) in
             all.into_iter().flat_map(|t| [(t, Objective::Block), (t, Objective::Model)])
@@ -285,6 +292,8 @@ mod tests {
             told("noise", stage.noise.to_string());
             told("temperature", span(stage.temperature));
             told("weight-rate", stage.weight_rate.to_string());
+            let warm = if stage.warm_up == 0 { repair.warm_up } else { stage.warm_up };
+            told("warm-up", warm.to_string());
             told("alpha", stage.alpha.to_string());
             match trains {
                 Trains::MaskLlm => {
@@ -296,7 +305,6 @@ mod tests {
                 _ => {}
             }
         }
-        let repair = Stage::new(pattern, Trains::Weights, Objective::Model);
         assert!(help("repair-steps").contains(&repair.steps.to_string()));
         assert!(help("repair-rate").contains(&repair.rate.to_string()));
     }

@@ -39,6 +39,11 @@ impl Trains {
         self.relaxed() || self == Self::MaskLlm
     }
 
+    /// Whether there are logits; else weights alone.
+    pub fn logits(self) -> bool {
+        !matches!(self, Self::ProxSparse | Self::Weights)
+    }
+
     /// Whether there is one logit per weight, through a soft top N.
     pub(super) fn relaxed(self) -> bool {
         matches!(self, Self::Relaxed | Self::Joint)
@@ -124,7 +129,7 @@ pub struct Stage {
     pub weight_rate: f32,
     /// Share of the rate at the end.
     pub last_rate: f32,
-    /// Steps over which the rate rises from 0.
+    /// Steps over which the rate of weights under training rises from 0; logits have their whole rate from the first step.
     pub warm_up: u32,
     /// Decay of the two moments.
     pub betas: (f32, f32),
@@ -211,8 +216,11 @@ impl Stage {
             state: StateType::F32,
             seed: 0,
         };
+        // Adam's first steps move every weight by the whole rate: a setback for the loss of the model, a good start for a block's.
+        let warm_up = if model { 10 } else { 0 };
         match trains {
-            Trains::Relaxed | Trains::Joint => relaxed,
+            Trains::Relaxed => relaxed,
+            Trains::Joint => Self { warm_up, ..relaxed },
             // Section 4 and appendix of the paper and its code; the rate for small models.
             Trains::MaskLlm => Self {
                 loss: ModelLoss::Lm,
@@ -240,7 +248,7 @@ impl Stage {
                 ..relaxed
             },
             Trains::MaskPro => Self { rate: 50.0, last_rate: 1.0, logits: 10.0, steps: 2000, ..relaxed },
-            Trains::Weights => Self { rate: 1e-3, ..relaxed },
+            Trains::Weights => Self { rate: 1e-3, warm_up, ..relaxed },
         }
     }
 
@@ -258,9 +266,9 @@ impl Stage {
         let done = f64::from(step) / f64::from(self.steps.max(1));
         let low = f64::from(self.last_rate);
         let warm = (f64::from(step + 1) / f64::from(self.warm_up.max(1))).min(1.0);
-        let fall = (low + (1.0 - low) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())) * warm;
-        let adam = |rate: f32| Adam {
-            rate: (f64::from(rate) * fall) as f32,
+        let fall = low + (1.0 - low) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+        let adam = |rate: f32, warm: f64| Adam {
+            rate: (f64::from(rate) * fall * warm) as f32,
             beta1: self.betas.0,
             beta2: self.betas.1,
             eps: self.epsilon,
@@ -268,8 +276,8 @@ impl Stage {
             step: step + 1,
         };
         At {
-            adam: adam(self.rate),
-            weights: adam(self.weight_rate),
+            adam: adam(self.rate, if self.trains.logits() { 1.0 } else { warm }),
+            weights: adam(self.weight_rate, warm),
             temperature: temperature as f32,
             relaxation: self.relaxation.at(temperature),
             noise: (f64::from(self.noise) * if self.trains == Trains::MaskLlm { 1.0 } else { 1.0 - along })
@@ -308,5 +316,11 @@ mod tests {
         assert_eq!(last.noise, 1.0);
         let prox = Stage::new(pattern, Trains::ProxSparse, Objective::Model);
         assert!(prox.at(0).adam.rate < prox.at(39).adam.rate);
+        // Where both are trained, weights begin slowly and logits do not.
+        let joint = Stage::new(pattern, Trains::Joint, Objective::Model);
+        assert_eq!((joint.at(0).adam.rate, joint.at(0).weights.rate), (joint.rate, joint.weight_rate / 10.0));
+        assert!(joint.at(9).weights.rate > 0.9 * joint.weight_rate);
+        let repair = Stage::new(pattern, Trains::Weights, Objective::Block);
+        assert_eq!(repair.at(0).adam.rate, repair.rate);
     }
 }
