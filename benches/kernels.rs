@@ -10,8 +10,8 @@ use std::time::Instant;
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
     AbsSums, Activation, Adam, AdamState, AttentionGradient, Descent, Heads, InverseFactor, Kernels, Layout,
-    Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Preset, Product, Relaxation,
-    SampleAt, Score, SoftPatterns, SoftTopN, Square, StateType, Weight, choose_preset,
+    Learn, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Preset, Product,
+    Relaxation, SampleAt, Score, Soft, SoftPatterns, SoftTopN, Square, StateType, Weight, choose_preset,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{Dtype, TensorView};
@@ -405,7 +405,8 @@ impl<'g> Bench<'g> {
                         }
                         self.run(&format!("adam_mask {law} {state:?}"), shape.clone(), name, |c| {
                             let g = gradient.rows(0, rows, cols / 4)?;
-                            kernels.adam_mask(c, &w, top, g, 0..rows, &moments, adam)
+                            let into = Learn::Step(&moments, adam);
+                            kernels.learn_logits(c, &w, Soft::TopN(top), g, 0..rows, into)
                         })?;
                     }
                 }
@@ -423,7 +424,8 @@ impl<'g> Bench<'g> {
                 let moments = AdamState::new(gpu, "bench:moments", values, StateType::F32)?;
                 self.run("adam_patterns", shape.clone(), name, |c| {
                     let g = gradient.rows(0, rows, cols / 4)?;
-                    kernels.adam_patterns(c, &w, soft, 1e-5, g, 0..rows, &moments, adam)
+                    let into = Learn::Step(&moments, adam);
+                    kernels.learn_logits(c, &w, Soft::Patterns(soft, 1e-5), g, 0..rows, into)
                 })?;
             }
         }

@@ -62,30 +62,7 @@ fn fixture(name: &str) {
     }
 }
 
-#[test]
-fn llama_f32_tied_grouped_queries() {
-    fixture("llama_gqa_f32");
-}
-
-#[test]
-fn llama3_f16_scaled_rope_shards() {
-    fixture("llama3_rope_f16");
-}
-
-#[test]
-fn mistral_bf16() {
-    fixture("mistral_bf16");
-}
-
-#[test]
-fn qwen2_bf16_biases() {
-    fixture("qwen2_bf16");
-}
-
-#[test]
-fn llama_f16_heads_of_128() {
-    fixture("llama_mha_hd128_f16");
-}
+every_fixture!(fixture);
 
 /// Masks matter at all: the masked fixtures are no copy of the dense ones.
 #[test]

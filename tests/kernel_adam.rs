@@ -12,8 +12,8 @@ use common::{
 use half::f16;
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    Activation, Adam, AdamState, Kernels, Noise, Preset, Relaxation, SampleAt, Soft, SoftPatterns, SoftTopN,
-    StateType, Weight,
+    Activation, Adam, AdamState, Kernels, Learn, Noise, Preset, Relaxation, SampleAt, Soft, SoftPatterns,
+    SoftTopN, StateType, Weight,
 };
 use maskwright::model::Dtype;
 use reference::{AdamCase, EPS, SoftCase, Twin, relaxations};
@@ -66,7 +66,9 @@ fn gradient(
     let mut c = Commands::new(gpu).expect("commands");
     let out = vector(gpu, &untouched(weight.rows() * width));
     let strip = g.rows(1, rows.len(), weight.k4()).expect("rows");
-    on(gpu).logit_gradient(&mut c, weight, soft, strip, rows.clone(), &out).expect("logit_gradient");
+    on(gpu)
+        .learn_logits(&mut c, weight, soft, strip, rows.clone(), Learn::Gradient(&out))
+        .expect("a gradient");
     let got = read(&mut c, &out, weight.rows() * width);
     let (first, last) = (rows.start * width, rows.end * width);
     assert!(got[..first].iter().chain(&got[last..]).all(|v| v.is_nan()), "other rows were written");
@@ -172,11 +174,9 @@ fn adam_mask_jointly_leaves_the_gradient_by_the_weights() {
                 let taken = strip.rows(1, part.len(), weight.k4()).expect("rows");
                 let (k, adam) = (on(gpu), adam(1).0);
                 let mut c = Commands::new(gpu).expect("commands");
-                match jointly {
-                    false => k.adam_mask(&mut c, &weight, soft, taken, part.clone(), &moments, adam),
-                    true => k.adam_mask_jointly(&mut c, &weight, soft, taken, part.clone(), &moments, adam),
-                }
-                .expect("a step");
+                let into = if jointly { Learn::Joint } else { Learn::Step };
+                let into = into(&moments, adam);
+                k.learn_logits(&mut c, &weight, Soft::TopN(soft), taken, part.clone(), into).expect("a step");
                 let state = [&buffer, &moments.first, &moments.second];
                 let left = read(&mut c, strip.buffer(), (part.len() + 1) * 4 * weight.k4());
                 (state.map(|b| read(&mut c, b, rows * cols)), left)
@@ -289,13 +289,8 @@ fn adam_mask_and_adam_patterns_steps() {
                 let rows_of_g = g.rows(1, part.len(), weight.k4()).expect("rows");
                 let (adam, case) = adam(step);
                 let k = on(gpu);
-                match patterns {
-                    false => k.adam_mask(&mut c, &weight, top, rows_of_g, part.clone(), &moments, adam),
-                    true => {
-                        k.adam_patterns(&mut c, &weight, mixed, 1e-3, rows_of_g, part.clone(), &moments, adam)
-                    }
-                }
-                .expect("a step");
+                let into = Learn::Step(&moments, adam);
+                k.learn_logits(&mut c, &weight, soft, rows_of_g, part.clone(), into).expect("a step");
                 let after = state(&mut c);
                 let (first, last) = (part.start * width, part.end * width);
                 let [x, m, v] = [0, 1, 2].map(|i| &before[i][first..last]);
@@ -355,8 +350,15 @@ fn adam_mask_in_16_bits_is_unbiased() {
         let adam =
             Adam { rate: (unit / 100.0) as f32, beta1: 0.9, beta2: 0.999, eps: 0.0, decay: 0.0, step: 1 };
         let k = kernels("tile64");
-        k.adam_mask(&mut c, &weight, soft(&buffer, StateType::F16), rows_of_g(), 0..rows, &moments, adam)
-            .expect("a step");
+        k.learn_logits(
+            &mut c,
+            &weight,
+            Soft::TopN(soft(&buffer, StateType::F16)),
+            rows_of_g(),
+            0..rows,
+            Learn::Step(&moments, adam),
+        )
+        .expect("a step");
         let x = halves(&mut c, &buffer, rows * cols);
         let first = halves(&mut c, &moments.first, rows * cols);
         let root = halves(&mut c, &moments.second, rows * cols);
@@ -468,12 +470,36 @@ fn shapes_that_do_not_fit() {
     };
     let (adam, _) = adam(1);
     let shape = |r: Result<(), GpuError>| matches!(r, Err(GpuError::Shape { .. }));
-    assert!(k.adam_mask(&mut c, &weight, soft, rows(8), 0..8, &state(96), adam).is_ok());
-    assert!(shape(k.adam_mask(&mut c, &weight, soft, rows(8), 0..8, &state(80), adam)));
-    assert!(shape(k.adam_mask(&mut c, &weight, soft, rows(7), 0..8, &state(96), adam)));
-    assert!(shape(k.adam_mask(&mut c, &weight, soft, rows(8), 1..9, &state(96), adam)));
+    assert!(
+        k.learn_logits(&mut c, &weight, Soft::TopN(soft), rows(8), 0..8, Learn::Step(&state(96), adam))
+            .is_ok()
+    );
+    assert!(shape(k.learn_logits(
+        &mut c,
+        &weight,
+        Soft::TopN(soft),
+        rows(8),
+        0..8,
+        Learn::Step(&state(80), adam)
+    )));
+    assert!(shape(k.learn_logits(
+        &mut c,
+        &weight,
+        Soft::TopN(soft),
+        rows(7),
+        0..8,
+        Learn::Step(&state(96), adam)
+    )));
+    assert!(shape(k.learn_logits(
+        &mut c,
+        &weight,
+        Soft::TopN(soft),
+        rows(8),
+        1..9,
+        Learn::Step(&state(96), adam)
+    )));
     let short = vector(gpu(), &[0.0f32; 80]);
-    assert!(shape(k.logit_gradient(&mut c, &weight, Soft::TopN(soft), rows(8), 0..8, &short)));
+    assert!(shape(k.learn_logits(&mut c, &weight, Soft::TopN(soft), rows(8), 0..8, Learn::Gradient(&short))));
     let half = Matrix::random(8, 12, Dtype::F16, &mut Random::new(8)).upload(gpu());
     assert!(shape(k.adam_weight(&mut c, &half, None, rows(8), 0..8, &state(96), adam)));
     assert!(shape(k.adam_weight(&mut c, &weight, None, rows(8), 0..8, &state(80), adam)));

@@ -7,7 +7,7 @@ use common::model::{Expected, Model};
 use common::{gpu, preset, presets};
 use maskwright::gpu::{Buffer, Commands};
 use maskwright::kernel::{
-    Activation, Kernels, Layout, MaskBuffer, Masking, Relaxation, Rows, Soft, SoftTopN, StateType,
+    Activation, Kernels, Layout, Learn, MaskBuffer, Masking, Relaxation, Rows, Soft, SoftTopN, StateType,
 };
 use maskwright::mask::{BitMask, Pattern};
 use maskwright::model::{Config, ProjectionKind};
@@ -68,7 +68,7 @@ impl<'a, 'g> Collect<'a, 'g> {
             let (rows, out) = (weight.rows(), &self.out[kind as usize]);
             let soft = Soft::TopN(self.soft(kind));
             self.kernels
-                .logit_gradient(c, weight, soft, self.gradient(kind), 0..rows, out)
+                .learn_logits(c, weight, soft, self.gradient(kind), 0..rows, Learn::Gradient(out))
                 .expect("logit gradient");
             common::read(c, out, rows * weight.cols())
         };

@@ -33,7 +33,7 @@ pub struct Adam {
 pub enum Soft<'a> {
     /// From a logit per weight.
     TopN(SoftTopN<'a>),
-    /// From a logit per pattern, with the factor of the regulariser: see [`Kernels::adam_patterns`].
+    /// From a logit per pattern; `- factor * sum (W mask)^2` is added to the loss. Logits and moments are f32.
     Patterns(SoftPatterns<'a>, f32),
 }
 
@@ -106,12 +106,16 @@ struct WeightParams {
     adam: AdamParams,
 }
 
-/// Where the result of a gradient by logits goes.
-enum Into<'a> {
+/// What becomes of the gradient by the effective weights, in [`Kernels::learn_logits`].
+#[derive(Clone, Copy)]
+pub enum Learn<'a> {
+    /// A step of Adam on the logits, in place.
     Step(&'a AdamState, Adam),
-    /// A step; the gradient by the effective weights becomes that by the weights.
+    /// The same; the gradient becomes that by the weights themselves, the one by the effective weights times the soft mask: what
+    /// [`Kernels::adam_weight`] takes where mask and weights are trained together. For [`Soft::TopN`].
     Joint(&'a AdamState, Adam),
-    Buffer(&'a Buffer),
+    /// The gradient by the logits, in f32 and the layout of the logits.
+    Gradient(&'a Buffer),
 }
 
 /// What a kernel of logits makes.
@@ -135,12 +139,12 @@ impl Goal {
     }
 }
 
-impl Into<'_> {
+impl Learn<'_> {
     fn goal(&self) -> Goal {
         match self {
             Self::Step(..) => Goal::Step,
             Self::Joint(..) => Goal::Joint,
-            Self::Buffer(_) => Goal::Gradient,
+            Self::Gradient(_) => Goal::Gradient,
         }
     }
 }
@@ -188,88 +192,19 @@ fn check_gradient(
 }
 
 impl Kernels<'_> {
-    /// A step of Adam on the rows `rows` of the logits of a soft top-N mask, in place: `gradient` `[rows, cols]` is the gradient by
-    /// the effective weights, `soft` what made them.
+    /// From the gradient by the effective weights, `[rows, cols]`, of the rows `rows` to their logits: what `into` says. `soft` made the
+    /// effective weights of `weight`.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // what the step is made of
-    pub fn adam_mask(
-        &self,
-        c: Stream<'_, '_>,
-        weight: &Weight,
-        soft: SoftTopN<'_>,
-        gradient: Rows<'_>,
-        rows: Range<usize>,
-        moments: &AdamState,
-        adam: Adam,
-    ) -> Result<(), GpuError> {
-        self.learn(c, weight, Soft::TopN(soft), gradient, rows, &Into::Step(moments, adam))
-    }
-
-    /// [`Kernels::adam_mask`], after which `gradient` holds the gradient by the weights themselves, the one by the effective weights times
-    /// the soft mask: what [`Kernels::adam_weight`] takes where mask and weights are trained together. `weight` is the one under training.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // what the step is made of
-    pub fn adam_mask_jointly(
-        &self,
-        c: Stream<'_, '_>,
-        weight: &Weight,
-        soft: SoftTopN<'_>,
-        gradient: Rows<'_>,
-        rows: Range<usize>,
-        moments: &AdamState,
-        adam: Adam,
-    ) -> Result<(), GpuError> {
-        self.learn(c, weight, Soft::TopN(soft), gradient, rows, &Into::Joint(moments, adam))
-    }
-
-    /// The same as [`Kernels::adam_mask`] for a soft mask of patterns, with `- regulariser * sum (W mask)^2` added to the loss. Moments are f32.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // what the step is made of
-    pub fn adam_patterns(
-        &self,
-        c: Stream<'_, '_>,
-        weight: &Weight,
-        soft: SoftPatterns<'_>,
-        regulariser: f32,
-        gradient: Rows<'_>,
-        rows: Range<usize>,
-        moments: &AdamState,
-        adam: Adam,
-    ) -> Result<(), GpuError> {
-        let soft = Soft::Patterns(soft, regulariser);
-        self.learn(c, weight, soft, gradient, rows, &Into::Step(moments, adam))
-    }
-
-    /// The gradient by the logits in f32, in the layout of the logits, of which `rows` are written.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or what the device reports.
-    pub fn logit_gradient(
+    pub fn learn_logits(
         &self,
         c: Stream<'_, '_>,
         weight: &Weight,
         soft: Soft<'_>,
         gradient: Rows<'_>,
         rows: Range<usize>,
-        out: &Buffer,
-    ) -> Result<(), GpuError> {
-        self.learn(c, weight, soft, gradient, rows, &Into::Buffer(out))
-    }
-
-    fn learn(
-        &self,
-        c: Stream<'_, '_>,
-        weight: &Weight,
-        soft: Soft<'_>,
-        gradient: Rows<'_>,
-        rows: Range<usize>,
-        into: &Into<'_>,
+        into: Learn<'_>,
     ) -> Result<(), GpuError> {
         let goal = into.goal();
         let (name, logits, size_of, per_element, stride, span, mut params, mut defs);
@@ -321,10 +256,10 @@ impl Kernels<'_> {
         let out_bytes = (stride * per_element * 4) as u64;
         let all = weight.rows() as u64;
         let room = match into {
-            Into::Step(moments, _) | Into::Joint(moments, _) => {
+            Learn::Step(moments, _) | Learn::Joint(moments, _) => {
                 moments.first.bytes().min(moments.second.bytes()) >= all * row_bytes
             }
-            Into::Buffer(out) => out.bytes() >= all * out_bytes,
+            Learn::Gradient(out) => out.bytes() >= all * out_bytes,
         };
         if !room {
             return Err(shape_error(
@@ -332,7 +267,7 @@ impl Kernels<'_> {
                 format!("moments or gradients of {all} rows of {row_bytes} bytes"),
             ));
         }
-        if let Into::Step(_, adam) | Into::Joint(_, adam) = into {
+        if let Learn::Step(_, adam) | Learn::Joint(_, adam) = into {
             params.adam = adam.params();
         }
         let lanes = self.preset().lanes;
@@ -343,11 +278,11 @@ impl Kernels<'_> {
             let (state, skipped) = strip.bind(logits, row_bytes);
             let mut bind: Vec<Binding<'_>> = vec![strip.chunk.buffer.all(), gradient.buffer.all(), state];
             match into {
-                Into::Step(moments, _) | Into::Joint(moments, _) => {
+                Learn::Step(moments, _) | Learn::Joint(moments, _) => {
                     bind.push(strip.bind(&moments.first, row_bytes).0);
                     bind.push(strip.bind(&moments.second, row_bytes).0);
                 }
-                Into::Buffer(out) => {
+                Learn::Gradient(out) => {
                     let (binding, skipped) = strip.bind(out, out_bytes);
                     bind.push(binding);
                     params.out_at = size(name, skipped as usize / (per_element * 4))?;

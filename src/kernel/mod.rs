@@ -25,7 +25,7 @@ mod sparsegpt;
 mod table;
 mod tensor;
 
-pub use adam::{Adam, Soft};
+pub use adam::{Adam, Learn, Soft};
 pub use attention_backward::AttentionGradient;
 pub use decode::Columns;
 pub use descent::Descent;

@@ -13,6 +13,33 @@ use safetensors::SafeTensors;
 pub const FIXTURES: [&str; 5] =
     ["llama_gqa_f32", "llama3_rope_f16", "mistral_bf16", "qwen2_bf16", "llama_mha_hd128_f16"];
 
+/// A test for each of [`FIXTURES`] that calls `$check` with its name.
+#[macro_export]
+macro_rules! every_fixture {
+    ($check:ident) => {
+        #[test]
+        fn llama_f32_tied_grouped_queries() {
+            $check("llama_gqa_f32");
+        }
+        #[test]
+        fn llama3_f16_scaled_rope_shards() {
+            $check("llama3_rope_f16");
+        }
+        #[test]
+        fn mistral_bf16() {
+            $check("mistral_bf16");
+        }
+        #[test]
+        fn qwen2_bf16_biases() {
+            $check("qwen2_bf16");
+        }
+        #[test]
+        fn llama_f16_heads_of_128() {
+            $check("llama_mha_hd128_f16");
+        }
+    };
+}
+
 pub struct Model {
     pub config: Config,
     pub checkpoint: Checkpoint,

@@ -7,7 +7,8 @@ use half::f16;
 use super::options::{At, Stage, Trains};
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{
-    AdamState, Kernels, Masking, Noise, Rows, SampleAt, SoftPatterns, SoftTopN, StateType, Weight,
+    AdamState, Kernels, Learn, Masking, Noise, Rows, SampleAt, Soft, SoftPatterns, SoftTopN, StateType,
+    Weight,
 };
 use crate::mask::BitMask;
 use crate::mask::soft::{best_patterns, logits_of, pattern_logits, top_of};
@@ -119,17 +120,17 @@ impl Logits {
         gradient: Rows<'_>,
         rows: Range<usize>,
     ) -> Result<(), NnError> {
-        match (self.masking(stage, at), &self.moments) {
-            (Some(Masking::TopN(soft)), Some(moments)) => match stage.trains {
-                Trains::Joint => {
-                    kernels.adam_mask_jointly(c, weight, soft, gradient, rows, moments, at.adam)?;
-                }
-                _ => kernels.adam_mask(c, weight, soft, gradient, rows, moments, at.adam)?,
-            },
-            (Some(Masking::Patterns(soft)), Some(moments)) => {
-                kernels.adam_patterns(c, weight, soft, at.regulariser, gradient, rows, moments, at.adam)?;
-            }
-            _ => {}
+        let soft = match self.masking(stage, at) {
+            Some(Masking::TopN(soft)) => Soft::TopN(soft),
+            Some(Masking::Patterns(soft)) => Soft::Patterns(soft, at.regulariser),
+            _ => return Ok(()),
+        };
+        if let Some(moments) = &self.moments {
+            let into = match stage.trains {
+                Trains::Joint => Learn::Joint(moments, at.adam),
+                _ => Learn::Step(moments, at.adam),
+            };
+            kernels.learn_logits(c, weight, soft, gradient, rows, into)?;
         }
         Ok(())
     }
