@@ -37,6 +37,9 @@ pub(super) struct DeviceArgs {
     /// Bind at most this many bytes at once, as an adapter with small limits would
     #[arg(long, global = true, value_name = "BYTES", hide = true)]
     pub(super) max_binding_bytes: Option<u64>,
+    /// Hold this many times fewer bytes of panels, strips and logits at once, so that small models are cut as large ones are
+    #[arg(long, global = true, value_name = "TIMES", default_value_t = 1, hide = true)]
+    pub(super) shrink: u32,
     /// No progress, no notes, no warnings: only results and errors
     #[arg(long, global = true, display_order = LAST)]
     pub(super) quiet: bool,
@@ -49,6 +52,7 @@ impl DeviceArgs {
             device: self.device.clone(),
             max_binding_bytes: self.max_binding_bytes,
             max_workgroup_bytes: None,
+            shrink: self.shrink,
             profile: self.profile,
             checked: self.checked,
             max_submit_ms: self.max_submit_ms,
@@ -70,6 +74,7 @@ impl DeviceArgs {
             ("preset", self.preset.clone()),
             ("max-submit-ms", Some(self.max_submit_ms.to_string())),
             ("max-binding-bytes", self.max_binding_bytes.map(|bytes| bytes.to_string())),
+            ("shrink", Some(self.shrink.to_string())),
         ];
         let flags = [("profile", self.profile), ("checked", self.checked), ("quiet", self.quiet)];
         let values = values.into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value?)));

@@ -8,7 +8,7 @@ use super::{CliError, Outcome, help};
 use crate::eval::{Choice, Continuation, Generation, generate};
 use crate::fsio::write_atomic;
 use crate::gpu::Commands;
-use crate::kernel::{Kernels, f32_bytes};
+use crate::kernel::{Kernels, cut, f32_bytes};
 use crate::model::Tokenizer;
 use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, Generator, MaskBank, Masks};
 
@@ -203,8 +203,8 @@ impl Writer<'_, '_, '_> {
         let capacity = self.prompt.len() + self.what.tokens;
         let all = Generator::plan(config, 1, capacity).bytes;
         let one = f32_bytes(config.num_kv_heads * config.head_dim, capacity.next_multiple_of(4));
-        let fits = (CACHE_BYTES / all.max(1)).min(gpu.max_binding_bytes() / one.max(1)) as usize;
-        let together = fits.clamp(1, TOGETHER).min(count);
+        let bound = cut::fitting(TOGETHER, one, gpu.limits().piece(), 1);
+        let together = cut::fitting(bound, all, CACHE_BYTES, 1).min(count);
         self.device.note(|| {
             format!("{together} texts at a time, {} of keys and values", bytes(all * together as u64))
         });

@@ -3,12 +3,10 @@
 use super::Estimate;
 use crate::calib::Question;
 use crate::gpu::Commands;
-use crate::kernel::Layout;
+use crate::kernel::{Layout, cut};
 use crate::model::{ModelError, Tokenizer};
 use crate::nn::{Batch, Decoder, Masks, NnError, Sizes, Workspace};
 
-/// Tokens that go through the model together.
-const BATCH_TOKENS: usize = 4096;
 /// Texts are padded to a multiple of this.
 const STEP: usize = 32;
 
@@ -105,13 +103,13 @@ pub fn answer<'g>(
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     order.sort_by_key(|i| std::cmp::Reverse(padded(i)));
     let (config, gpu) = (decoder.config, decoder.kernels.gpu());
-    let limit = gpu.max_binding_bytes();
+    let limits = gpu.limits();
     let mut done = 0;
     for group in order.chunk_by(|a, b| padded(a) == padded(b)) {
         let length = padded(&group[0]);
-        let together = (BATCH_TOKENS / length).clamp(1, group.len());
-        let windows = Sizes::windows_that_fit(config, length, together, limit);
-        let ws = Workspace::new(gpu, config, Sizes::new(config, Layout { windows, length }, limit))?;
+        let together = cut::together(length, group.len());
+        let windows = Sizes::windows_that_fit(config, length, together, limits);
+        let ws = Workspace::new(gpu, config, Sizes::new(config, Layout { windows, length }, limits))?;
         for batch in group.chunks(windows) {
             let layout = Layout { windows: batch.len(), length };
             let mut ids = vec![0; layout.windows * length];

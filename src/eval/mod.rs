@@ -14,13 +14,10 @@ pub use summary::{BesideSummary, Estimate, Summary, WindowMeans};
 pub use worst::Rise;
 
 use crate::calib::Windows;
-use crate::gpu::Commands;
-use crate::kernel::Layout;
+use crate::gpu::{Commands, Limits};
+use crate::kernel::{Layout, cut};
 use crate::model::Config;
 use crate::nn::{Batch, Decoder, Masks, NnError, Sizes, Workspace};
-
-/// Tokens that go through the model together.
-const BATCH_TOKENS: usize = 4096;
 
 /// Perplexity of a text.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -41,11 +38,17 @@ pub struct Perplexity {
 }
 
 /// Sizes for running `windows` windows of `window` tokens, at most `most` of them and about 4096 tokens at a time, where one
-/// binding holds `limit` bytes.
-pub fn sizes(config: &Config, windows: usize, window: usize, most: usize, limit: u64) -> Sizes {
-    let most = (BATCH_TOKENS / window.max(1)).clamp(1, windows.clamp(1, most.max(1)));
-    let layout = Layout { windows: Sizes::windows_that_fit(config, window, most, limit), length: window };
-    Sizes::new(config, layout, limit)
+/// adapter allows `limits`.
+pub fn sizes(
+    config: &Config,
+    windows: usize,
+    window: usize,
+    most: usize,
+    limits: impl Into<Limits>,
+) -> Sizes {
+    let (limits, most) = (limits.into(), cut::together(window, windows.min(most)));
+    let layout = Layout { windows: Sizes::windows_that_fit(config, window, most, limits), length: window };
+    Sizes::new(config, layout, limits)
 }
 
 /// A workspace for running `windows`, at most `most` at a time.
@@ -54,7 +57,7 @@ pub fn sizes(config: &Config, windows: usize, window: usize, most: usize, limit:
 /// When the device has no room for one window.
 pub fn workspace(decoder: &Decoder<'_, '_>, windows: &Windows, most: usize) -> Result<Workspace, NnError> {
     let gpu = decoder.kernels.gpu();
-    let sizes = sizes(decoder.config, windows.count(), windows.window(), most, gpu.max_binding_bytes());
+    let sizes = sizes(decoder.config, windows.count(), windows.window(), most, gpu.limits());
     Workspace::new(gpu, decoder.config, sizes)
 }
 

@@ -59,8 +59,7 @@ fn mean(values: &[f64]) -> f64 {
 
 impl<'a, 'g> Streamed<'a, 'g> {
     fn sizes(&self, windows: &Windows, most: usize) -> Sizes {
-        let limit = self.kernels.gpu().max_binding_bytes();
-        sizes(self.config, windows.count(), windows.window(), most, limit)
+        sizes(self.config, windows.count(), windows.window(), most, self.kernels.limits())
     }
 
     /// Runs the blocks under the masks of `set`.

@@ -17,6 +17,8 @@ pub struct GpuOptions {
     pub max_binding_bytes: Option<u64>,
     /// Forces less workgroup memory than the adapter's, in bytes (tests).
     pub max_workgroup_bytes: Option<u32>,
+    /// Divides what is held at once of panels, strips, copies and logits, so that small models are cut as large ones are (tests); 0 = 1.
+    pub shrink: u32,
     /// Measures each dispatch with timestamp queries.
     pub profile: bool,
     /// Keeps naga's bounds and loop checks in the shaders (slower; the tests use it).

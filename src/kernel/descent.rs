@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::matmul::weight_def;
-use super::{Activation, Kernels, MaskBuffer, Square, Stream, Weight, shape_error, size};
+use super::{Activation, Kernels, MaskBuffer, Square, Stream, Weight, cut, shape_error, size};
 use crate::gpu::{Buffer, Defs, Gpu, GpuError, Work};
 use crate::mask::Pattern;
 
@@ -131,12 +131,10 @@ impl Kernels<'_> {
             // Half of the groups change in a first sweep, few in later ones; a change takes about three columns of H.
             let row_flops =
                 f64::from(sweeps) * units as f64 * LOOK_FLOPS + 0.5 * units as f64 * 6.0 * n as f64;
-            let most = ((c.max_dispatch_flops() / row_flops) as usize).clamp(1, self.most_groups());
+            let most = cut::dispatch_groups(self.limits(), row_flops, c.max_dispatch_flops());
             for chunk in &d.weight.chunks {
-                let from = chunk.first.max(d.rows.start);
-                let to = (chunk.first + chunk.rows).min(d.rows.end);
-                for row in (from..to).step_by(most) {
-                    let rows = most.min(to - row);
+                for here in cut::pieces(cut::overlap(&chunk.range(), &d.rows), most) {
+                    let (row, rows) = (here.start, here.len());
                     let params = Params {
                         n: size(NAME, rows)?,
                         row: size(NAME, row - d.rows.start)?,
@@ -173,11 +171,5 @@ impl Kernels<'_> {
         let chip = k4.next_power_of_two().max(64) as u32;
         let own = 4 * self.preset().row + 256;
         if 16 * chip + own <= self.gpu().max_workgroup_bytes() { chip } else { 0 }
-    }
-
-    /// Most workgroups of one row each.
-    fn most_groups(&self) -> usize {
-        let most = self.gpu().max_workgroups() as usize;
-        most.saturating_mul(most).min(1 << 24)
     }
 }

@@ -11,13 +11,10 @@
 //! Everything happens in place in the upper triangle; of the lower one, what the products of step 2 cover is written, too, and becomes
 //! zero in step 1. All but that step are products.
 
-use super::gram::rows_per_chunk;
 use super::tensor::Chunk;
-use super::{Activation, Kernels, Rows, Square, Stream, f32_bytes, shape_error, size};
+use super::{Activation, Kernels, Rows, Square, Stream, cut, f32_bytes, shape_error, size};
 use crate::gpu::{Buffer, Gpu, GpuError, Work};
 
-/// Rows of a block at most: what one workgroup can hold.
-const BLOCK: usize = 64;
 /// A damping of 0 that does not suffice is followed by this one.
 const LEAST_DAMP: f64 = 1e-4;
 /// Damping beyond this would leave little of the matrix: lambda is then as large as ten times its mean diagonal element.
@@ -50,11 +47,6 @@ pub enum Factored {
     },
 }
 
-fn block_rows(gpu: &Gpu, n: usize) -> usize {
-    // No block crosses a chunk, and a panel of a block's rows fits wherever a chunk does.
-    BLOCK.min(rows_per_chunk(gpu, n)).min(n)
-}
-
 impl InverseFactor {
     /// Buffers for matrices `[n, n]`, n a multiple of 4.
     ///
@@ -62,7 +54,7 @@ impl InverseFactor {
     /// When the device has no room, or does not bind 16 rows.
     pub fn new(gpu: &Gpu, label: &str, n: usize) -> Result<Self, GpuError> {
         let u = Square::new(gpu, label, n)?;
-        let block = block_rows(gpu, n);
+        let block = cut::factor_rows(gpu.limits(), n);
         let panel = || Activation::new(gpu, "scratch:factor panel", block, n / 4);
         Ok(Self {
             u,
@@ -76,7 +68,7 @@ impl InverseFactor {
 
     /// Bytes of [`InverseFactor::new`] on the device.
     pub fn device_bytes(gpu: &Gpu, n: usize) -> u64 {
-        let block = block_rows(gpu, n);
+        let block = cut::factor_rows(gpu.limits(), n);
         Square::device_bytes(n) + f32_bytes(1 + 2 * block, n) + f32_bytes(block, block) + 16
     }
 
@@ -175,9 +167,9 @@ impl Kernels<'_> {
         self.damp(c, &out.u, (damp * mean) as f32)?;
         c.write(&out.status, 0, &[0u32; 4])?;
         for chunk in out.u.chunks.iter().rev() {
-            for first in (0..chunk.rows).step_by(out.block).rev() {
-                let rows = out.block.min(chunk.rows - first);
-                let block = Block { chunk, first: chunk.first + first, rows };
+            let blocks: Vec<_> = cut::pieces(chunk.range(), out.block).collect();
+            for rows in blocks.into_iter().rev() {
+                let block = Block { chunk, first: rows.start, rows: rows.len() };
                 self.factor_block(c, out, &block)?;
                 self.eliminate(c, out, &block)?;
                 self.invert_rows(c, out, &block)?;
@@ -261,11 +253,11 @@ impl Kernels<'_> {
         for (chunk, rows) in parts() {
             let from = solved.columns(chunk.first / 4, rows / 4);
             self.transpose(c, from, f.u.rows(chunk, 0, rows), above / 4, None, -1.0)?;
-            for at in (0..rows).step_by(strip) {
-                let (count, row) = (strip.min(rows - at), chunk.first + at);
+            for strip in cut::pieces(chunk.first..chunk.first + rows, strip) {
+                let (count, row) = (strip.len(), strip.start);
                 let a = Rows { first: row, count, ..negated };
                 let x = solved.columns(row / 4, (above - row) / 4);
-                let y = f.u.rows(chunk, at, count).columns(row / 4, x.t4);
+                let y = f.u.rows(chunk, row - chunk.first, count).columns(row / 4, x.t4);
                 self.product_f32(c, a, x, y, true)?;
             }
         }
@@ -283,8 +275,8 @@ impl Kernels<'_> {
         let sums = f.panels[0].rows(0, b.rows, n4)?.columns(0, n4 - below / 4);
         let strip = self.strip(f.n());
         for chunk in f.u.chunks.iter().filter(|chunk| chunk.first + chunk.rows > below) {
-            for at in (chunk.first.max(below)..chunk.first + chunk.rows).step_by(strip) {
-                let count = strip.min(chunk.first + chunk.rows - at);
+            for strip in cut::pieces(cut::overlap(&chunk.range(), &(below..f.n())), strip) {
+                let (at, count) = (strip.start, strip.len());
                 // U is zero on the left of its diagonal.
                 let x = f.u.rows(chunk, at - chunk.first, count).columns(at / 4, n4 - at / 4);
                 let y = sums.columns((at - below) / 4, x.t4);
@@ -297,7 +289,6 @@ impl Kernels<'_> {
 
     /// Rows of a triangle that are multiplied as one rectangle.
     fn strip(&self, n: usize) -> usize {
-        let unit = self.preset().row_unit().max(4);
-        (n / 4).next_multiple_of(unit).clamp(unit.max(64), 512)
+        cut::triangle_rows(n, 4, self.preset().row_unit())
     }
 }

@@ -4,11 +4,8 @@
 use std::ops::Range;
 
 use super::effective::Masking;
-use super::{Kernels, MaskBuffer, Product, Rows, Stream, Weight, f32_bytes, shape_error};
+use super::{Kernels, MaskBuffer, Product, Rows, Stream, Weight, cut, f32_bytes, shape_error};
 use crate::gpu::{Buffer, GpuError};
-
-/// Bytes of effective weights that are made at once.
-const PANEL: u64 = 32 << 20;
 
 /// `d_x (+)= (W * mask)[outputs, inputs]^T d_y`.
 pub struct TransposedProduct<'a> {
@@ -36,12 +33,6 @@ impl<'a> TransposedProduct<'a> {
     }
 }
 
-/// Rows of a panel of effective weights of `cols` columns: a multiple of 4, at least 4.
-fn panel_rows(cols: usize, limit: u64) -> usize {
-    let row = f32_bytes(1, cols.next_multiple_of(4));
-    ((PANEL.min(limit) / row) as usize / 4 * 4).max(4)
-}
-
 /// Rows of a scratch buffer that is used as `[count, 4 * t4]`.
 fn panel(buffer: &Buffer, count: usize, t4: usize) -> Rows<'_> {
     Rows { buffer, first: 0, count, t4, stride: t4, at: 0 }
@@ -50,8 +41,7 @@ fn panel(buffer: &Buffer, count: usize, t4: usize) -> Rows<'_> {
 impl Kernels<'_> {
     /// Bytes of scratch that [`Kernels::matmul_soft`] and [`Kernels::matmul_transposed`] need for a weight of that shape.
     pub fn panel_bytes(&self, rows: usize, cols: usize) -> u64 {
-        let most = panel_rows(cols, self.gpu().max_binding_bytes()).min(rows.next_multiple_of(4));
-        f32_bytes(most, cols.next_multiple_of(4))
+        f32_bytes(cut::effective_rows(self.limits(), rows, cols), cols.next_multiple_of(4))
     }
 
     /// Records the product `p`, whose own mask is none, with the weights under `masking`.
@@ -70,10 +60,10 @@ impl Kernels<'_> {
             Masking::TopN(_) | Masking::Patterns(_) => self.check_product(p)?,
         }
         let k4 = p.weight.k4();
-        let most = panel_rows(p.weight.cols(), self.gpu().max_binding_bytes());
+        let most = cut::effective_rows(self.limits(), p.weight.rows(), p.weight.cols());
         let scratch = self.take_scratch(self.panel_bytes(p.weight.rows(), p.weight.cols()))?;
-        for row in p.outputs.clone().step_by(most) {
-            let rows = row..(row + most).min(p.outputs.end);
+        for rows in cut::pieces(p.outputs.clone(), most) {
+            let row = rows.start;
             let a = panel(&scratch, rows.len(), k4);
             self.effective(c, p.weight, masking, rows.clone(), a, false)?;
             let a = a.columns(p.inputs.start / 4, p.inputs.len().div_ceil(4));
@@ -108,11 +98,10 @@ impl Kernels<'_> {
             );
             return Err(shape_error("matmul_transposed", message));
         }
-        let most = panel_rows(cols, self.gpu().max_binding_bytes());
+        let most = cut::effective_rows(self.limits(), rows, cols);
         let scratch = self.take_scratch(self.panel_bytes(rows, cols))?;
-        for row in p.outputs.clone().step_by(most) {
-            let here = row..(row + most).min(p.outputs.end);
-            let t4 = here.len().div_ceil(4);
+        for here in cut::pieces(p.outputs.clone(), most) {
+            let (row, t4) = (here.start, here.len().div_ceil(4));
             let transposed = panel(&scratch, cols, t4);
             self.effective(c, p.weight, p.masking, here, transposed, true)?;
             let a = Rows { first: p.inputs.start, count: p.inputs.len(), ..transposed };

@@ -4,29 +4,9 @@ use std::ops::Range;
 
 use super::tensor::Chunk;
 use super::{
-    Activation, Kernels, Layout, MaskBuffer, Product, Rows, Stream, Weight, f32_bytes, shape_error, size,
+    Activation, Kernels, Layout, MaskBuffer, Product, Rows, Stream, Weight, cut, f32_bytes, shape_error, size,
 };
 use crate::gpu::{Buffer, Gpu, GpuError, Work};
-
-/// Tokens added up in one product: the sums of a Gram matrix are blocked by it, so that their rounding errors grow with the root
-/// of the number of blocks and of a block's tokens, not of all tokens.
-const BLOCK_TOKENS: usize = 512;
-
-fn block_tokens(tokens: usize) -> usize {
-    BLOCK_TOKENS.min(tokens.next_multiple_of(4))
-}
-
-/// Rows of the chunks of a [`Square`] are a multiple of this: the largest group.
-const CHUNK_UNIT: usize = 16;
-
-fn binding_limit(gpu: &Gpu) -> u64 {
-    gpu.max_binding_bytes().min(gpu.max_buffer_bytes())
-}
-
-/// Rows of a chunk of a [`Square`] of n columns, n > 0; the last chunk may have fewer.
-pub(super) fn rows_per_chunk(gpu: &Gpu, n: usize) -> usize {
-    (binding_limit(gpu) / (4 * n as u64)) as usize / CHUNK_UNIT * CHUNK_UNIT
-}
 
 /// A square matrix `[n, n]` in f32, n a multiple of 4, in row chunks that fit one binding.
 pub struct Square {
@@ -44,21 +24,20 @@ impl Square {
             return Err(shape_error("gram", format!("`{label}` of {n} rows: a multiple of 4 is needed")));
         }
         let row = 4 * n as u64;
-        let per_chunk = rows_per_chunk(gpu, n);
-        if per_chunk == 0 {
+        let (limits, per_chunk) = (gpu.limits(), cut::square_rows(gpu.limits(), n));
+        if per_chunk as u64 * row > limits.piece() {
             return Err(GpuError::BindingTooLarge {
                 label: label.to_string(),
-                bytes: row * CHUNK_UNIT as u64,
-                limit: binding_limit(gpu),
-                remedy: format!("{CHUNK_UNIT} rows must fit: use another adapter"),
+                bytes: per_chunk as u64 * row,
+                limit: limits.piece(),
+                remedy: format!("{per_chunk} rows must fit: use another adapter"),
             });
         }
-        let chunk = |first: usize| {
-            let rows = per_chunk.min(n - first);
-            let buffer = gpu.alloc(label, rows as u64 * row)?;
-            Ok(Chunk { buffer, first, rows })
+        let chunk = |r: Range<usize>| {
+            let buffer = gpu.alloc(label, r.len() as u64 * row)?;
+            Ok(Chunk { buffer, first: r.start, rows: r.len() })
         };
-        let chunks = (0..n).step_by(per_chunk).map(chunk).collect::<Result<_, GpuError>>()?;
+        let chunks = cut::pieces(0..n, per_chunk).map(chunk).collect::<Result<_, GpuError>>()?;
         Ok(Self { chunks, n })
     }
 
@@ -144,12 +123,13 @@ impl Kernels<'_> {
     /// # Errors
     /// When the device or one binding has no room.
     pub fn gram_scratch(&self, n: usize, tokens: usize) -> Result<Activation, GpuError> {
-        Activation::new(self.gpu(), "scratch:transposed input", block_tokens(tokens), n / 4)
+        let block = cut::block_tokens(self.limits(), n, tokens);
+        Activation::new(self.gpu(), "scratch:transposed input", block, n / 4)
     }
 
     /// Bytes of [`Kernels::gram_scratch`].
-    pub fn gram_scratch_bytes(n: usize, tokens: usize) -> u64 {
-        f32_bytes(block_tokens(tokens), n)
+    pub fn gram_scratch_bytes(&self, n: usize, tokens: usize) -> u64 {
+        f32_bytes(cut::block_tokens(self.limits(), n, tokens), n)
     }
 
     /// Adds X X^T over the real tokens of a batch to the lower triangle of `h`: `x` `[n, t]` in pieces along the features.
@@ -172,9 +152,9 @@ impl Kernels<'_> {
         if features != n || x.iter().any(|p| p.t4 != t4 || !p.count.is_multiple_of(4)) {
             return Err(shape_error("gram", format!("{features} features for {n} rows, {t4} x 4 tokens")));
         }
-        let block4 = block_tokens(4 * t4) / 4;
-        for first in (0..t4).step_by(block4) {
-            let here = block4.min(t4 - first);
+        let block4 = cut::block_tokens(self.limits(), n, 4 * t4) / 4;
+        for tokens in cut::pieces(0..t4, block4) {
+            let (first, here) = (tokens.start, tokens.len());
             let transposed = scratch.rows(0, 4 * here, n / 4)?;
             let mut row = 0;
             for piece in x {
@@ -201,13 +181,10 @@ impl Kernels<'_> {
         h: &Square,
     ) -> Result<(), GpuError> {
         // Strips of rows, each multiplied up to its last diagonal element only.
-        let unit = self.preset().row_unit().max(4);
-        let strip = (h.n / 8).next_multiple_of(unit).clamp(unit.max(64), 512);
+        let strip = cut::triangle_rows(h.n, 8, self.preset().row_unit());
         for chunk in &h.chunks {
-            let from = chunk.first.max(row);
-            let to = (chunk.first + chunk.rows).min(row + a.count);
-            for at in (from..to).step_by(strip) {
-                let rows = strip.min(to - at);
+            for strip in cut::pieces(cut::overlap(&chunk.range(), &(row..row + a.count)), strip) {
+                let (at, rows) = (strip.start, strip.len());
                 let a = Rows { first: a.first + at - row, count: rows, ..a };
                 let y = h.rows(chunk, at - chunk.first, rows).columns(0, (at + rows) / 4);
                 self.product_f32(c, a, xt.columns(0, y.t4), y, true)?;
@@ -327,7 +304,7 @@ impl Kernels<'_> {
                 mask,
                 complement,
                 outputs: outputs.clone(),
-                inputs: chunk.first..chunk.first + chunk.rows,
+                inputs: chunk.range(),
                 accumulate: i > 0,
                 ..Product::new(weight, x, y)
             };

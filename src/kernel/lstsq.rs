@@ -108,14 +108,6 @@ impl LstsqScratch {
         let (rows, n) = (rows as u64, n as u64);
         12 * rows * n + 16 * rows + 4 * n
     }
-
-    /// The most rows whose scratch and panel of new weights together stay within `budget` bytes and each panel within one
-    /// binding of `binding` bytes.
-    pub fn rows_within(budget: u64, binding: u64, n: usize) -> usize {
-        let n = n as u64;
-        let by_budget = budget.saturating_sub(4 * n) / (16 * n + 16);
-        usize::try_from(by_budget.min(binding / (4 * n).max(1))).unwrap_or(usize::MAX)
-    }
 }
 
 /// One panel on its way: what both kernels need.

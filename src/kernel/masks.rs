@@ -2,8 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Kernels, MaskBuffer, Stream, shape_error, size};
-use crate::gpu::{Binding, Buffer, Defs, GpuError, OFFSET_ALIGNMENT, Work};
+use super::{Kernels, MaskBuffer, Stream, cut, shape_error, size};
+use crate::gpu::{Binding, Buffer, Defs, GpuError, Work};
 use crate::mask::Pattern;
 
 /// Which random numbers a sample takes.
@@ -106,27 +106,18 @@ impl Kernels<'_> {
             ));
         }
         let row_bytes = cols as u64 * 4;
-        // A chunk's binding starts at the aligned offset at or below its first row.
-        let room = self.gpu().max_binding_bytes().saturating_sub(OFFSET_ALIGNMENT);
-        let per_chunk = ((room / row_bytes) as usize).min(rows);
-        if per_chunk == 0 {
+        let Some(per_chunk) = cut::bound_rows(self.limits(), rows, row_bytes, 1) else {
             return Err(shape_error(kernel, format!("a row of {row_bytes} bytes cannot be bound")));
-        }
-        (0..rows)
-            .step_by(per_chunk)
-            .map(|first| {
-                let count = per_chunk.min(rows - first);
-                let start = first as u64 * row_bytes;
-                let aligned = start / OFFSET_ALIGNMENT * OFFSET_ALIGNMENT;
-                let length = (start - aligned + count as u64 * row_bytes)
-                    .next_multiple_of(16)
-                    .min(logits.bytes() - aligned);
+        };
+        cut::pieces(0..rows, per_chunk)
+            .map(|here| {
+                let bound = cut::bound(&here, row_bytes, logits.bytes());
                 Ok(RowChunk {
-                    logits: logits.range(aligned, length),
-                    first: size(kernel, first)?,
-                    rows: size(kernel, count)?,
-                    offset: size(kernel, ((start - aligned) / 4) as usize)?,
-                    words_offset: size(kernel, first * mask.words_per_row())?,
+                    logits: logits.range(bound.offset, bound.bytes),
+                    first: size(kernel, here.start)?,
+                    rows: size(kernel, here.len())?,
+                    offset: size(kernel, (bound.skipped / 4) as usize)?,
+                    words_offset: size(kernel, here.start * mask.words_per_row())?,
                 })
             })
             .collect()

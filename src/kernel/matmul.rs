@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::preset::{Matmul, SUBGROUP};
 use super::tensor::Chunk;
-use super::{Kernels, MaskBuffer, Rows, Stream, Weight, shape_error, size};
+use super::{Kernels, MaskBuffer, Rows, Stream, Weight, cut, shape_error, size};
 use crate::gpu::{Buffer, GpuError, Work};
 use crate::model::Dtype;
 
@@ -106,9 +106,6 @@ fn flip(p: &Product<'_>) -> u32 {
     if p.complement { u32::MAX } else { 0 }
 }
 
-/// Bytes of masked copies that a CPU preset keeps at most.
-const SCRATCH: u64 = 32 << 20;
-
 pub(super) fn weight_def(dtype: Dtype) -> (&'static str, u32) {
     let code = match dtype {
         Dtype::F32 => 0,
@@ -122,7 +119,7 @@ impl Kernels<'_> {
     /// Bytes of scratch that masked products with matrices of at most `largest` bytes need under this preset.
     pub fn scratch_bytes(&self, largest: u64) -> u64 {
         match self.preset().matmul {
-            Matmul::Rows(_) | Matmul::Lanes(_) => largest.min(SCRATCH).min(self.gpu().max_binding_bytes()),
+            Matmul::Rows(_) | Matmul::Lanes(_) => cut::masked_bytes(self.limits(), largest),
             Matmul::Tile => 0,
         }
     }
@@ -137,24 +134,19 @@ impl Kernels<'_> {
         if n == 0 || t == 0 {
             return Ok(());
         }
-        let row_bytes = Weight::device_bytes(1, p.weight.cols(), p.weight.dtype());
+        let mut most = self.rows_at_once(c, k, t);
         let scratch = match (self.preset().matmul, p.mask) {
             (Matmul::Rows(_) | Matmul::Lanes(_), Some(_)) => {
-                let all = row_bytes * p.weight.rows() as u64;
-                Some(self.take_scratch(self.scratch_bytes(all).max(row_bytes))?)
+                let row = Weight::device_bytes(1, p.weight.cols(), p.weight.dtype());
+                let rows = p.weight.rows();
+                most = most.min(cut::masked_rows(self.limits(), rows, row));
+                Some(self.take_scratch(self.scratch_bytes(row * rows as u64).max(row))?)
             }
             _ => None,
         };
-        let mut most = self.rows_at_once(c, k, t);
-        if let Some(s) = &scratch {
-            most = most.min((s.bytes() / row_bytes) as usize);
-        }
         for chunk in &p.weight.chunks {
-            let from = chunk.first.max(p.outputs.start);
-            let to = (chunk.first + chunk.rows).min(p.outputs.end);
-            for row in (from..to).step_by(most) {
-                let rows = most.min(to - row);
-                self.piece(c, p, chunk, row, rows, scratch.as_ref())?;
+            for rows in cut::pieces(cut::overlap(&chunk.range(), &p.outputs), most) {
+                self.piece(c, p, chunk, rows.start, rows.len(), scratch.as_ref())?;
             }
         }
         if let Some(scratch) = scratch {
@@ -308,8 +300,8 @@ impl Kernels<'_> {
             ));
         }
         let most = self.rows_at_once(c, k, 4 * x.t4);
-        for row in (0..a.count).step_by(most) {
-            let n = most.min(a.count - row);
+        for rows in cut::pieces(0..a.count, most) {
+            let (row, n) = (rows.start, rows.len());
             self.call(
                 c,
                 &Call {
@@ -332,9 +324,8 @@ impl Kernels<'_> {
 
     /// Rows of a product of `k` inputs and `t` tokens that one dispatch may make.
     fn rows_at_once(&self, c: Stream<'_, '_>, k: usize, t: usize) -> usize {
-        let unit = self.preset().row_unit();
-        let by_time = c.max_dispatch_flops() / (2.0 * k as f64 * t as f64);
-        ((by_time as usize) / unit * unit).max(unit)
+        let flops = 2.0 * k as f64 * t as f64;
+        cut::dispatch_rows(self.limits(), flops, c.max_dispatch_flops(), self.preset().row_unit())
     }
 
     /// One dispatch of the preset's product kernel.

@@ -6,6 +6,7 @@
 mod adam;
 mod attention_backward;
 mod backward;
+pub mod cut;
 mod decode;
 mod descent;
 mod effective;
@@ -46,7 +47,7 @@ pub use tensor::{Activation, MaskBuffer, Rows, Weight, f32_bytes};
 
 use std::sync::{Arc, Mutex};
 
-use crate::gpu::{Buffer, Commands, Defs, Gpu, GpuError, Pipeline};
+use crate::gpu::{Buffer, Commands, Defs, Gpu, GpuError, Limits, Pipeline};
 
 /// The kernels of one device under one preset.
 pub struct Kernels<'g> {
@@ -71,16 +72,18 @@ impl<'g> Kernels<'g> {
         &self.preset
     }
 
+    /// What the device allows of one piece.
+    pub fn limits(&self) -> Limits {
+        self.gpu.limits()
+    }
+
     fn pipeline(&self, name: &'static str, defs: Defs) -> Result<Arc<Pipeline>, GpuError> {
         self.gpu.pipeline(name, table::source(name)?, &defs)
     }
 
     /// Workgroups that cover `invocations` with `lanes` each, folded into two dimensions when one is not enough.
     fn fold(&self, invocations: usize, lanes: u32) -> [u32; 3] {
-        let groups = invocations.div_ceil(lanes as usize);
-        let most = self.gpu.max_workgroups() as usize;
-        let y = groups.div_ceil(most.max(1)).max(1);
-        [groups.div_ceil(y) as u32, y as u32, 1]
+        cut::fold(self.limits(), invocations, lanes)
     }
 }
 

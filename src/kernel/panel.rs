@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::matmul::weight_def;
-use super::{Kernels, MaskBuffer, Rows, Stream, Weight, shape_error, size};
+use super::{Kernels, MaskBuffer, Rows, Stream, Weight, cut, shape_error, size};
 use crate::gpu::{Buffer, GpuError, Work};
 
 /// Which weights of a matrix go into a panel.
@@ -56,14 +56,13 @@ impl Kernels<'_> {
         }
         let pipeline = self.pipeline(NAME, defs)?;
         for chunk in &weight.chunks {
-            let from = chunk.first.max(rows.start);
-            let to = (chunk.first + chunk.rows).min(rows.end);
-            if from >= to {
+            let here = cut::overlap(&chunk.range(), &rows);
+            if here.is_empty() {
                 continue;
             }
-            let elements = (to - from) * k4;
+            let (from, elements) = (here.start, here.len() * k4);
             let params = [
-                size(NAME, to - from)?,
+                size(NAME, here.len())?,
                 size(NAME, k4)?,
                 size(NAME, (from - chunk.first) * k4)?,
                 size(NAME, from)?,

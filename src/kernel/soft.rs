@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::tensor::Chunk;
-use super::{Kernels, SampleAt, Weight, shape_error};
-use crate::gpu::{Binding, Buffer, Gpu, GpuError, OFFSET_ALIGNMENT};
+use super::{Kernels, SampleAt, Weight, cut, shape_error};
+use crate::gpu::{Binding, Buffer, Gpu, GpuError};
 use crate::mask::Pattern;
 
 /// How the logits of a top-N mask and their moments are stored.
@@ -206,12 +206,8 @@ impl Strip<'_> {
 
     /// Its rows of a tensor with rows of `row_bytes`, and the bytes from the binding's start to the first row.
     pub(super) fn bind<'a>(&self, buffer: &'a Buffer, row_bytes: u64) -> (Binding<'a>, u64) {
-        let start = self.from as u64 * row_bytes;
-        let aligned = start / OFFSET_ALIGNMENT * OFFSET_ALIGNMENT;
-        let length = (start - aligned + self.rows() as u64 * row_bytes)
-            .next_multiple_of(16)
-            .min(buffer.bytes() - aligned);
-        (buffer.range(aligned, length), start - aligned)
+        let bound = cut::bound(&(self.from..self.to), row_bytes, buffer.bytes());
+        (buffer.range(bound.offset, bound.bytes), bound.skipped)
     }
 }
 
@@ -226,24 +222,19 @@ impl Kernels<'_> {
         row_bytes: u64,
         unit: usize,
     ) -> Result<Vec<Strip<'a>>, GpuError> {
-        let room = self.gpu().max_binding_bytes().saturating_sub(OFFSET_ALIGNMENT);
-        let fitting = room.checked_div(row_bytes).map_or(rows.len(), |n| n as usize);
-        let most = if fitting >= rows.len() { rows.len().max(1) } else { fitting / unit * unit };
         let even = |chunk: &Chunk| chunk.first.is_multiple_of(unit);
-        if most == 0 || rows.end > weight.rows() || rows.start > rows.end || !weight.chunks.iter().all(even) {
+        let inside = rows.end <= weight.rows() && rows.start <= rows.end && weight.chunks.iter().all(even);
+        let Some(most) = cut::bound_rows(self.limits(), rows.len(), row_bytes, unit).filter(|_| inside) else {
             return Err(shape_error(
                 kernel,
                 format!("rows {rows:?} of {} with {row_bytes} bytes each, {unit} at once", weight.rows()),
             ));
-        }
-        let mut out = Vec::new();
-        for chunk in &weight.chunks {
-            let end = (chunk.first + chunk.rows).min(rows.end);
-            for from in (chunk.first.max(rows.start)..end).step_by(most) {
-                out.push(Strip { chunk, from, to: (from + most).min(end) });
-            }
-        }
-        Ok(out)
+        };
+        let strips = |chunk| {
+            let here = cut::pieces(cut::overlap(&Chunk::range(chunk), rows), most);
+            here.map(move |r| Strip { chunk, from: r.start, to: r.end })
+        };
+        Ok(weight.chunks.iter().flat_map(strips).collect())
     }
 }
 

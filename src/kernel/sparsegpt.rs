@@ -4,7 +4,7 @@
 //! weights as they are by then, and makes the errors e of the pruned ones. The columns behind get `-e U[block, ..]` by products, in two
 //! levels, so that the whole panel is read and written once in 128 columns and not once in 16.
 
-use super::{Activation, InverseFactor, Kernels, MaskBuffer, Rows, Stream, f32_bytes, shape_error, size};
+use super::{Activation, InverseFactor, Kernels, MaskBuffer, Rows, Stream, cut, f32_bytes, shape_error, size};
 use crate::gpu::{GpuError, Work};
 use crate::mask::Pattern;
 
@@ -72,10 +72,10 @@ impl Kernels<'_> {
         }
         let pruning = Pruning { w, factor, pattern, mask, first_row };
         let errors = errors.rows(0, w.count, OUTER.min(n) / 4)?;
-        for first in (0..n).step_by(OUTER) {
-            let end = (first + OUTER).min(n);
-            for at in (first..end).step_by(INNER) {
-                let to = (at + INNER).min(end);
+        for outer in cut::pieces(0..n, OUTER) {
+            let (first, end) = (outer.start, outer.end);
+            for inner in cut::pieces(outer, INNER) {
+                let (at, to) = (inner.start, inner.end);
                 let e = errors.columns((at - first) / 4, (to - at) / 4);
                 self.sparsegpt_block(c, &pruning, at, e)?;
                 self.pass_on(c, &pruning, at, e, to..end)?;
@@ -97,7 +97,7 @@ impl Kernels<'_> {
         const NAME: &str = "sparsegpt_block";
         let (n, m) = (p.pattern.n() as u32, p.pattern.m() as u32);
         let pipeline = self.pipeline(NAME, vec![("WG", WG), ("N", n), ("M", m)])?;
-        let Some(chunk) = p.factor.u.chunks.iter().find(|k| (k.first..k.first + k.rows).contains(&first))
+        let Some(chunk) = p.factor.u.chunks.iter().find(|k| k.range().contains(&first))
         else {
             return Err(shape_error(NAME, format!("column {first} of {}", p.factor.n())));
         };
@@ -144,11 +144,10 @@ impl Kernels<'_> {
         let u = &p.factor.u;
         let y = p.w.columns(to.start / 4, to.len() / 4);
         for chunk in &u.chunks {
-            let from = chunk.first.max(first);
-            let end = (chunk.first + chunk.rows).min(first + 4 * errors.t4);
-            if from < end {
-                let a = errors.columns((from - first) / 4, (end - from) / 4);
-                let x = u.rows(chunk, from - chunk.first, end - from).columns(y.at - p.w.at, y.t4);
+            let here = cut::overlap(&chunk.range(), &(first..first + 4 * errors.t4));
+            if !here.is_empty() {
+                let a = errors.columns((here.start - first) / 4, here.len() / 4);
+                let x = u.rows(chunk, here.start - chunk.first, here.len()).columns(y.at - p.w.at, y.t4);
                 self.product_f32(c, a, x, y, true)?;
             }
         }

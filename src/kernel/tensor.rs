@@ -1,10 +1,12 @@
 //! Tensors on the device: weights in row chunks, activations, bit masks.
 
+use std::ops::Range;
+
 use crate::gpu::{Buffer, Commands, Gpu, GpuError};
 use crate::mask::BitMask;
 use crate::model::{Dtype, TensorView};
 
-use super::shape_error;
+use super::{cut, shape_error};
 
 /// Bytes of an f32 tensor.
 pub fn f32_bytes(rows: usize, cols: usize) -> u64 {
@@ -104,6 +106,13 @@ pub(super) struct Chunk {
     pub(super) rows: usize,
 }
 
+impl Chunk {
+    /// Its rows, counted from the start of the matrix.
+    pub(super) fn range(&self) -> Range<usize> {
+        self.first..self.first + self.rows
+    }
+}
+
 /// A frozen matrix `[rows, cols]` in its stored type, each row padded to a multiple of four elements, cut into row chunks that
 /// fit one binding.
 pub struct Weight {
@@ -152,23 +161,21 @@ impl Weight {
         };
         let size = view.dtype.size();
         let stride = cols.next_multiple_of(4) * size;
-        let limit = gpu.max_binding_bytes().min(gpu.max_buffer_bytes()) as usize;
-        let per_chunk = (limit / stride).min(rows);
-        if per_chunk == 0 {
+        let limit = gpu.limits().piece();
+        let per_chunk = cut::weight_rows(gpu.limits(), rows, stride as u64);
+        if (per_chunk * stride) as u64 > limit {
             return Err(GpuError::BindingTooLarge {
                 label: label.to_string(),
-                bytes: stride as u64,
-                limit: limit as u64,
-                remedy: "one row must fit: use another adapter".into(),
+                bytes: (per_chunk * stride) as u64,
+                limit,
+                remedy: format!("{per_chunk} rows must fit: use another adapter"),
             });
         }
-        // A chunk starts at a multiple of 4 rows, so that blocks of 4 x 4 do not straddle two.
-        let per_chunk = if (4..rows).contains(&per_chunk) { per_chunk / 4 * 4 } else { per_chunk };
-        let chunk = |first: usize| {
-            let rows = per_chunk.min(rows - first);
-            Ok(Chunk { buffer: gpu.alloc(label, (rows * stride) as u64)?, first, rows })
+        let chunk = |r: Range<usize>| {
+            let buffer = gpu.alloc(label, (r.len() * stride) as u64)?;
+            Ok(Chunk { buffer, first: r.start, rows: r.len() })
         };
-        let chunks = (0..rows).step_by(per_chunk).map(chunk).collect::<Result<_, GpuError>>()?;
+        let chunks = cut::pieces(0..rows, per_chunk).map(chunk).collect::<Result<_, GpuError>>()?;
         let out = Self { chunks, rows, cols, dtype: view.dtype };
         out.fill(gpu, view)?;
         Ok(out)

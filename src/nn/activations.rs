@@ -4,7 +4,7 @@
 use super::forward::check_window;
 use super::{Embedding, NnError, Sizes};
 use crate::gpu::{Commands, Gpu, GpuError, Reading};
-use crate::kernel::{Activation, Layout, Rows, f32_bytes};
+use crate::kernel::{Activation, Layout, Rows, cut, f32_bytes};
 use crate::model::Config;
 
 /// Where activations are kept.
@@ -103,7 +103,7 @@ fn kept_rows(sizes: &Sizes, keep: Keep) -> usize {
 /// Windows of each batch.
 fn layouts(sizes: &Sizes, windows: usize) -> impl Iterator<Item = Layout> {
     let (most, length) = (sizes.layout.windows, sizes.layout.length);
-    (0..windows).step_by(most).map(move |first| Layout { windows: most.min(windows - first), length })
+    cut::pieces(0..windows, most).map(move |r| Layout { windows: r.len(), length })
 }
 
 impl<'g> Activations<'g> {

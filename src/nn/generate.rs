@@ -42,7 +42,7 @@ impl<'a, 'g, 'm> Generator<'a, 'g, 'm> {
         let caches = (0..config.num_layers)
             .map(|_| Ok(Cache { keys: new("cache:keys")?, values: new("cache:values")? }))
             .collect::<Result<_, NnError>>()?;
-        let sizes = Sizes::new(config, Self::step_layout(sequences), gpu.max_binding_bytes());
+        let sizes = Sizes::new(config, Self::step_layout(sequences), gpu.limits());
         Ok(Self { decoder, masks, caches, room, ws: Workspace::new(gpu, config, sizes)?, seen: 0 })
     }
 
@@ -73,7 +73,7 @@ impl<'a, 'g, 'm> Generator<'a, 'g, 'm> {
         if self.seen > 0 || layout.length == 0 || layout.length > self.room.length {
             return Err(NnError::Full { capacity: self.room.length, seen: self.seen, more: layout.length });
         }
-        let sizes = Sizes::new(decoder.config, layout, decoder.kernels.gpu().max_binding_bytes());
+        let sizes = Sizes::new(decoder.config, layout, decoder.kernels.limits());
         let ws = Workspace::new(decoder.kernels.gpu(), decoder.config, sizes)?;
         decoder.embed(c, &ws, &Batch { ids: ids.to_vec(), layout })?;
         let window = 4 * layout.window4();

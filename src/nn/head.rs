@@ -4,7 +4,7 @@ use super::head_compare::{DenseSide, DenseSpace};
 use super::weights::{vector, vector_bytes};
 use super::{Batch, NnError, Sizes, Tensors, TokenLoss};
 use crate::gpu::{Buffer, Commands, Gpu};
-use crate::kernel::{Activation, Kernels, Layout, Product, Rows, Weight, f32_bytes};
+use crate::kernel::{Activation, Kernels, Layout, Product, Rows, Weight, cut, f32_bytes};
 use crate::model::{Checkpoint, Config, Dtype, ModelError};
 
 /// Weights of the last norm and of the output matrix.
@@ -115,8 +115,7 @@ impl<'g> HeadPass<'_, 'g> {
 
     /// The pieces of the vocabulary, of at most `most` rows: first row and number of rows.
     pub(super) fn chunks(&self, most: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let vocab = self.config.vocab_size;
-        (0..vocab).step_by(most).map(move |first| (first, most.min(vocab - first)))
+        cut::pieces(0..self.config.vocab_size, most).map(|r| (r.start, r.len()))
     }
 
     /// Walks the vocabulary in pieces of `rows` rows: what the softmax of every token needs of all logits, also of the `dense` side.

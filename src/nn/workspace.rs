@@ -1,14 +1,9 @@
 //! Activations of a forward pass, allocated once for the largest batch.
 
 use super::{BlockSpace, HeadSpace, NnError, PlanItem};
-use crate::gpu::Gpu;
-use crate::kernel::{Activation, Layout, f32_bytes};
+use crate::gpu::{Gpu, Limits};
+use crate::kernel::{Activation, Layout, cut, f32_bytes};
 use crate::model::Config;
-
-/// Bytes of the vocabulary logits kept at once.
-const LOGITS_TARGET: u64 = 16 << 20;
-/// The same where gradients are made: logits of a single chunk need not be made again.
-const TRAINED_LOGITS_TARGET: u64 = 128 << 20;
 
 /// Rows of every activation for a batch of `layout`, under a binding limit.
 #[derive(Clone, Debug)]
@@ -25,45 +20,37 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Sizes for `config` and `layout` where one binding holds `limit` bytes.
-    pub fn new(config: &Config, layout: Layout, limit: u64) -> Self {
-        Self::with_logits(config, layout, limit, LOGITS_TARGET)
-    }
-
-    /// The same for training on the loss of the model.
-    #[must_use]
-    pub fn for_model_training(self, config: &Config, limit: u64) -> Self {
-        Self::with_logits(config, self.layout, limit, TRAINED_LOGITS_TARGET)
-    }
-
-    fn with_logits(config: &Config, layout: Layout, limit: u64, logits: u64) -> Self {
-        let row = f32_bytes(1, 4 * layout.t4()).max(1);
-        let fit = |bytes: u64, rows: usize, unit: usize| {
-            let most = (bytes / row) as usize;
-            if most >= rows { rows } else { (most / unit * unit).max(unit).min(rows) }
-        };
+    /// Sizes for `config` and `layout` on an adapter of these limits, or where one binding holds so many bytes.
+    pub fn new(config: &Config, layout: Layout, limits: impl Into<Limits>) -> Self {
+        let (limits, tokens) = (limits.into(), 4 * layout.t4());
         Self {
             layout,
-            ffn_rows: fit(limit, config.intermediate_size, 32),
-            vocab_rows: fit(limit.min(logits), config.vocab_size, 64),
+            ffn_rows: cut::feature_rows(limits, config.intermediate_size, tokens),
+            vocab_rows: cut::vocabulary_rows(limits, config.vocab_size, tokens),
             hidden: config.hidden_size,
             queries: config.num_heads * config.head_dim,
             ffn: config.intermediate_size,
         }
     }
 
-    /// The most windows of `length` tokens, up to `most`, of which every activation fits one binding of `limit` bytes. At
+    /// The same for training on the loss of the model.
+    #[must_use]
+    pub fn for_model_training(self, config: &Config, limits: impl Into<Limits>) -> Self {
+        let vocab_rows =
+            cut::trained_vocabulary_rows(limits.into(), config.vocab_size, 4 * self.layout.t4());
+        Self { vocab_rows, ..self }
+    }
+
+    /// The most windows of `length` tokens, up to `most`, of which every activation fits one binding. At
     /// least one: a single window that does not fit is reported when it is allocated.
-    pub fn windows_that_fit(config: &Config, length: usize, most: usize, limit: u64) -> usize {
+    pub fn windows_that_fit(config: &Config, length: usize, most: usize, limits: impl Into<Limits>) -> usize {
         let widest = config.hidden_size.max(config.num_heads * config.head_dim);
-        let window = f32_bytes(widest, length.next_multiple_of(4)).max(1);
-        ((limit / window) as usize).clamp(1, most.max(1))
+        cut::windows(limits.into(), widest, length, most)
     }
 
     /// First feature and number of features of the pieces of the feed-forward layer.
     pub fn pieces(&self) -> impl Iterator<Item = (usize, usize)> {
-        let (rows, all) = (self.ffn_rows, self.ffn);
-        (0..all).step_by(rows).map(move |first| (first, rows.min(all - first)))
+        cut::pieces(0..self.ffn, self.ffn_rows).map(|r| (r.start, r.len()))
     }
 
     /// Features of the residual stream.

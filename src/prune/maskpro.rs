@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use super::{PruneError, Selection};
 use crate::calib::Windows;
-use crate::gpu::{Buffer, Commands, PARAMS_BYTES, READ_PIECE};
+use crate::gpu::{Buffer, Commands, Limits, PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Layout, SampleAt, f32_bytes};
 use crate::mask::soft::top_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
@@ -133,7 +133,7 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
     ) -> Result<Self, PruneError> {
         let batches = minibatches(windows, options.batch)?;
         let gpu = decoder.kernels.gpu();
-        let sizes = sizes(decoder.config, windows.window(), options.batch, gpu.max_binding_bytes());
+        let sizes = sizes(decoder.config, windows.window(), options.batch, gpu.limits());
         let workspace = Workspace::new(gpu, decoder.config, sizes)?;
         let mut logits = Vec::with_capacity(selection.pruned.len());
         for (_, p) in &selection.pruned {
@@ -273,9 +273,10 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
 }
 
 /// Sizes of the workspace: as many windows of a batch at a time as fit one binding.
-pub fn sizes(config: &Config, window: usize, batch: usize, limit: u64) -> Sizes {
-    let windows = Sizes::windows_that_fit(config, window, batch, limit);
-    Sizes::new(config, Layout { windows, length: window }, limit)
+pub fn sizes(config: &Config, window: usize, batch: usize, limits: impl Into<Limits>) -> Sizes {
+    let limits = limits.into();
+    let windows = Sizes::windows_that_fit(config, window, batch, limits);
+    Sizes::new(config, Layout { windows, length: window }, limits)
 }
 
 /// Fixed minibatches of `batch` windows in the order of the text; the rest is dropped.

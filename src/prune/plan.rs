@@ -10,8 +10,6 @@ use crate::kernel::{Kernels, MaskBuffer, Square, Weight, f32_bytes};
 use crate::model::{Config, Dtype, ModelError, ProjectionKind};
 use crate::nn::{Activations, BlockSpace, BlockWeights, Keep, Place, PlanItem, Sizes, total};
 
-/// Tokens that go through a block together.
-const BATCH_TOKENS: usize = 4096;
 /// Activations of at most this many bytes are kept on the device where nobody says otherwise.
 const ON_DEVICE: u64 = 4 << 30;
 /// Iterations of the least squares that an estimate counts on.
@@ -52,7 +50,7 @@ impl Carried {
         (1..=most).rev().filter(|together| stage.batch.is_multiple_of(*together)).map(move |together| {
             let sizes = Self { together, ..*self }.sizes(gpu, config);
             match stage.objective {
-                Objective::Model => sizes.for_model_training(config, gpu.max_binding_bytes()),
+                Objective::Model => sizes.for_model_training(config, gpu.limits()),
                 Objective::Block | Objective::Layer => sizes,
             }
         })
@@ -60,8 +58,7 @@ impl Carried {
 
     /// Sizes of the batches.
     pub fn sizes(&self, gpu: &Gpu, config: &Config) -> Sizes {
-        let most = self.together.min(BATCH_TOKENS / self.window.max(1));
-        crate::eval::sizes(config, self.windows, self.window, most, gpu.max_binding_bytes())
+        crate::eval::sizes(config, self.windows, self.window, self.together, gpu.limits())
     }
 }
 
@@ -195,7 +192,7 @@ impl Block<'_, '_> {
             let gram = if counted { Square::device_bytes(n) } else { 0 };
             // The input is transposed while its matrix is summed up; then the projections are solved.
             if counted {
-                moment(gram, Kernels::gram_scratch_bytes(n, tokens), masks, read, (0, 0));
+                moment(gram, self.kernels.gram_scratch_bytes(n, tokens), masks, read, (0, 0));
             }
             for &(rows, cols) in &pruned {
                 let bytes = MaskBuffer::device_bytes(rows, cols);

@@ -120,8 +120,7 @@ impl<'a, 'g> Solver<'a, 'g> {
         };
         work.choose(c, start.is_some())?;
         if let Some(statistics) = &self.statistics {
-            let panel = statistics.panel(weight);
-            let panels = || (0..weight.rows()).step_by(panel).map(|r| r..(r + panel).min(weight.rows()));
+            let panels = || statistics.panels(weight);
             for rows in panels() {
                 work.panel(c, statistics, rows)?;
             }
@@ -268,7 +267,7 @@ impl<'g> Work<'_, '_, 'g> {
             weight: self.weight,
             h: s.h,
             energy: self.energy,
-            panel: s.panel(self.weight),
+            panels: s.panels(self.weight).collect(),
             change: &s.change,
             products: &s.products,
         };

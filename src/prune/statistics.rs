@@ -1,12 +1,13 @@
 //! What a solver knows of the input of some projections, and its room to work with it.
 
+use std::ops::Range;
+
 use super::PruneError;
 use super::oneshot::{OneShot, OneShotOptions, Repair};
 use crate::gpu::{Buffer, Commands, Gpu};
-use crate::kernel::{Activation, Descent, InverseFactor, Kernels, LstsqScratch, Square, Weight, f32_bytes};
-
-/// Bytes of a panel, at most.
-const PANEL: u64 = 64 << 20;
+use crate::kernel::{
+    Activation, Descent, InverseFactor, Kernels, LstsqScratch, Square, Weight, cut, f32_bytes,
+};
 
 /// What is known of the input, and room to work with it.
 pub(super) struct Statistics<'a> {
@@ -19,11 +20,8 @@ pub(super) struct Statistics<'a> {
     pub(super) moves: Option<Buffer>,
     pub(super) sparsegpt: Option<Activation>,
     pub(super) lstsq: Option<LstsqScratch>,
-}
-
-/// Rows of a panel of a matrix with `n` columns, of which the largest has `rows` rows.
-fn panel_rows(limit: u64, rows: usize, n: usize) -> usize {
-    ((PANEL.min(limit) / f32_bytes(1, n).max(1)) as usize).clamp(1, rows.max(1))
+    /// Rows that there is room for.
+    panel: usize,
 }
 
 impl<'a> Statistics<'a> {
@@ -39,7 +37,7 @@ impl<'a> Statistics<'a> {
         rows: usize,
     ) -> Result<Self, PruneError> {
         let (gpu, n) = (kernels.gpu(), h.n());
-        let panel = panel_rows(gpu.max_binding_bytes(), rows, n);
+        let panel = cut::panel_rows(gpu.limits(), rows, n);
         let diagonal = gpu.alloc("statistics:squared norms", f32_bytes(1, n))?;
         kernels.diagonal(c, h, &diagonal)?;
         let (factor, sparsegpt) = if options.method == OneShot::SparseGpt {
@@ -66,17 +64,18 @@ impl<'a> Statistics<'a> {
                 Repair::Lstsq => Some(LstsqScratch::new(gpu, panel, n)?),
                 _ => None,
             },
+            panel,
         })
     }
 
-    /// Rows of a panel of a projection.
-    pub(super) fn panel(&self, weight: &Weight) -> usize {
-        ((self.errors.bytes() / 4) as usize).min(weight.rows())
+    /// The rows of a projection, panel by panel.
+    pub(super) fn panels(&self, weight: &Weight) -> impl Iterator<Item = Range<usize>> + use<> {
+        cut::pieces(0..weight.rows(), self.panel)
     }
 
     /// Bytes of statistics (without `h` itself) and of scratch that [`Statistics::new`] takes.
     pub(super) fn bytes(gpu: &Gpu, options: &OneShotOptions, rows: usize, n: usize) -> (u64, u64) {
-        let panel = panel_rows(gpu.max_binding_bytes(), rows, n);
+        let panel = cut::panel_rows(gpu.limits(), rows, n);
         let mut scratch = 2 * f32_bytes(panel, n) + f32_bytes(1, panel).next_multiple_of(16);
         if options.method == OneShot::Descent {
             scratch += Descent::moves_bytes(panel).next_multiple_of(16);

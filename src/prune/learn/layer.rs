@@ -5,6 +5,8 @@
 //! error in units of the mean row's energy, rows * tr(D H D^T) / tr(W H W^T): Adam does not see the factor, but its epsilon
 //! stays small beside gradients whatever the number of rows.
 
+use std::ops::Range;
+
 use super::logits::Logits;
 use super::options::Stage;
 use crate::gpu::Commands;
@@ -28,8 +30,8 @@ pub(in crate::prune) struct Layer<'a, 'g> {
     pub h: &'a Square,
     /// tr(W H W^T).
     pub energy: f64,
-    /// Rows of a panel.
-    pub panel: usize,
+    /// Its rows, panel by panel.
+    pub panels: Vec<Range<usize>>,
     /// Room for D of a panel, `[panel, n]`.
     pub change: &'a Activation,
     /// Room for D H of a panel, `[panel, n]`.
@@ -56,8 +58,7 @@ impl Layer<'_, '_> {
             return Ok(start.clone());
         }
         let scale = (-2.0 * weight.rows() as f64 / self.energy) as f32;
-        for first in (0..weight.rows()).step_by(self.panel) {
-            let rows = first..(first + self.panel).min(weight.rows());
+        for rows in self.panels.iter().cloned() {
             let change = self.change.rows(0, rows.len(), weight.k4())?;
             let gradient = self.products.rows(0, rows.len(), weight.k4())?;
             for step in 0..stage.steps {

@@ -9,19 +9,10 @@ use std::ops::Range;
 use super::options::{At, Stage};
 use super::state::BlockState;
 use crate::gpu::{Commands, Gpu};
-use crate::kernel::{Activation, Kernels, f32_bytes};
+use crate::kernel::{Activation, Kernels, cut, f32_bytes};
 use crate::model::{Config, ProjectionKind};
 use crate::nn::{BlockWeights, GradientSink, NnError, WeightGradient};
 use crate::prune::PruneError;
-
-/// Bytes of a strip of a gradient.
-const STRIP: u64 = 32 << 20;
-
-/// Rows of a strip of a projection of `cols` columns: a multiple of 4, at least 4.
-fn strip_rows(gpu: &Gpu, cols: usize) -> usize {
-    let row = f32_bytes(1, cols);
-    ((STRIP.min(gpu.max_binding_bytes()) / row) as usize / 4 * 4).max(4)
-}
 
 /// Strips of a projection's gradient, with the rows that they are.
 type Strips = Vec<(Range<usize>, Activation)>;
@@ -35,8 +26,7 @@ pub(super) struct GradientSpace {
 
 /// Strips of a projection.
 fn strips(gpu: &Gpu, rows: usize, cols: usize) -> impl Iterator<Item = Range<usize>> {
-    let most = strip_rows(gpu, cols);
-    (0..rows).step_by(most).map(move |first| first..(first + most).min(rows))
+    cut::pieces(0..rows, cut::gradient_rows(gpu.limits(), rows, cols))
 }
 
 impl GradientSpace {
@@ -50,7 +40,7 @@ impl GradientSpace {
         let (mut most, mut shape) = (0, (4, 4));
         for kind in ProjectionKind::ALL {
             let p = config.projection(0, kind);
-            let rows = strip_rows(gpu, p.cols).min(p.rows);
+            let rows = cut::gradient_rows(gpu.limits(), p.rows, p.cols);
             if rows * p.cols > most {
                 (most, shape) = (rows * p.cols, (rows, p.cols));
             }
@@ -69,7 +59,7 @@ impl GradientSpace {
         if sums {
             return shapes.iter().map(|p| f32_bytes(p.rows, p.cols)).sum::<u64>() + f32_bytes(4, 4);
         }
-        let strip = |cols: usize, rows: usize| f32_bytes(strip_rows(gpu, cols).min(rows), cols);
+        let strip = |cols, rows| f32_bytes(cut::gradient_rows(gpu.limits(), rows, cols), cols);
         shapes.iter().map(|p| strip(p.cols, p.rows)).max().unwrap_or(0)
     }
 }
@@ -145,7 +135,7 @@ impl<'g> GradientSink<'g> for Stepper<'_, 'g> {
             return Ok(());
         };
         for (rows, strip) in &sums[kind as usize] {
-            let here = rows.start.max(outputs.start)..rows.end.min(outputs.end);
+            let here = cut::overlap(rows, &outputs);
             if here.is_empty() {
                 continue;
             }
