@@ -21,7 +21,7 @@ struct Shape {
     inner: usize,
     queries: usize,
     vocabulary: usize,
-    /// (rows, columns) of every matrix of a block, fused ones as they are stored, too.
+    /// (rows, columns) of every matrix of a block; those that are stored as one, alone and together.
     matrices: Vec<(usize, usize)>,
 }
 
@@ -48,21 +48,21 @@ impl Shape {
         let kv_heads = find(&["num_key_value_heads"]).unwrap_or(heads);
         let head_dim = find(&["head_dim"]).unwrap_or(hidden / heads);
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let mut matrices = vec![(queries, hidden), (keys, hidden), (hidden, queries), (inner, hidden), (hidden, inner)];
+        // Stored as one.
+        match config.get("model_type").and_then(Value::as_str) {
+            Some("phi3") => matrices.extend([(queries + 2 * keys, hidden), (2 * inner, hidden)]),
+            Some("glm4") => matrices.push((2 * inner, hidden)),
+            Some("gpt2" | "gpt_neox") => matrices.push((3 * hidden, hidden)),
+            _ => {}
+        }
         Self {
             name: path.file_stem().unwrap_or_default().to_string_lossy().into(),
             hidden,
             inner,
             queries,
             vocabulary: need(&["vocab_size"]),
-            matrices: vec![
-                (queries, hidden),
-                (keys, hidden),
-                (queries + 2 * keys, hidden),
-                (hidden, queries),
-                (inner, hidden),
-                (2 * inner, hidden),
-                (hidden, inner),
-            ],
+            matrices,
         }
     }
 
@@ -298,8 +298,10 @@ fn grids() {
                 check(l, rows * cols.div_ceil(32), lanes);
                 check(l, chunk * cols.div_ceil(4), lanes);
             }
-            for unit in [8, 16, 32, 64] {
-                for flops in [1e5, 1e9, 1e15] {
+            // The same at every binding limit.
+            let units = if l.binding == BINDINGS[0] && l.buffer > l.binding { &[8, 16, 32, 64][..] } else { &[] };
+            for &unit in units {
+                for flops in [1e7, 1e9, 1e15] {
                     let most = cut::dispatch_rows(l, 2.0 * (cols * 4096) as f64, flops, unit);
                     assert!(most.is_multiple_of(unit) && most / unit <= l.groups as usize, "{most} rows of {unit}");
                     covers(&(&shape.name, "dispatch", rows, cols), 0..rows, most, unit);

@@ -74,7 +74,7 @@ impl DeviceArgs {
             ("preset", self.preset.clone()),
             ("max-submit-ms", Some(self.max_submit_ms.to_string())),
             ("max-binding-bytes", self.max_binding_bytes.map(|bytes| bytes.to_string())),
-            ("shrink", Some(self.shrink.to_string())),
+            ("shrink", (self.shrink > 1).then(|| self.shrink.to_string())),
         ];
         let flags = [("profile", self.profile), ("checked", self.checked), ("quiet", self.quiet)];
         let values = values.into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value?)));
