@@ -30,8 +30,12 @@ impl Shape {
         let text = std::fs::read_to_string(path).expect("a fixture");
         let whole: Value = serde_json::from_str(&text).expect("JSON");
         // What transformers adds where gemma-3's published text_config says nothing.
-        let defaults =
-            [("num_attention_heads", 8), ("num_key_value_heads", 4), ("head_dim", 256), ("vocab_size", 262_208)];
+        let defaults = [
+            ("num_attention_heads", 8),
+            ("num_key_value_heads", 4),
+            ("head_dim", 256),
+            ("vocab_size", 262_208),
+        ];
         let (config, defaults) = match whole.get("text_config") {
             Some(text) => (text, &defaults[..]),
             None => (&whole, &[][..]),
@@ -48,7 +52,8 @@ impl Shape {
         let kv_heads = find(&["num_key_value_heads"]).unwrap_or(heads);
         let head_dim = find(&["head_dim"]).unwrap_or(hidden / heads);
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-        let mut matrices = vec![(queries, hidden), (keys, hidden), (hidden, queries), (inner, hidden), (hidden, inner)];
+        let mut matrices =
+            vec![(queries, hidden), (keys, hidden), (hidden, queries), (inner, hidden), (hidden, inner)];
         // Stored as one.
         match config.get("model_type").and_then(Value::as_str) {
             Some("phi3") => matrices.extend([(queries + 2 * keys, hidden), (2 * inner, hidden)]),
@@ -103,7 +108,10 @@ fn covers(what: &dyn Debug, all: Range<usize>, most: usize, unit: usize) {
         assert_eq!(piece.start, next, "{what:?}: {piece:?} behind {next}");
         assert!(!piece.is_empty() && piece.len() <= most, "{what:?}: {piece:?} of {most}");
         assert!(piece.len() == most || piece.end == all.end, "{what:?}: {piece:?} is cut short");
-        assert!((piece.start - all.start).is_multiple_of(unit), "{what:?}: {piece:?} is not a multiple of {unit}");
+        assert!(
+            (piece.start - all.start).is_multiple_of(unit),
+            "{what:?}: {piece:?} is not a multiple of {unit}"
+        );
         next = piece.end;
     }
     assert_eq!(next, all.end, "{what:?}: rows are left");
@@ -115,7 +123,10 @@ fn covers_in(what: &dyn Debug, all: Range<usize>, most: usize, chunks: &[Range<u
     for chunk in chunks {
         for piece in cut::pieces(cut::overlap(chunk, &all), most) {
             assert_eq!(piece.start, next, "{what:?}: {piece:?}");
-            assert!(piece.start >= chunk.start && piece.end <= chunk.end, "{what:?}: {piece:?} leaves {chunk:?}");
+            assert!(
+                piece.start >= chunk.start && piece.end <= chunk.end,
+                "{what:?}: {piece:?} leaves {chunk:?}"
+            );
             next = piece.end;
             count += 1;
         }
@@ -164,7 +175,10 @@ fn square_matrices_in_chunks() {
             for unit in [8, 16, 32, 64] {
                 for parts in [4, 8] {
                     let strip = cut::triangle_rows(n, parts, unit);
-                    assert!(strip.is_multiple_of(4) && (64..=512).contains(&strip), "{what:?}: strips of {strip}");
+                    assert!(
+                        strip.is_multiple_of(4) && (64..=512).contains(&strip),
+                        "{what:?}: strips of {strip}"
+                    );
                     covers_in(&what, 0..n, strip, &chunks);
                 }
             }
@@ -209,7 +223,11 @@ fn projections_in_panels_and_strips() {
                 for piece in cut::pieces(0..rows, most) {
                     covers_in(&what, piece.clone(), usize::MAX, &chunks);
                     // Transposed as `[cols, rows / 4]` they take no more.
-                    within(&what, f32_bytes(cols, piece.len().next_multiple_of(4)), most.next_multiple_of(4) as u64 * row);
+                    within(
+                        &what,
+                        f32_bytes(cols, piece.len().next_multiple_of(4)),
+                        most.next_multiple_of(4) as u64 * row,
+                    );
                 }
             }
             // The mask is bound whole.
@@ -233,11 +251,21 @@ fn states_in_bindings() {
                     for piece in cut::pieces(0..rows, most) {
                         let bound = cut::bound(&piece, row as u64, all.next_multiple_of(16));
                         assert!(bound.offset.is_multiple_of(OFFSET_ALIGNMENT), "{what:?}: {bound:?}");
-                        assert!(bound.skipped < OFFSET_ALIGNMENT && bound.skipped.is_multiple_of(element), "{what:?}: {bound:?}");
-                        assert_eq!(bound.offset + bound.skipped, (piece.start * row) as u64, "{what:?}: {bound:?}");
+                        assert!(
+                            bound.skipped < OFFSET_ALIGNMENT && bound.skipped.is_multiple_of(element),
+                            "{what:?}: {bound:?}"
+                        );
+                        assert_eq!(
+                            bound.offset + bound.skipped,
+                            (piece.start * row) as u64,
+                            "{what:?}: {bound:?}"
+                        );
                         let end = bound.skipped + (piece.len() * row) as u64;
                         assert!(end <= bound.bytes, "{what:?}: {bound:?} ends before {end}");
-                        assert!(bound.offset + bound.bytes <= all.next_multiple_of(16), "{what:?}: {bound:?}");
+                        assert!(
+                            bound.offset + bound.bytes <= all.next_multiple_of(16),
+                            "{what:?}: {bound:?}"
+                        );
                         within(&what, bound.bytes, l.binding);
                         let elements = end / element;
                         assert!(u32::try_from(elements).is_ok(), "{what:?}: {elements} elements");
@@ -272,7 +300,10 @@ fn batches_and_vocabularies() {
                 within(&what, f32_bytes(most, tokens), l.binding.min(budget));
                 assert!(most.is_multiple_of(4) || most == rows, "{what:?}: {most} rows");
             }
-            assert!(cut::trained_vocabulary_rows(l, rows, tokens).is_multiple_of(4), "{what:?}: products take four");
+            assert!(
+                cut::trained_vocabulary_rows(l, rows, tokens).is_multiple_of(4),
+                "{what:?}: products take four"
+            );
         }
     });
 }
@@ -285,7 +316,10 @@ fn grids() {
         let (groups, what) = (invocations.div_ceil(lanes as usize), (invocations, lanes, l));
         assert!(x <= l.groups as usize && y <= l.groups as usize && z == 1, "{what:?}: {x} x {y}");
         assert!(x * y >= groups && x * y - groups < y.max(1), "{what:?}: {x} x {y} for {groups} workgroups");
-        assert!(u32::try_from(x * y * lanes as usize).is_ok(), "{what:?}: numbers of invocations need 32 bits");
+        assert!(
+            u32::try_from(x * y * lanes as usize).is_ok(),
+            "{what:?}: numbers of invocations need 32 bits"
+        );
     };
     each(|shape, l| {
         let vocabulary = (shape.vocabulary, shape.hidden);
@@ -299,11 +333,15 @@ fn grids() {
                 check(l, chunk * cols.div_ceil(4), lanes);
             }
             // The same at every binding limit.
-            let units = if l.binding == BINDINGS[0] && l.buffer > l.binding { &[8, 16, 32, 64][..] } else { &[] };
+            let units =
+                if l.binding == BINDINGS[0] && l.buffer > l.binding { &[8, 16, 32, 64][..] } else { &[] };
             for &unit in units {
                 for flops in [1e7, 1e9, 1e15] {
                     let most = cut::dispatch_rows(l, 2.0 * (cols * 4096) as f64, flops, unit);
-                    assert!(most.is_multiple_of(unit) && most / unit <= l.groups as usize, "{most} rows of {unit}");
+                    assert!(
+                        most.is_multiple_of(unit) && most / unit <= l.groups as usize,
+                        "{most} rows of {unit}"
+                    );
                     covers(&(&shape.name, "dispatch", rows, cols), 0..rows, most, unit);
                     let most = cut::dispatch_groups(l, 600.0 * cols as f64, flops);
                     covers(&(&shape.name, "rows", rows, cols), 0..rows, most, 1);
@@ -341,7 +379,10 @@ fn shrunk_budgets_keep_units() {
         let panel = cut::panel_rows(l, 100_000, 64);
         assert!(panel.is_multiple_of(4) && f32_bytes(panel, 64) <= 64 * MIB / shrink, "{panel} rows");
         let effective = cut::effective_rows(l, 100_000, 64);
-        assert!(effective.is_multiple_of(4) && f32_bytes(effective, 64) <= 32 * MIB / shrink, "{effective} rows");
+        assert!(
+            effective.is_multiple_of(4) && f32_bytes(effective, 64) <= 32 * MIB / shrink,
+            "{effective} rows"
+        );
         // What is bound whole is bounded by the adapter alone.
         assert_eq!(cut::square_rows(l, 4096), cut::square_rows(whole, 4096));
     }

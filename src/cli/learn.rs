@@ -33,8 +33,7 @@ impl Job<'_> {
     pub(super) fn learning_plan(&self, kernels: &Kernels<'_>) -> Result<StagePlan, CliError> {
         let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
         let window = self.calib.as_ref().map_or(0, Windows::window);
-        let sizes =
-            maskpro::sizes(config, window, self.args.learn.batch(), kernels.limits());
+        let sizes = maskpro::sizes(config, window, self.args.learn.batch(), kernels.limits());
         let scratch = kernels.scratch_bytes(DecoderWeights::largest_projection(checkpoint, config)?);
         let gpu = maskpro::plan(checkpoint, config, self.selection, &sizes, scratch)?;
         Ok(StagePlan { name: "maskpro on the model's loss".into(), gpu, host: Vec::new(), flops: None })

@@ -224,7 +224,8 @@ impl Kernels<'_> {
     ) -> Result<Vec<Strip<'a>>, GpuError> {
         let even = |chunk: &Chunk| chunk.first.is_multiple_of(unit);
         let inside = rows.end <= weight.rows() && rows.start <= rows.end && weight.chunks.iter().all(even);
-        let Some(most) = cut::bound_rows(self.limits(), rows.len(), row_bytes, unit).filter(|_| inside) else {
+        let Some(most) = cut::bound_rows(self.limits(), rows.len(), row_bytes, unit).filter(|_| inside)
+        else {
             return Err(shape_error(
                 kernel,
                 format!("rows {rows:?} of {} with {row_bytes} bytes each, {unit} at once", weight.rows()),

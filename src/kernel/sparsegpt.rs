@@ -4,7 +4,9 @@
 //! weights as they are by then, and makes the errors e of the pruned ones. The columns behind get `-e U[block, ..]` by products, in two
 //! levels, so that the whole panel is read and written once in 128 columns and not once in 16.
 
-use super::{Activation, InverseFactor, Kernels, MaskBuffer, Rows, Stream, cut, f32_bytes, shape_error, size};
+use super::{
+    Activation, InverseFactor, Kernels, MaskBuffer, Rows, Stream, cut, f32_bytes, shape_error, size,
+};
 use crate::gpu::{GpuError, Work};
 use crate::mask::Pattern;
 
@@ -97,8 +99,7 @@ impl Kernels<'_> {
         const NAME: &str = "sparsegpt_block";
         let (n, m) = (p.pattern.n() as u32, p.pattern.m() as u32);
         let pipeline = self.pipeline(NAME, vec![("WG", WG), ("N", n), ("M", m)])?;
-        let Some(chunk) = p.factor.u.chunks.iter().find(|k| k.range().contains(&first))
-        else {
+        let Some(chunk) = p.factor.u.chunks.iter().find(|k| k.range().contains(&first)) else {
             return Err(shape_error(NAME, format!("column {first} of {}", p.factor.n())));
         };
         let (w, stride, words) = (p.w, p.factor.n() / 4, p.mask.words_per_row());

@@ -36,8 +36,7 @@ impl Sizes {
     /// The same for training on the loss of the model.
     #[must_use]
     pub fn for_model_training(self, config: &Config, limits: impl Into<Limits>) -> Self {
-        let vocab_rows =
-            cut::trained_vocabulary_rows(limits.into(), config.vocab_size, 4 * self.layout.t4());
+        let vocab_rows = cut::trained_vocabulary_rows(limits.into(), config.vocab_size, 4 * self.layout.t4());
         Self { vocab_rows, ..self }
     }
 
