@@ -151,10 +151,10 @@ impl<'g> Bench<'g> {
         self.run("rope", format!("12 heads of 64 x {}", 4 * t4), name, |c| {
             kernels.rope(c, x.rows(0, h, t4)?, 64, &table, layout)
         })?;
-        self.attention(kernels, Heads { heads: 12, kv_heads: 4, head_dim: 64 }, layout)?;
+        self.attention(kernels, Heads::new(12, 4, 64), layout)?;
         // stories3M, in a batch of 16.
         let small = Layout { windows: 16, length: 256 };
-        self.attention(kernels, Heads { heads: 6, kv_heads: 2, head_dim: 32 }, small)?;
+        self.attention(kernels, Heads::new(6, 2, 32), small)?;
         self.run("swiglu", shape.clone(), name, |c| kernels.swiglu(c, y.rows(0, h, t4)?, x.rows(0, h, t4)?))?;
         let targets = gpu.alloc("bench:targets", 16 * t4 as u64)?;
         let state = Activation::new(gpu, "bench:state", 3, t4)?;

@@ -8,18 +8,23 @@
 // With the def LSE also the log-sum-exp of the scaled scores of each query, which the backward pass recomputes the softmax from:
 //   lse[h, i] = ln sum_{j <= i} exp(scale * q[h, :, i] . k[h / group, :, j])
 //
+// With CAP a score s is cap * tanh(s / cap), with WINDOW only keys with i - j < reach count (shared/attention.wgsl), and blocks of keys
+// that no query of the tile sees are left out.
+//
 // q, o [heads * HEAD_DIM, t4], k, v [kv_heads * HEAD_DIM, t4], lse [heads, t4], vec4 over tokens; a window is window4 * 4 tokens.
 // Dispatch: [ceil(window4 / LANES) * windows, heads, 1]. KEYS in {16, 32}.
+
+#import maskwright::attention::{NEG, LOWEST, capped, first_seen, sees}
 
 struct Params {
     t4: u32,       // windows * window4
     window4: u32,  // padded window length / 4
     group: u32,    // query heads per key head
     tiles: u32,    // ceil(window4 / LANES)
-    scale: f32,    // 1 / sqrt(head_dim)
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
+    scale: f32,    // what q . k is multiplied with
+    pad: u32,
+    cap: f32,      // of the scores, with CAP
+    reach: u32,    // how many keys a query sees, itself included, with WINDOW
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -32,20 +37,21 @@ struct Params {
 #endif
 
 const D = #{HEAD_DIM}u;
-const NEG = -3.0e38;   // not -inf: WGSL lets a driver assume that there are no infinities
 
 // Column c of the result: query vector times component c of four keys.
 fn outer(query: vec4<f32>, keys: vec4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(query * keys.x, query * keys.y, query * keys.z, query * keys.w);
 }
 
-// Scores of the keys after the query become NEG. `key` is the first of the four keys, `query` the first of the queries.
-fn causal(s: mat4x4<f32>, key: u32, query: u32) -> mat4x4<f32> {
+// Scores from products; those of keys that the query does not see become NEG. `key` is the first of the four keys, `query` the
+// first of the queries.
+fn causal(products: mat4x4<f32>, key: u32, query: u32) -> mat4x4<f32> {
     let i = vec4<u32>(query) + vec4<u32>(0u, 1u, 2u, 3u);
     let neg = vec4<f32>(NEG);
+    let s = capped(products, p.cap);
     return mat4x4<f32>(
-        select(neg, s[0], vec4<u32>(key) <= i), select(neg, s[1], vec4<u32>(key + 1u) <= i),
-        select(neg, s[2], vec4<u32>(key + 2u) <= i), select(neg, s[3], vec4<u32>(key + 3u) <= i));
+        select(neg, s[0], sees(i, key, p.reach)), select(neg, s[1], sees(i, key + 1u, p.reach)),
+        select(neg, s[2], sees(i, key + 2u, p.reach)), select(neg, s[3], sees(i, key + 3u, p.reach)));
 }
 
 fn max4(s: mat4x4<f32>) -> vec4<f32> {
@@ -70,12 +76,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let qt = first + query / 4u;
     let head = wg.y * D;
     let kv = (wg.y / p.group) * D;
-    let end = min(tile + #{LANES}u, p.window4) * 4u;     // no key from here on is seen by any query of the tile
+    let start = first_seen(tile * 4u, p.reach) / 4u * 4u;   // no key before it is seen by any query of the tile
+    let end = min(tile + #{LANES}u, p.window4) * 4u;     // and none from here on
     let last = p.t4 - 1u;
 
-    var m = vec4<f32>(NEG);
+    var m = vec4<f32>(LOWEST);
     var l = vec4<f32>();
-    for (var key = 0u; key < end; key += #{KEYS}u) {
+    for (var key = start; key < end; key += #{KEYS}u) {
         // Vec4s of keys beyond the window are masked by the causal test; their index is only kept inside the buffer.
         let kt = first + key / 4u;
         let k0 = min(kt + 0u, last);
@@ -157,7 +164,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 let at = (head + d) * p.t4 + qt;
                 let row = (kv + d) * p.t4;
                 var sum = vec4<f32>();
-                if key > 0u {
+                if key > start {
                     sum = o[at] * fix;
                 }
                 sum += s0 * v[row + k0];

@@ -13,19 +13,23 @@
 // There is no ninth binding for delta (attention_delta.wgsl): it comes in the first row of each head of d_q, and a lane takes it
 // from there before it writes its first sums.
 //
+// With CAP and WINDOW (attention.wgsl) p is that of the capped scores s, and ds[i, j] is also multiplied with 1 - (s / cap)^2.
+//
 // q, d_o, d_q [heads * dim, t4], k, v, d_k, d_v [kv_heads * dim, t4], lse [heads, t4], vec4 over tokens; a window is
 // window4 * 4 tokens.
 // Dispatch: [windows, kv_heads, 1]. SUBGROUP = 8, dim a multiple of four.
+
+#import maskwright::attention::{NEG, capped, first_seen, sloped}
 
 struct Params {
     t4: u32,       // windows * window4
     window4: u32,  // padded window length / 4
     group: u32,    // query heads per key head
     tiles: u32,    // not used
-    scale: f32,    // 1 / sqrt(head_dim)
+    scale: f32,    // what q . k is multiplied with
     dim: u32,      // head_dim: no constant, since this kernel takes seconds to compile
-    pad0: u32,
-    pad1: u32,
+    cap: f32,      // of the scores, with CAP
+    reach: u32,    // how many keys a query sees, itself included, with WINDOW
 }
 
 // Of four queries and a block of 32 keys; column c of matrix i belongs to key 4 i + c. Turned: of four keys and 32 queries.
@@ -49,8 +53,6 @@ struct Scores {
 @group(0) @binding(6) var<storage, read_write> d_q: array<vec4<f32>>;    // [heads * dim, t4]
 @group(0) @binding(7) var<storage, read_write> d_k: array<vec4<f32>>;    // [kv_heads * dim, t4]
 @group(0) @binding(8) var<storage, read_write> d_v: array<vec4<f32>>;    // [kv_heads * dim, t4]
-
-const NEG = -3.0e38;   // not -inf: WGSL lets a driver assume that there are no infinities
 
 // Four features, from the one at vec4 `at` on, of a vec4 of tokens: a column each.
 fn queries(at: u32) -> mat4x4<f32> {
@@ -116,15 +118,24 @@ fn add_products(s: Scores, x: mat4x4<f32>, y: mat4x4<f32>) -> Scores {
         s.s7 + x * transpose(lane7(y)));
 }
 
-// Probabilities of four keys from their scores. `key` is the first of them; `seen` says how many keys each query sees.
+// Whether the keys at `key` are seen by queries that see the keys before `seen`.
+fn sees(key: u32, seen: vec4<u32>) -> vec4<bool> {
+#ifdef WINDOW
+    return (vec4<u32>(key) < seen) & (seen <= vec4<u32>(key + p.reach));
+#else
+    return vec4<u32>(key) < seen;
+#endif
+}
+
+// Probabilities of four keys from their scores. `key` is the first of them; each query sees the keys before `seen`.
 fn weights4(s: mat4x4<f32>, key: u32, seen: vec4<u32>, log_sum: vec4<f32>) -> mat4x4<f32> {
     let neg = vec4<f32>(NEG);
     let zero = vec4<f32>();
     return mat4x4<f32>(
-        exp(select(neg, min(s[0] - log_sum, zero), vec4<u32>(key) < seen)),
-        exp(select(neg, min(s[1] - log_sum, zero), vec4<u32>(key + 1u) < seen)),
-        exp(select(neg, min(s[2] - log_sum, zero), vec4<u32>(key + 2u) < seen)),
-        exp(select(neg, min(s[3] - log_sum, zero), vec4<u32>(key + 3u) < seen)));
+        exp(select(neg, min(s[0] - log_sum, zero), sees(key, seen))),
+        exp(select(neg, min(s[1] - log_sum, zero), sees(key + 1u, seen))),
+        exp(select(neg, min(s[2] - log_sum, zero), sees(key + 2u, seen))),
+        exp(select(neg, min(s[3] - log_sum, zero), sees(key + 3u, seen))));
 }
 
 fn weights(s: Scores, key: u32, seen: vec4<u32>, log_sum: vec4<f32>) -> Scores {
@@ -152,6 +163,17 @@ fn score_gradients(w: Scores, g: Scores, minus: vec4<f32>) -> Scores {
                   score_gradients4(w.s5, g.s5, minus),
                   score_gradients4(w.s6, g.s6, minus),
                   score_gradients4(w.s7, g.s7, minus));
+}
+
+fn capped_of(s: Scores) -> Scores {
+    return Scores(capped(s.s0, p.cap), capped(s.s1, p.cap), capped(s.s2, p.cap), capped(s.s3, p.cap),
+                  capped(s.s4, p.cap), capped(s.s5, p.cap), capped(s.s6, p.cap), capped(s.s7, p.cap));
+}
+
+// Gradients g of the capped scores s become those of the scores before.
+fn sloped_of(g: Scores, s: Scores) -> Scores {
+    return Scores(sloped(g.s0, s.s0, p.cap), sloped(g.s1, s.s1, p.cap), sloped(g.s2, s.s2, p.cap), sloped(g.s3, s.s3, p.cap),
+                  sloped(g.s4, s.s4, p.cap), sloped(g.s5, s.s5, p.cap), sloped(g.s6, s.s6, p.cap), sloped(g.s7, s.s7, p.cap));
 }
 
 fn choose(a: mat4x4<f32>, b: mat4x4<f32>, second: bool) -> mat4x4<f32> {
@@ -219,7 +241,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
             var minus_b = vec4<f32>();
             if live_a { minus_a = d_q[start + a]; }
             if live_b { minus_b = d_q[start + b]; }
-            var block = 0u;                              // first vec4 of keys in the window
+            // First vec4 of keys in the window. Blocks that no query of the tile sees are left out.
+            let begin = first_seen(4u * tile, p.reach) / 64u * 16u;
+            var block = begin;
             loop {
                 let live_0 = block + lane <= last;
                 let live_1 = block + #{SUBGROUP}u + lane <= last;
@@ -246,10 +270,14 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
                     d += 4u;
                     if d >= p.dim { break; }
                 }
-                a0 = weights(a0, 4u * block, seen_a, sum_a);
-                a1 = weights(a1, 4u * block + 32u, seen_a, sum_a);
-                b0 = weights(b0, 4u * block, seen_b, sum_b);
-                b1 = weights(b1, 4u * block + 32u, seen_b, sum_b);
+                let ca0 = capped_of(a0);
+                a0 = weights(ca0, 4u * block, seen_a, sum_a);
+                let ca1 = capped_of(a1);
+                a1 = weights(ca1, 4u * block + 32u, seen_a, sum_a);
+                let cb0 = capped_of(b0);
+                b0 = weights(cb0, 4u * block, seen_b, sum_b);
+                let cb1 = capped_of(b1);
+                b1 = weights(cb1, 4u * block + 32u, seen_b, sum_b);
                 let v0 = turned(a0, lane);
                 let v1 = turned(a1, lane);
                 let v2 = turned(b0, lane);
@@ -294,10 +322,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
                     d += 4u;
                     if d >= p.dim { break; }
                 }
-                ga0 = score_gradients(a0, ga0, minus_a);
-                ga1 = score_gradients(a1, ga1, minus_a);
-                gb0 = score_gradients(b0, gb0, minus_b);
-                gb1 = score_gradients(b1, gb1, minus_b);
+                ga0 = sloped_of(score_gradients(a0, ga0, minus_a), ca0);
+                ga1 = sloped_of(score_gradients(a1, ga1, minus_a), ca1);
+                gb0 = sloped_of(score_gradients(b0, gb0, minus_b), cb0);
+                gb1 = sloped_of(score_gradients(b1, gb1, minus_b), cb1);
                 row_q = start;
                 row_k = kv;
                 d = 0u;
@@ -306,8 +334,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
                     let x1 = k[row_k + k1] * p.scale;
                     var total_a = weighted(ga0, x0) + weighted(ga1, x1);
                     var total_b = weighted(gb0, x0) + weighted(gb1, x1);
-                    if block > 0u && live_a { total_a += d_q[row_q + a]; }
-                    if block > 0u && live_b { total_b += d_q[row_q + b]; }
+                    if block > begin && live_a { total_a += d_q[row_q + a]; }
+                    if block > begin && live_b { total_b += d_q[row_q + b]; }
                     if live_a { d_q[row_q + a] = total_a; }
                     if live_b { d_q[row_q + b] = total_b; }
                     row_q += p.t4;

@@ -6,19 +6,23 @@
 // As in attention.wgsl an invocation holds a vec4 of queries of one head and walks the keys of their window, here in steps of
 // 16; d_q is its own accumulator in memory. No probability is above 1, whatever the rounding of scores of 1e30.
 //
+// With CAP and WINDOW (attention.wgsl) p is that of the capped scores s, and ds[i, j] is also multiplied with 1 - (s / cap)^2.
+//
 // q, d_o, d_q [heads * HEAD_DIM, t4], k, v [kv_heads * HEAD_DIM, t4], lse, delta [heads, t4], vec4 over tokens; a window is
 // window4 * 4 tokens.
 // Dispatch: [ceil(window4 / LANES) * windows, heads, 1].
+
+#import maskwright::attention::{NEG, capped, first_seen, sees, sloped}
 
 struct Params {
     t4: u32,       // windows * window4
     window4: u32,  // padded window length / 4
     group: u32,    // query heads per key head
     tiles: u32,    // ceil(window4 / LANES)
-    scale: f32,    // 1 / sqrt(head_dim)
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
+    scale: f32,    // what q . k is multiplied with
+    pad: u32,
+    cap: f32,      // of the scores, with CAP
+    reach: u32,    // how many keys a query sees, itself included, with WINDOW
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -31,28 +35,30 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> d_q: array<vec4<f32>>;    // [heads * HEAD_DIM, t4]
 
 const D = #{HEAD_DIM}u;
-const NEG = -3.0e38;   // not -inf: WGSL lets a driver assume that there are no infinities
 
 // Column c: mine times component c of other.
 fn outer(mine: vec4<f32>, other: vec4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(mine * other.x, mine * other.y, mine * other.z, mine * other.w);
 }
 
-// Probabilities of four keys, the first of them `key`, from their scores; 0 of those after the query.
+// Probabilities of four keys, the first of them `key`, from their scores; 0 of those that the query does not see.
 fn weights(s: mat4x4<f32>, key: u32, query: u32, log_sum: vec4<f32>) -> mat4x4<f32> {
     let i = vec4<u32>(query) + vec4<u32>(0u, 1u, 2u, 3u);
     let neg = vec4<f32>(NEG);
     let zero = vec4<f32>();
     return mat4x4<f32>(
-        exp(select(neg, min(s[0] - log_sum, zero), vec4<u32>(key) <= i)),
-        exp(select(neg, min(s[1] - log_sum, zero), vec4<u32>(key + 1u) <= i)),
-        exp(select(neg, min(s[2] - log_sum, zero), vec4<u32>(key + 2u) <= i)),
-        exp(select(neg, min(s[3] - log_sum, zero), vec4<u32>(key + 3u) <= i)));
+        exp(select(neg, min(s[0] - log_sum, zero), sees(i, key, p.reach))),
+        exp(select(neg, min(s[1] - log_sum, zero), sees(i, key + 1u, p.reach))),
+        exp(select(neg, min(s[2] - log_sum, zero), sees(i, key + 2u, p.reach))),
+        exp(select(neg, min(s[3] - log_sum, zero), sees(i, key + 3u, p.reach))));
 }
 
-// Gradients of the scores from probabilities and their gradients.
-fn score_gradients(w: mat4x4<f32>, g: mat4x4<f32>, minus: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(w[0] * (g[0] - minus), w[1] * (g[1] - minus), w[2] * (g[2] - minus), w[3] * (g[3] - minus));
+// Gradients of the products of four keys, the first of them `key`, from the products and the gradients of the probabilities.
+fn product_gradients(products: mat4x4<f32>, key: u32, query: u32, log_sum: vec4<f32>, g: mat4x4<f32>, minus: vec4<f32>) -> mat4x4<f32> {
+    let s = capped(products, p.cap);
+    let w = weights(s, key, query, log_sum);
+    let ds = mat4x4<f32>(w[0] * (g[0] - minus), w[1] * (g[1] - minus), w[2] * (g[2] - minus), w[3] * (g[3] - minus));
+    return sloped(ds, s, p.cap);
 }
 
 @compute @workgroup_size(#{LANES})
@@ -65,12 +71,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let qt = first + query / 4u;
     let head = wg.y * D;
     let kv = (wg.y / p.group) * D;
-    let end = min(tile + #{LANES}u, p.window4) * 4u;     // no key from here on is seen by any query of the tile
+    let start = first_seen(tile * 4u, p.reach) / 4u * 4u;   // no key before it is seen by any query of the tile
+    let end = min(tile + #{LANES}u, p.window4) * 4u;     // and none from here on
     let last = p.t4 - 1u;
     let log_sum = lse[wg.y * p.t4 + qt];
     let minus = delta[wg.y * p.t4 + qt];
 
-    for (var key = 0u; key < end; key += 16u) {
+    for (var key = start; key < end; key += 16u) {
         // Vec4s of keys beyond the window are masked by the causal test; their index is only kept inside the buffer.
         let kt = first + key / 4u;
         let k0 = min(kt, last);
@@ -99,10 +106,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             g2 += outer(e, v[row + k2]);
             g3 += outer(e, v[row + k3]);
         }
-        s0 = score_gradients(weights(s0, key, query, log_sum), g0, minus);
-        s1 = score_gradients(weights(s1, key + 4u, query, log_sum), g1, minus);
-        s2 = score_gradients(weights(s2, key + 8u, query, log_sum), g2, minus);
-        s3 = score_gradients(weights(s3, key + 12u, query, log_sum), g3, minus);
+        s0 = product_gradients(s0, key, query, log_sum, g0, minus);
+        s1 = product_gradients(s1, key + 4u, query, log_sum, g1, minus);
+        s2 = product_gradients(s2, key + 8u, query, log_sum, g2, minus);
+        s3 = product_gradients(s3, key + 12u, query, log_sum, g3, minus);
         if live {
             for (var d = 0u; d < D; d += 1u) {
                 let at = (head + d) * p.t4 + qt;
@@ -112,7 +119,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 sum += s2 * k[row + k2];
                 sum += s3 * k[row + k3];
                 sum *= p.scale;
-                if key > 0u {
+                if key > start {
                     sum += d_q[at];
                 }
                 d_q[at] = sum;

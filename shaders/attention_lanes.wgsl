@@ -8,20 +8,22 @@
 // in memory, is loaded and stored once in 64 keys. Loops test at their end: behind a test at the start such a driver runs the
 // body once more, with all lanes off.
 //
-// With the def LSE also lse, as there.
+// With the def LSE also lse, and CAP and WINDOW, as there.
 //
 // q, o [heads * HEAD_DIM, t4], k, v [kv_heads * HEAD_DIM, t4], lse [heads, t4], vec4 over tokens; a window is window4 * 4 tokens.
 // Dispatch: [ceil(window4 / 16) * windows, heads, 1]. SUBGROUP = 8, HEAD_DIM a multiple of four.
+
+#import maskwright::attention::{NEG, LOWEST, capped, first_seen, sees}
 
 struct Params {
     t4: u32,       // windows * window4
     window4: u32,  // padded window length / 4
     group: u32,    // query heads per key head
     tiles: u32,    // ceil(window4 / 16)
-    scale: f32,    // 1 / sqrt(head_dim)
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
+    scale: f32,    // what q . k is multiplied with
+    pad: u32,
+    cap: f32,      // of the scores, with CAP
+    reach: u32,    // how many keys a query sees, itself included, with WINDOW
 }
 
 // Of four queries and a block of 32 keys; column c of matrix i belongs to key 4 i + c.
@@ -46,7 +48,6 @@ struct Scores {
 #endif
 
 const D = #{HEAD_DIM}u;
-const NEG = -3.0e38;   // not -inf: WGSL lets a driver assume that there are no infinities
 
 // Four features, from the one at vec4 `at` on, of a vec4 of tokens: a column each.
 fn queries(at: u32) -> mat4x4<f32> {
@@ -78,13 +79,15 @@ fn add_products(s: Scores, x: mat4x4<f32>, y: mat4x4<f32>) -> Scores {
                                          subgroupBroadcast(y[2], 7u), subgroupBroadcast(y[3], 7u))));
 }
 
-// Scores of the keys after the query become NEG. `key` is the first of the four keys, `query` the first of the queries.
-fn causal4(s: mat4x4<f32>, key: u32, query: u32) -> mat4x4<f32> {
+// Scores from products; those of keys that the query does not see become NEG. `key` is the first of the four keys, `query` the
+// first of the queries.
+fn causal4(products: mat4x4<f32>, key: u32, query: u32) -> mat4x4<f32> {
     let i = vec4<u32>(query) + vec4<u32>(0u, 1u, 2u, 3u);
     let neg = vec4<f32>(NEG);
+    let s = capped(products, p.cap);
     return mat4x4<f32>(
-        select(neg, s[0], vec4<u32>(key) <= i), select(neg, s[1], vec4<u32>(key + 1u) <= i),
-        select(neg, s[2], vec4<u32>(key + 2u) <= i), select(neg, s[3], vec4<u32>(key + 3u) <= i));
+        select(neg, s[0], sees(i, key, p.reach)), select(neg, s[1], sees(i, key + 1u, p.reach)),
+        select(neg, s[2], sees(i, key + 2u, p.reach)), select(neg, s[3], sees(i, key + 3u, p.reach)));
 }
 
 fn causal(s: Scores, key: u32, query: u32) -> Scores {
@@ -146,14 +149,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
     let query_b = min(mine_b, p.window4 - 1u) * 4u;
     let head = wg.y * D;
     let kv = (wg.y / p.group) * D;
-    let end = min(tile + 16u, p.window4) * 4u;           // no key from here on is seen by any query of the tile
+    let begin = first_seen(tile * 4u, p.reach) / 4u * 4u;   // no key before it is seen by any query of the tile
+    let end = min(tile + 16u, p.window4) * 4u;           // and none from here on
     let last = p.t4 - 1u;
 
-    var top_a = vec4<f32>(NEG);
-    var top_b = vec4<f32>(NEG);
+    var top_a = vec4<f32>(LOWEST);
+    var top_b = vec4<f32>(LOWEST);
     var total_a = vec4<f32>();
     var total_b = vec4<f32>();
-    var key = 0u;
+    var key = begin;
     loop {
         // Vec4s of keys beyond the window are masked by the causal test; their index is only kept inside the buffer.
         let k0 = min(first + key / 4u + lane, last);
@@ -209,8 +213,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
             let at_b = row_q + query_b / 4u;
             var sum_a = vec4<f32>();
             var sum_b = vec4<f32>();
-            if key > 0u && live_a { sum_a = o[at_a] * fix_a; }
-            if key > 0u && live_b { sum_b = o[at_b] * fix_b; }
+            if key > begin && live_a { sum_a = o[at_a] * fix_a; }
+            if key > begin && live_b { sum_b = o[at_b] * fix_b; }
             sum_a += weighted(a0, x0) + weighted(a1, x1);
             sum_b += weighted(b0, x0) + weighted(b1, x1);
             if live_a { o[at_a] = sum_a * scale_a; }

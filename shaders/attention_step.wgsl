@@ -5,7 +5,10 @@
 // keys, then a lane has features of the result. The result is its own accumulator in memory; a lane alone touches its features.
 //
 // q, o [heads * HEAD_DIM, q_tokens] f32; k, v [kv_heads * HEAD_DIM, kv4] vec4 over tokens, a sequence has window4 * 4 of them. seen >= 1.
+// With CAP and WINDOW as in attention.wgsl.
 // Dispatch: [sequences, heads, 1].
+
+#import maskwright::attention::{NEG, LOWEST, capped4, first_seen, visible}
 
 struct Params {
     q_tokens: u32,
@@ -13,9 +16,9 @@ struct Params {
     window4: u32,
     seen: u32,
     group: u32,    // query heads per key head
-    scale: f32,    // 1 / sqrt(head_dim)
-    pad0: u32,
-    pad1: u32,
+    scale: f32,    // what q . k is multiplied with
+    cap: f32,      // of the scores, with CAP
+    reach: u32,    // how many keys are seen, with WINDOW
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -25,14 +28,13 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> o: array<f32>;
 
 const D = #{HEAD_DIM}u;
-const NEG = -3.0e38;   // not -inf: WGSL lets a driver assume that there are no infinities
 
 // Scores of a block of keys, then their exponentials.
 var<workgroup> block: array<vec4<f32>, #{WG}>;
 
-// Which of the four tokens from `token` on were seen.
+// Which of the four tokens from `token` on are seen by the last one.
 fn seen_of(token: u32) -> vec4<bool> {
-    return vec4<u32>(token) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.seen);
+    return visible(vec4<u32>(token) + vec4<u32>(0u, 1u, 2u, 3u), p.seen - 1u, p.reach);
 }
 
 @compute @workgroup_size(#{WG})
@@ -41,11 +43,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let head = wg.y * D;
     let kv = (wg.y / p.group) * D;
     let first = sequence * p.window4;
+    let begin = first_seen(p.seen - 1u, p.reach) / 4u;   // first vec4 of keys
     let seen4 = (p.seen + 3u) / 4u;
 
-    var m = NEG;
+    var m = LOWEST;
     var l = 0.0;
-    for (var start = 0u; start < seen4; start += #{WG}u) {
+    for (var start = begin; start < seen4; start += #{WG}u) {
         let live = min(#{WG}u, seen4 - start);
         var s = vec4<f32>(NEG);
         if lane < live {
@@ -55,7 +58,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
                 sum += x * k[(kv + d) * p.kv4 + first + start + lane];
             }
             // What lies behind the last token is not even a number.
-            s = select(s, sum, seen_of(4u * (start + lane)));
+            s = select(s, capped4(sum, p.cap), seen_of(4u * (start + lane)));
         }
         block[lane] = s;
         workgroupBarrier();
@@ -83,7 +86,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             }
             let at = (head + d) * p.q_tokens + sequence;
             var before = 0.0;
-            if start > 0u {
+            if start > begin {
                 before = o[at] * fix;
             }
             o[at] = before + dot(sum, vec4<f32>(1.0));

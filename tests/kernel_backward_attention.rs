@@ -4,7 +4,10 @@
 mod common;
 mod reference;
 
-use common::{Random, Worst, activation, commands, gpu, kernels, presets, read, untouched, vector};
+use common::{
+    HEAD_SIZES, Random, Worst, activation, commands, gpu, kernels, kinds_of_attention, presets, read,
+    untouched, vector,
+};
 use maskwright::gpu::GpuError;
 use maskwright::kernel::{Activation, AttentionGradient, Heads, Kernels, Layout, Rows};
 use reference::{AttentionCase, Twin};
@@ -44,7 +47,7 @@ impl Inputs {
             k: &self.k,
             v: &self.v,
             d_o: &self.d_o,
-            heads: twin_heads(self.heads),
+            heads: self.heads,
             window: 4 * self.layout.window4(),
             tokens: 4 * self.layout.t4(),
         }
@@ -55,10 +58,6 @@ impl Inputs {
         let c = self.case();
         reference::attention(c.q, c.k, c.v, c.heads, c.window, c.tokens)
     }
-}
-
-fn twin_heads(h: Heads) -> reference::Heads {
-    reference::Heads { heads: h.heads, kv_heads: h.kv_heads, head_dim: h.head_dim }
 }
 
 fn rounded(twin: &Twin) -> Vec<f32> {
@@ -110,8 +109,15 @@ fn run(kernels: &Kernels<'static>, x: &Inputs) -> Got {
 /// 1/256, so that inputs and steps are exact in f32.
 #[test]
 fn the_twin_is_the_derivative_of_the_forward_twin() {
-    for (heads, kv_heads, head_dim, windows, length) in [(2, 1, 4, 2, 7), (2, 2, 8, 1, 9), (6, 2, 2, 1, 4)] {
-        let heads = Heads { heads, kv_heads, head_dim };
+    let bent = Heads { scale: 0.7, cap: Some(1.5), ..Heads::new(4, 2, 4) };
+    for (heads, windows, length) in [
+        (Heads::new(2, 1, 4), 2, 7),
+        (Heads::new(2, 2, 8), 1, 9),
+        (Heads::new(6, 2, 2), 1, 4),
+        (bent, 1, 6),
+        (Heads { window: Some(3), ..Heads::new(2, 1, 4) }, 2, 7),
+        (Heads { window: Some(2), ..bent }, 2, 5),
+    ] {
         let mut x = Inputs::random(heads, Layout { windows, length }, 2.0, 7);
         for values in [&mut x.q, &mut x.k, &mut x.v] {
             values.iter_mut().for_each(|v| *v = (*v % 2.0 * 256.0).round() / 256.0);
@@ -148,7 +154,7 @@ fn attention_backward() {
     let mut worst = Worst::new("attention_backward", 1.0);
     let mut worst_lse = Worst::new("log-sum-exp", 2.0);
     let mut worst_delta = Worst::new("attention_delta", 2.0);
-    let h = |heads, kv_heads, head_dim| Heads { heads, kv_heads, head_dim };
+    let h = Heads::new;
     for (i, (heads, windows, length, scale)) in [
         (h(2, 1, 8), 1, 1, 1.0),
         (h(2, 1, 8), 3, 2, 1.0),
@@ -198,14 +204,54 @@ fn attention_backward() {
     }
 }
 
+/// Scales, caps and windows, alone and together, over lengths around the vec4s and tiles; and every head size.
+#[test]
+fn attention_backward_with_caps_and_windows() {
+    let mut worst = Worst::new("attention_backward with caps and windows", 1.0);
+    let mut cases = Vec::new();
+    for (windows, length) in [(2, 1), (3, 5), (2, 33), (1, 67), (1, 130)] {
+        let layout = Layout { windows, length };
+        cases.extend(kinds_of_attention(Heads::new(4, 2, 8), length).into_iter().map(|h| (h, layout, 2.0)));
+    }
+    for heads in kinds_of_attention(Heads::new(2, 1, 18), 67) {
+        cases.push((heads, Layout { windows: 1, length: 67 }, 4.0));
+    }
+    for head_dim in HEAD_SIZES {
+        let plain = Heads::new(2, 1, head_dim);
+        let layout = Layout { windows: 1, length: 36 };
+        cases.extend([plain, Heads { cap: Some(5.0), window: Some(21), ..plain }].map(|h| (h, layout, 1.0)));
+    }
+    let mut worst_lse = Worst::new("log-sum-exp with caps and windows", 2.0);
+    for (i, (heads, layout, scale)) in cases.into_iter().enumerate() {
+        let x = Inputs::random(heads, layout, scale, i as u64);
+        let case = x.case();
+        let real = |i: usize| i % case.tokens % case.window < layout.length;
+        let lse = reference::log_sum_exp(case);
+        let want = reference::attention_backward_lanes(case);
+        for name in presets() {
+            let got = run(&kernels(name), &x);
+            let label = format!("{name} {heads:?} {layout:?} scale {scale}");
+            worst_lse.check_where(&format!("{label} lse"), &got.lse, &lse, real);
+            for ((tensor, got), want) in ["d_q", "d_k", "d_v"].iter().zip(&got.gradients).zip(&want) {
+                worst.check_where(&format!("{label} {tensor}"), got, want, real);
+                let mut padding = got.iter().enumerate().filter(|&(i, _)| !real(i));
+                assert!(padding.all(|(_, &v)| v == 0.0), "{label} {tensor}: padding is not 0");
+            }
+        }
+    }
+}
+
 /// Scores of 1e30: nothing to compare with, but no overflow either.
 #[test]
 fn gradients_of_absurd_scores_are_finite() {
-    let heads = Heads { heads: 2, kv_heads: 1, head_dim: 8 };
-    let x = Inputs::random(heads, Layout { windows: 1, length: 60 }, 1e15, 5);
-    for name in presets() {
-        let got = run(&kernels(name), &x);
-        assert!(got.lse.iter().chain(got.gradients.iter().flatten()).all(|v| v.is_finite()), "{name}");
+    let heads = Heads::new(2, 1, 8);
+    for heads in [heads, Heads { window: Some(5), ..heads }, Heads { cap: Some(20.0), ..heads }] {
+        let x = Inputs::random(heads, Layout { windows: 1, length: 60 }, 1e15, 5);
+        for name in presets() {
+            let got = run(&kernels(name), &x);
+            let mut all = got.lse.iter().chain(got.gradients.iter().flatten());
+            assert!(all.all(|v| v.is_finite()), "{name} {heads:?}");
+        }
     }
 }
 
@@ -270,7 +316,7 @@ fn wrong_shapes_are_refused() {
         d_k: narrow,
         d_v: narrow,
     };
-    let (heads, layout) = (Heads { heads: 2, kv_heads: 1, head_dim: 8 }, Layout { windows: 1, length: 16 });
+    let (heads, layout) = (Heads::new(2, 1, 8), Layout { windows: 1, length: 16 });
     let mut c = commands();
     let mut refused = |g: &AttentionGradient<'_>, heads: Heads, layout: Layout| {
         let error = kernels.attention_backward(&mut c, g, heads, layout).expect_err("a wrong shape");
@@ -278,6 +324,8 @@ fn wrong_shapes_are_refused() {
     };
     refused(&good, Heads { kv_heads: 0, ..heads }, layout);
     refused(&good, Heads { kv_heads: 2, ..heads }, layout);
+    refused(&good, Heads { window: Some(0), ..heads }, layout);
+    refused(&good, Heads { cap: Some(-1.0), ..heads }, layout);
     refused(&good, heads, Layout { length: 20, ..layout });
     refused(&AttentionGradient { lse: wide, ..good }, heads, layout);
     refused(&AttentionGradient { delta: narrow, ..good }, heads, layout);

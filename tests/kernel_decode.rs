@@ -3,7 +3,10 @@
 mod common;
 mod reference;
 
-use common::{Random, Worst, activation, commands, gpu, kernels, presets, read, same_bits, untouched};
+use common::{
+    HEAD_SIZES, Random, Worst, activation, commands, gpu, kernels, kinds_of_attention, presets, read,
+    same_bits, untouched,
+};
 use maskwright::gpu::GpuError;
 use maskwright::kernel::{Activation, Columns, Heads, Rows};
 
@@ -49,11 +52,10 @@ fn copy_columns() {
 #[test]
 fn attention_step() {
     let mut worst = Worst::new("attention_step", 2.0);
-    let h = |heads, kv_heads, head_dim| Heads { heads, kv_heads, head_dim };
+    let h = Heads::new;
     for name in presets() {
-        let kernels = kernels(name);
-        for (i, (sequences, window, seen)) in
-            [(1usize, 4, 1), (3, 8, 2), (2, 32, 31), (1, 32, 32), (5, 36, 33), (2, 132, 129), (1, 300, 300)]
+        for (i, cache) in
+            [(1, 4, 1), (3, 8, 2), (2, 32, 31), (1, 32, 32), (5, 36, 33), (2, 132, 129), (1, 300, 300)]
                 .into_iter()
                 .enumerate()
         {
@@ -64,47 +66,66 @@ fn attention_step() {
                 (h(4, 1, 128), 2.0),
                 (h(2, 1, 18), 1.0),
             ] {
-                let mut random = Random::new(i as u64);
-                let (q4, kv4) = (sequences.div_ceil(4), sequences * window / 4);
-                let (queries, keys) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
-                let q = random.values(queries * 4 * q4, scale);
-                let (mut k, mut v) =
-                    (random.values(keys * 4 * kv4, scale), random.values(keys * 4 * kv4, 1.0));
-                // No token that was not seen counts.
-                for (i, x) in k.iter_mut().chain(&mut v).enumerate() {
-                    if i % (4 * kv4) % window >= seen {
-                        *x = f32::NAN;
-                    }
-                }
-                let on = |rows, t4, x: &[f32]| activation(gpu(), rows, t4, x);
-                let (qa, ka, va) = (on(queries, q4, &q), on(keys, kv4, &k), on(keys, kv4, &v));
-                let oa = on(queries, q4, &untouched(q.len()));
-                let mut c = commands();
-                kernels
-                    .attention_step(
-                        &mut c,
-                        whole(&qa),
-                        whole(&ka),
-                        whole(&va),
-                        whole(&oa),
-                        heads,
-                        sequences,
-                        window,
-                        seen,
-                    )
-                    .expect("attention_step");
-                let got = read(&mut c, oa.buffer(), q.len());
-                let twin = reference::Heads {
-                    heads: heads.heads,
-                    kv_heads: heads.kv_heads,
-                    head_dim: heads.head_dim,
-                };
-                let want = reference::attention_step(&q, &k, &v, twin, sequences, 4 * q4, window, seen);
-                let label = format!("{name} {heads:?} {sequences} x {seen} of {window} scale {scale}");
-                worst.check_where(&label, &got, &want, |i| i % (4 * q4) < sequences);
+                step(&mut worst, name, heads, cache, scale, i as u64);
             }
         }
     }
+}
+
+/// Scales, caps and windows, alone and together; and every head size.
+#[test]
+fn attention_step_with_caps_and_windows() {
+    let mut worst = Worst::new("attention_step with caps and windows", 2.0);
+    for name in presets() {
+        for cache in [(2, 4, 1), (3, 8, 5), (2, 36, 33), (1, 68, 67), (2, 132, 130), (1, 300, 299)] {
+            for (heads, scale) in [(Heads::new(4, 2, 8), 3.0), (Heads::new(2, 1, 18), 6.0)] {
+                for heads in kinds_of_attention(heads, cache.2) {
+                    step(&mut worst, name, heads, cache, scale, 1);
+                }
+            }
+        }
+        for head_dim in HEAD_SIZES {
+            let plain = Heads::new(2, 1, head_dim);
+            for heads in [plain, Heads { cap: Some(5.0), window: Some(21), ..plain }] {
+                step(&mut worst, name, heads, (2, 40, 38), 1.0, 2);
+            }
+        }
+    }
+}
+
+/// One call for (sequences, columns of each in the cache, seen ones).
+fn step(
+    worst: &mut Worst,
+    name: &str,
+    heads: Heads,
+    (sequences, window, seen): (usize, usize, usize),
+    scale: f32,
+    seed: u64,
+) {
+    let mut random = Random::new(seed);
+    let (q4, kv4) = (sequences.div_ceil(4), sequences * window / 4);
+    let (queries, keys) = (heads.heads * heads.head_dim, heads.kv_heads * heads.head_dim);
+    let q = random.values(queries * 4 * q4, scale);
+    let (mut k, mut v) = (random.values(keys * 4 * kv4, scale), random.values(keys * 4 * kv4, 1.0));
+    // No token that is not seen counts: neither those to come nor those before the window.
+    let first = heads.window.map_or(0, |near| seen.saturating_sub(near));
+    for (i, x) in k.iter_mut().chain(&mut v).enumerate() {
+        if !(first..seen).contains(&(i % (4 * kv4) % window)) {
+            *x = f32::NAN;
+        }
+    }
+    let on = |rows, t4, x: &[f32]| activation(gpu(), rows, t4, x);
+    let (qa, ka, va) = (on(queries, q4, &q), on(keys, kv4, &k), on(keys, kv4, &v));
+    let oa = on(queries, q4, &untouched(q.len()));
+    let mut c = commands();
+    let (q_rows, k_rows, v_rows, o_rows) = (whole(&qa), whole(&ka), whole(&va), whole(&oa));
+    kernels(name)
+        .attention_step(&mut c, q_rows, k_rows, v_rows, o_rows, heads, sequences, window, seen)
+        .expect("attention_step");
+    let got = read(&mut c, oa.buffer(), q.len());
+    let want = reference::attention_step(&q, &k, &v, heads, sequences, 4 * q4, window, seen);
+    let label = format!("{name} {heads:?} {sequences} x {seen} of {window} scale {scale}");
+    worst.check_where(&label, &got, &want, |i| i % (4 * q4) < sequences);
 }
 
 /// Shapes that do not fit are errors of the call.
@@ -113,7 +134,7 @@ fn wrong_shapes_are_refused() {
     let kernels = kernels("rows16");
     let x = activation(gpu(), 16, 4, &vec![0.5; 16 * 16]);
     let (wide, odd) = (x.rows(0, 16, 4).expect("rows"), x.rows(0, 12, 4).expect("rows"));
-    let heads = |heads, kv_heads| Heads { heads, kv_heads, head_dim: 8 };
+    let heads = |heads, kv_heads| Heads::new(heads, kv_heads, 8);
     let columns = |rows, window, at| Columns { rows, window, at };
     let mut c = commands();
     let results = [
@@ -126,6 +147,17 @@ fn wrong_shapes_are_refused() {
         kernels.attention_step(&mut c, wide, wide, wide, wide, heads(2, 2), 1, 16, 17),
         kernels.attention_step(&mut c, wide, wide, wide, wide, heads(2, 2), 3, 8, 8),
         kernels.attention_step(&mut c, wide, wide, wide, odd, heads(2, 2), 1, 16, 4),
+        kernels.attention_step(
+            &mut c,
+            wide,
+            wide,
+            wide,
+            wide,
+            Heads { window: Some(0), ..heads(2, 2) },
+            1,
+            16,
+            4,
+        ),
     ];
     for (i, result) in results.into_iter().enumerate() {
         let error = result.expect_err(&format!("call {i}"));

@@ -5,7 +5,8 @@ mod common;
 mod reference;
 
 use common::{
-    Random, Worst, activation, commands, gpu, kernels, presets, read, same_bits, untouched, vector,
+    HEAD_SIZES, Random, Worst, activation, commands, gpu, kernels, kinds_of_attention, presets, read,
+    same_bits, untouched, vector,
 };
 use maskwright::gpu::GpuError;
 use maskwright::kernel::{Activation, Heads, Kernels, Layout, Preset};
@@ -109,8 +110,7 @@ fn attend(kernels: &Kernels<'static>, h: Heads, layout: Layout, scale: f32, seed
     let rows = (all(&qa, queries, t4), all(&ka, keys, t4), all(&va, keys, t4), all(&oa, queries, t4));
     kernels.attention(&mut c, rows.0, rows.1, rows.2, rows.3, None, h, layout).expect("attention");
     let got = read(&mut c, oa.buffer(), q.len());
-    let heads = reference::Heads { heads: h.heads, kv_heads: h.kv_heads, head_dim: h.head_dim };
-    (got, reference::attention(&q, &k, &v, heads, window, tokens))
+    (got, reference::attention(&q, &k, &v, h, window, tokens))
 }
 
 /// `attention` and `attention_lanes`: groups of query heads, head sizes (18 is no multiple of four), windows around the tiles
@@ -119,7 +119,7 @@ fn attend(kernels: &Kernels<'static>, h: Heads, layout: Layout, scale: f32, seed
 #[test]
 fn attention() {
     let mut worst = Worst::new("attention", 2.0);
-    let h = |heads, kv_heads, head_dim| Heads { heads, kv_heads, head_dim };
+    let h = Heads::new;
     for name in presets() {
         let kernels = kernels(name);
         let layouts = [
@@ -157,13 +157,69 @@ fn attention() {
     }
 }
 
+/// Scales, caps and windows, alone and together, over lengths around the vec4s and tiles.
+#[test]
+fn attention_with_caps_and_windows() {
+    let mut worst = Worst::new("attention with caps and windows", 2.0);
+    for name in presets() {
+        let kernels = kernels(name);
+        for (i, (windows, length)) in [(2, 1), (3, 5), (2, 33), (1, 67), (2, 130)].into_iter().enumerate() {
+            for (heads, scale) in
+                [(Heads::new(4, 2, 8), 3.0), (Heads::new(2, 1, 32), 1.0), (Heads::new(2, 1, 18), 6.0)]
+            {
+                for heads in kinds_of_attention(heads, length) {
+                    let layout = Layout { windows, length };
+                    let (got, want) = attend(&kernels, heads, layout, scale, i as u64);
+                    let window = 4 * layout.window4();
+                    let label = format!("{name} {heads:?} {windows} x {length} scale {scale}");
+                    worst.check_where(&label, &got, &want, |i| i % want.width % window < length);
+                    assert!(got.iter().all(|v| v.is_finite()), "{label}: a padded token is not finite");
+                }
+            }
+        }
+    }
+}
+
+/// A window that leaves no key out changes no bit.
+#[test]
+fn a_window_of_all_tokens_is_none() {
+    for name in presets() {
+        let (heads, layout) = (Heads::new(2, 1, 8), Layout { windows: 2, length: 37 });
+        let all = |heads| attend(&kernels(name), heads, layout, 2.0, 1).0;
+        same_bits(name, &all(Heads { window: Some(37), ..heads }), &all(heads));
+    }
+}
+
+/// Every head size, in the variant that has most in its registers.
+#[test]
+fn attention_of_every_head_size() {
+    let mut worst = Worst::new("attention of every head size", 2.0);
+    assert_eq!(
+        Heads::new(6, 2, 64),
+        Heads { heads: 6, kv_heads: 2, head_dim: 64, scale: 0.125, cap: None, window: None }
+    );
+    for name in presets() {
+        let kernels = kernels(name);
+        for head_dim in HEAD_SIZES {
+            let plain = Heads::new(2, 1, head_dim);
+            for heads in [plain, Heads { cap: Some(5.0), window: Some(21), ..plain }] {
+                let (got, want) = attend(&kernels, heads, Layout { windows: 1, length: 40 }, 1.0, 3);
+                worst.check(&format!("{name} {heads:?}"), &got, &want);
+            }
+        }
+    }
+}
+
 /// Scores of 1e30: nothing to compare with, but no overflow of the running maximum either.
 #[test]
 fn attention_of_absurd_scores_is_finite() {
     for name in presets() {
-        let heads = Heads { heads: 2, kv_heads: 1, head_dim: 8 };
-        let (got, _) = attend(&kernels(name), heads, Layout { windows: 1, length: 60 }, 1e15, 5);
-        assert!(got.iter().all(|v| v.is_finite() && v.abs() <= 50.0), "{name}");
+        let heads = Heads::new(2, 1, 8);
+        let bent = Heads { cap: Some(20.0), ..heads };
+        for heads in [heads, Heads { window: Some(5), ..heads }, bent, Heads { window: Some(1), ..bent }] {
+            let (got, _) = attend(&kernels(name), heads, Layout { windows: 1, length: 60 }, 1e15, 5);
+            assert!(got.iter().all(|v| v.is_finite() && v.abs() <= 50.0), "{name} {heads:?}");
+        }
     }
 }
 
@@ -297,7 +353,7 @@ fn wrong_shapes_are_refused() {
     let (wide, odd, none) = (all(&x, 16, 4), all(&x, 12, 4), x.rows(4, 8, 4).expect("rows"));
     let small = vector(gpu(), &[0.0f32; 4]);
     let layout = Layout { windows: 1, length: 16 };
-    let heads = |heads, kv_heads| Heads { heads, kv_heads, head_dim: 8 };
+    let heads = |heads, kv_heads| Heads::new(heads, kv_heads, 8);
     let mut c = commands();
     let results = [
         kernels.rms_norm(&mut c, wide, &small, 1e-5, wide),
@@ -317,6 +373,36 @@ fn wrong_shapes_are_refused() {
             None,
             heads(2, 2),
             Layout { windows: 2, length: 16 },
+        ),
+        kernels.attention(
+            &mut c,
+            wide,
+            wide,
+            wide,
+            wide,
+            None,
+            Heads { window: Some(0), ..heads(2, 2) },
+            layout,
+        ),
+        kernels.attention(
+            &mut c,
+            wide,
+            wide,
+            wide,
+            wide,
+            None,
+            Heads { cap: Some(0.0), ..heads(2, 2) },
+            layout,
+        ),
+        kernels.attention(
+            &mut c,
+            wide,
+            wide,
+            wide,
+            wide,
+            None,
+            Heads { scale: f32::NAN, ..heads(2, 2) },
+            layout,
         ),
         kernels.swiglu(&mut c, wide, odd),
         kernels.swiglu(&mut c, none, none),

@@ -273,7 +273,7 @@ fn empty_batches_do_nothing() {
     let x = activation(gpu(), 16, 1, &[1.0; 64]);
     let none = x.rows(0, 16, 0).expect("no tokens");
     let layout = Layout { windows: 0, length: 4 };
-    let heads = Heads { heads: 2, kv_heads: 2, head_dim: 8 };
+    let heads = Heads::new(2, 2, 8);
     let mut c = common::commands();
     kernels.attention(&mut c, none, none, none, none, None, heads, layout).expect("nothing");
     kernels.swiglu(&mut c, none, none).expect("nothing");

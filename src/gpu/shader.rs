@@ -22,8 +22,18 @@ macro_rules! shared {
 }
 
 /// Shared modules, each after those it imports.
-const SHARED: &[Shared] =
-    shared!["philox", "gumbel", "groups", "score", "weights", "soft", "inclusion", "patterns", "adam"];
+const SHARED: &[Shared] = shared![
+    "philox",
+    "gumbel",
+    "groups",
+    "score",
+    "attention",
+    "weights",
+    "soft",
+    "inclusion",
+    "patterns",
+    "adam"
+];
 
 /// What every wgpu device can do: `unpack2x16float` and its kin.
 const CAPABILITIES: naga::valid::Capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;

@@ -1,6 +1,6 @@
 //! Backward pass of attention.
 
-use super::elementwise::AttentionParams;
+use super::attention::AttentionParams;
 use super::preset::SUBGROUP;
 use super::{Heads, Kernels, Layout, Rows, Stream, shape_error, size};
 use crate::gpu::{GpuError, Work};
@@ -34,13 +34,11 @@ pub struct AttentionGradient<'a> {
 impl AttentionGradient<'_> {
     /// An error unless all tensors have the shapes of `heads` and `layout`.
     fn check(&self, heads: Heads, layout: Layout) -> Result<(), GpuError> {
-        let Heads { heads: h, kv_heads, head_dim } = heads;
+        let Heads { heads: h, kv_heads, head_dim, .. } = heads;
         let has = |count: usize, rows: &[Rows<'_>]| {
             rows.iter().all(|r| r.first == 0 && r.count == count && r.t4 == layout.t4())
         };
-        let fits = kv_heads > 0
-            && head_dim > 0
-            && h.is_multiple_of(kv_heads)
+        let fits = heads.valid()
             && has(h * head_dim, &[self.q, self.o, self.d_o, self.d_q])
             && has(kv_heads * head_dim, &[self.k, self.v, self.d_k, self.d_v])
             && has(h, &[self.lse, self.delta]);
@@ -81,14 +79,15 @@ impl Kernels<'_> {
         }
         let (tokens, width) = (4.0 * layout.t4() as f64, (heads.heads * heads.head_dim) as f64);
         // What one product of all queries with their keys takes, and each tensor once.
-        let product = tokens * layout.length as f64 * width;
+        let product = tokens * heads.keys(layout.length) * width;
         let once = 4.0 * tokens * (5 * g.q.count + 4 * g.k.count) as f64;
         let (q, k, v, d_o) = (g.q.buffer.all(), g.k.buffer.all(), g.v.buffer.all(), g.d_o.buffer.all());
         let (lse, delta) = (g.lse.buffer.all(), g.delta.buffer.all());
         let (d_q, d_k, d_v) = (g.d_q.buffer.all(), g.d_k.buffer.all(), g.d_v.buffer.all());
         if subgroups {
             const NAME: &str = "attention_backward_lanes";
-            let pipeline = self.pipeline(NAME, vec![("SUBGROUP", SUBGROUP)])?;
+            let defs = [vec![("SUBGROUP", SUBGROUP)], heads.defs(layout.length)].concat();
+            let pipeline = self.pipeline(NAME, defs)?;
             let params = AttentionParams::new(NAME, heads, layout, 0)?;
             let grid = [size(NAME, layout.windows)?, size(NAME, heads.kv_heads)?, 1];
             let work = Work { flops: 5.0 * product, bytes: once };
@@ -96,7 +95,7 @@ impl Kernels<'_> {
             return c.dispatch(&pipeline, &params, &bind, grid, work);
         }
         let tiles = layout.window4().div_ceil(lanes as usize);
-        let defs = vec![("LANES", lanes), ("HEAD_DIM", dim)];
+        let defs = [vec![("LANES", lanes), ("HEAD_DIM", dim)], heads.defs(layout.length)].concat();
         let name = "attention_backward_q";
         let pipeline = self.pipeline(name, defs.clone())?;
         let params = AttentionParams::new(name, heads, layout, tiles)?;

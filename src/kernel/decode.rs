@@ -33,7 +33,8 @@ struct StepParams {
     seen: u32,
     group: u32,
     scale: f32,
-    pad: [u32; 2],
+    cap: f32,
+    reach: u32,
 }
 
 impl Kernels<'_> {
@@ -89,7 +90,7 @@ impl Kernels<'_> {
     }
 
     /// Attention of one token of each of `sequences` sequences over the first `seen` tokens of its window in `k` and `v`, of which the
-    /// token itself is the last: `q`, `o` `[heads * head_dim, t]` with sequence `i` in column `i`, `k`, `v` `[kv_heads * head_dim, t]`
+    /// token itself is the last (or over the last of them that `heads.window` lets it see): `q`, `o` `[heads * head_dim, t]` with sequence `i` in column `i`, `k`, `v` `[kv_heads * head_dim, t]`
     /// with a window of `window` columns, a multiple of four, for each sequence.
     ///
     /// # Errors
@@ -108,10 +109,9 @@ impl Kernels<'_> {
         seen: usize,
     ) -> Result<(), GpuError> {
         const NAME: &str = "attention_step";
-        let Heads { heads: h, kv_heads, head_dim } = heads;
+        let Heads { heads: h, kv_heads, head_dim, .. } = heads;
         let cached = |rows| Columns { rows, window, at: 0 };
-        let fits = kv_heads > 0
-            && h.is_multiple_of(kv_heads)
+        let fits = heads.valid()
             && window.is_multiple_of(4)
             && (1..=window).contains(&seen)
             && q.count == h * head_dim
@@ -128,7 +128,8 @@ impl Kernels<'_> {
             );
             return Err(shape_error(NAME, message));
         }
-        let defs = vec![("WG", self.preset().attention.0), ("HEAD_DIM", size(NAME, head_dim)?)];
+        let shape = vec![("WG", self.preset().attention.0), ("HEAD_DIM", size(NAME, head_dim)?)];
+        let defs = [shape, heads.defs(seen)].concat();
         let pipeline = self.pipeline(NAME, defs)?;
         let params = StepParams {
             q_tokens: size(NAME, 4 * q.t4)?,
@@ -136,10 +137,11 @@ impl Kernels<'_> {
             window4: size(NAME, window / 4)?,
             seen: size(NAME, seen)?,
             group: size(NAME, h / kv_heads)?,
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            pad: [0; 2],
+            scale: heads.scale,
+            cap: heads.cap.unwrap_or(0.0),
+            reach: size(NAME, heads.reach(seen).unwrap_or(0))?,
         };
-        let values = (sequences * seen) as f64;
+        let values = (sequences * heads.reach(seen).unwrap_or(seen)) as f64;
         let work = Work { flops: 4.0 * values * q.count as f64, bytes: 8.0 * values * k.count as f64 };
         let bind = [q.buffer.all(), k.buffer.all(), v.buffer.all(), o.buffer.all()];
         c.dispatch(&pipeline, &params, &bind, [size(NAME, sequences)?, size(NAME, h)?, 1], work)

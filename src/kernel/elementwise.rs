@@ -1,4 +1,4 @@
-//! Norms, rotary embedding, attention, activation, vocabulary reduction.
+//! Norms, rotary embedding, activation, vocabulary reduction.
 
 use std::ops::Range;
 
@@ -45,17 +45,6 @@ impl Layout {
     }
 }
 
-/// Shapes of one attention call.
-#[derive(Clone, Copy, Debug)]
-pub struct Heads {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Features of a head.
-    pub head_dim: usize,
-}
-
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct NormParams {
@@ -63,38 +52,6 @@ struct NormParams {
     t4: u32,
     eps: f32,
     pad: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-pub(super) struct AttentionParams {
-    t4: u32,
-    window4: u32,
-    group: u32,
-    tiles: u32,
-    scale: f32,
-    head_dim: u32,
-    pad: [u32; 2],
-}
-
-impl AttentionParams {
-    /// For a kernel that cuts each window into `tiles`.
-    pub(super) fn new(
-        kernel: &'static str,
-        heads: Heads,
-        layout: Layout,
-        tiles: usize,
-    ) -> Result<Self, GpuError> {
-        Ok(Self {
-            t4: size(kernel, layout.t4())?,
-            window4: size(kernel, layout.window4())?,
-            group: size(kernel, heads.heads / heads.kv_heads)?,
-            tiles: size(kernel, tiles)?,
-            scale: 1.0 / (heads.head_dim as f32).sqrt(),
-            head_dim: size(kernel, heads.head_dim)?,
-            pad: [0; 2],
-        })
-    }
 }
 
 impl Kernels<'_> {
@@ -191,66 +148,6 @@ impl Kernels<'_> {
         let work = Work { flops: 24.0 * (pairs * x.t4) as f64, bytes: 64.0 * (pairs * x.t4) as f64 };
         let grid = self.fold(pairs * x.t4, lanes);
         c.dispatch(&pipeline, &params, &[table.all(), x.buffer.all()], grid, work)
-    }
-
-    /// Causal attention within each window: `q`, `o` `[heads * head_dim, t]`, `k`, `v` `[kv_heads * head_dim, t]`.
-    /// `lse` `[heads, t]`, if any, gets the natural logarithm of the sum of the exponentials of each query's scaled scores.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // q, k, v, o and two shapes: grouping them would hide which is which
-    pub fn attention(
-        &self,
-        c: Stream<'_, '_>,
-        q: Rows<'_>,
-        k: Rows<'_>,
-        v: Rows<'_>,
-        o: Rows<'_>,
-        lse: Option<Rows<'_>>,
-        heads: Heads,
-        layout: Layout,
-    ) -> Result<(), GpuError> {
-        // With subgroups the scores are made of four features at a time.
-        let (preset, dim) = (self.preset(), size("attention", heads.head_dim)?);
-        let (name, tile, mut defs) = if preset.subgroups() && dim.is_multiple_of(4) {
-            ("attention_lanes", 2 * SUBGROUP, vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", dim)])
-        } else {
-            let (lanes, keys) = preset.attention;
-            ("attention", lanes, vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", dim)])
-        };
-        let (t4, window4) = (layout.t4(), layout.window4());
-        let Heads { heads: h, kv_heads, head_dim } = heads;
-        let fits = kv_heads > 0
-            && h.is_multiple_of(kv_heads)
-            && q.count == h * head_dim
-            && o.count == q.count
-            && k.count == kv_heads * head_dim
-            && v.count == k.count
-            && lse.is_none_or(|l| l.count == h)
-            && [q, k, v, o].iter().chain(lse.as_ref()).all(|r| r.first == 0 && r.t4 == t4);
-        if !fits {
-            return Err(shape_error(
-                name,
-                format!("q {} k {} v {} o {} rows for {heads:?}", q.count, k.count, v.count, o.count),
-            ));
-        }
-        if lse.is_some() {
-            defs.push(("LSE", 1));
-        }
-        let pipeline = self.pipeline(name, defs)?;
-        let tiles = window4.div_ceil(tile as usize);
-        // The grid's width holds windows x tiles: long batches are cut into runs of windows by the caller's binding limits
-        // long before 65 535.
-        let grid = [size(name, tiles * layout.windows)?, size(name, h)?, 1];
-        let params = AttentionParams::new(name, heads, layout, tiles)?;
-        let tokens = 4.0 * t4 as f64;
-        let work = Work {
-            flops: 2.0 * tokens * layout.length as f64 * (h * head_dim) as f64,
-            bytes: 4.0 * tokens * (2 * q.count + 2 * k.count) as f64,
-        };
-        let mut bind = vec![q.buffer.all(), k.buffer.all(), v.buffer.all(), o.buffer.all()];
-        bind.extend(lse.map(|l| l.buffer.all()));
-        c.dispatch(&pipeline, &params, &bind, grid, work)
     }
 
     /// `gate = silu(gate) * up`, both `[features, t]`.

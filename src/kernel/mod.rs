@@ -4,6 +4,7 @@
 //! are contiguous on a GPU, and on a software driver the weights' addresses are uniform over a workgroup.
 
 mod adam;
+mod attention;
 mod attention_backward;
 mod backward;
 pub mod cut;
@@ -27,11 +28,12 @@ mod table;
 mod tensor;
 
 pub use adam::{Adam, Learn, Soft};
+pub use attention::Heads;
 pub use attention_backward::AttentionGradient;
 pub use decode::Columns;
 pub use descent::Descent;
 pub use effective::Masking;
-pub use elementwise::{Heads, Layout};
+pub use elementwise::Layout;
 pub use factor::{Factored, InverseFactor};
 pub use gradient::TransposedProduct;
 pub use gram::{Pieces, Square};

@@ -121,6 +121,9 @@ fn maskings() -> Vec<Defs> {
     out
 }
 
+/// Head sizes that stand for all.
+const HEAD_DIMS: [u32; 4] = [8, 20, 64, 256];
+
 pub(super) fn source(name: &'static str) -> Result<&'static str, GpuError> {
     KERNELS.iter().find(|k| k.name == name).map(|k| k.source).ok_or_else(|| GpuError::Shader {
         kernel: name.to_string(),
@@ -248,24 +251,27 @@ impl KernelSource {
             "attention" => of_presets(|p| p.attention)
                 .into_iter()
                 .flat_map(|(lanes, keys)| {
-                    [8, 20, 64, 128].map(|d| vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", d)])
+                    HEAD_DIMS.map(|d| vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", d)])
                 })
-                .flat_map(|defs| switched(&defs, &["LSE"]))
+                .flat_map(|defs| switched(&defs, &["LSE", "CAP", "WINDOW"]))
                 .collect(),
-            "attention_lanes" => [8, 20, 64, 128]
+            "attention_lanes" => HEAD_DIMS
                 .map(|d| vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", d)])
                 .iter()
-                .flat_map(|defs| switched(defs, &["LSE"]))
+                .flat_map(|defs| switched(defs, &["LSE", "CAP", "WINDOW"]))
                 .collect(),
             "attention_step" => of_presets(|p| p.attention.0)
                 .into_iter()
-                .flat_map(|wg| [8, 20, 64, 128].map(|d| vec![("WG", wg), ("HEAD_DIM", d)]))
+                .flat_map(|wg| HEAD_DIMS.map(|d| vec![("WG", wg), ("HEAD_DIM", d)]))
+                .flat_map(|defs| switched(&defs, &["CAP", "WINDOW"]))
                 .collect(),
             "attention_backward_q" | "attention_backward_kv" => of_presets(|p| p.attention.0)
                 .into_iter()
-                .flat_map(|lanes| [8, 20, 64, 128].map(|d| vec![("LANES", lanes), ("HEAD_DIM", d)]))
+                .flat_map(|lanes| HEAD_DIMS.map(|d| vec![("LANES", lanes), ("HEAD_DIM", d)]))
+                .flat_map(|defs| switched(&defs, &["CAP", "WINDOW"]))
                 .collect(),
-            "attention_backward_lanes" | "rms_norm_lanes" | "rms_norm_backward_lanes" => {
+            "attention_backward_lanes" => switched(&vec![("SUBGROUP", SUBGROUP)], &["CAP", "WINDOW"]),
+            "rms_norm_lanes" | "rms_norm_backward_lanes" => {
                 vec![vec![("SUBGROUP", SUBGROUP)]]
             }
             "rms_norm" | "rms_norm_backward" | "vocab_gradient" | "vocab_kl" | "vocab_reduce" => sliced(),

@@ -133,7 +133,7 @@ impl<'a, 'g> BlockPass<'a, 'g> {
     /// Shapes of the attention.
     pub(super) fn heads(&self) -> Heads {
         let config = self.config;
-        Heads { heads: config.num_heads, kv_heads: config.num_kv_heads, head_dim: config.head_dim }
+        Heads::new(config.num_heads, config.num_kv_heads, config.head_dim)
     }
 
     /// Queries, keys and values of the normed input, rotated.

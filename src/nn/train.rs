@@ -167,7 +167,7 @@ use ProjectionKind::{Down, Gate, K, O, Q, Up, V};
 impl<'a, 'g> TrainPass<'a, 'g> {
     fn heads(&self) -> Heads {
         let c = self.config;
-        Heads { heads: c.num_heads, kv_heads: c.num_kv_heads, head_dim: c.head_dim }
+        Heads::new(c.num_heads, c.num_kv_heads, c.head_dim)
     }
 
     fn rows(&self, of: &'a Activation, count: usize) -> Result<Rows<'a>, NnError> {

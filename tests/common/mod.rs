@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuOptions};
-use maskwright::kernel::{Activation, Kernels, MaskBuffer, Preset, Weight};
+use maskwright::kernel::{Activation, Heads, Kernels, MaskBuffer, Preset, Weight};
 use maskwright::mask::{BitMask, Pattern};
 use maskwright::model::{Dtype, TensorView};
 
@@ -170,6 +170,24 @@ pub fn read(c: &mut Commands<'_>, buffer: &Buffer, count: usize) -> Vec<f32> {
 /// NaN: what an output buffer holds before a kernel that must not read it.
 pub fn untouched(count: usize) -> Vec<f32> {
     vec![f32::NAN; count]
+}
+
+/// Head sizes of models: no kernel may have room for some only.
+pub const HEAD_SIZES: [usize; 8] = [32, 64, 80, 96, 112, 128, 192, 256];
+
+/// Kinds of attention beside the usual one, for sequences of so many tokens: a scale, a cap that bends the scores slightly and one that
+/// flattens them, windows from one key on, of whole vec4s and not, that leave out one key and none, and all at once.
+pub fn kinds_of_attention(heads: Heads, length: usize) -> Vec<Heads> {
+    let scaled = |scale| Heads { scale, ..heads };
+    let capped = |cap| Heads { cap: Some(cap), ..heads };
+    let near = |window| Heads { window: Some(window), ..heads };
+    let mut out =
+        vec![scaled(0.1), capped(30.0), capped(0.5), near(1), near(6), near(length), near(length + 3)];
+    out.extend([16, 37].map(near));
+    out.extend((length > 2).then(|| near(length - 1)));
+    out.push(Heads { scale: 0.2, cap: Some(3.0), window: Some(7), ..heads });
+    out.push(Heads { scale: 0.4, cap: Some(8.0), window: Some(34), ..heads });
+    out
 }
 
 pub fn pattern(n: usize, m: usize) -> Pattern {

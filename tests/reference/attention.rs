@@ -1,42 +1,65 @@
 //! Causal attention with grouped query heads.
 
+use std::ops::Range;
+
+use maskwright::kernel::Heads;
+
 use super::{EPS, Twin};
 
-#[derive(Clone, Copy, Debug)]
-pub struct Heads {
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
+/// The keys that the query at token `i` sees, in windows of `window` (padded) tokens.
+pub fn seen(h: Heads, window: usize, i: usize) -> Range<usize> {
+    let first = i / window * window;
+    h.window.map_or(first, |near| first.max((i + 1).saturating_sub(near)))..i + 1
 }
 
-/// `o[h, :, i] = sum_{j <= i} softmax_j(q_i . k_j / sqrt(head_dim)) v_j` within each window of `window` (padded) tokens.
+/// A score from the scaled product, and how much it changes with it.
+pub fn capped(h: Heads, product: f64) -> (f64, f64) {
+    h.cap.map_or((product, 1.0), |cap| {
+        let tanh = (product / f64::from(cap)).tanh();
+        (f64::from(cap) * tanh, 1.0 - tanh * tanh)
+    })
+}
+
+/// How much a score may be off: the scaled product by `sqrt(head_dim) * EPS * size`, `size` being the sum of its terms' absolute
+/// values, of which a cap lets through as much as its slope and, far off, no more than a change of the cap; then come its own roundings.
+pub fn score_error(h: Heads, product: f64, size: f64) -> f64 {
+    let rounding = EPS * (h.head_dim as f64).sqrt() * size;
+    h.cap.map_or(rounding, |_| {
+        // The slope of the least product that this one may have come out as.
+        let near = (product.abs() - rounding).max(0.0);
+        rounding * capped(h, near).1 + 2.0 * EPS * capped(h, product).0.abs()
+    })
+}
+
+/// `o[h, :, i] = sum_j softmax_j(scale * q_i . k_j) v_j` over the keys that are seen within each window of `window` (padded) tokens,
+/// the scores capped if they are to be.
 ///
-/// Unit: `EPS * (sqrt(head_dim) * A + sqrt(keys)) * sum_j p_j |v_j|`, where `A` is the greatest `sum_d |q_d| |k_d| /
-/// sqrt(head_dim)` of the query: an error of a score, and of the exponential's argument, is a relative error of its weight.
+/// Unit: `(A + EPS * sqrt(keys)) * sum_j p_j |v_j|`, where `A` is the greatest error of a score of the query: that, and one of the
+/// exponential's argument, is a relative error of its weight.
 pub fn attention(q: &[f32], k: &[f32], v: &[f32], h: Heads, window: usize, tokens: usize) -> Twin {
     let d = h.head_dim;
-    let scale = 1.0 / (d as f64).sqrt();
+    let scale = f64::from(h.scale);
     let at = |x: &[f32], row: usize, t: usize| f64::from(x[row * tokens + t]);
     let mut value = vec![0.0; h.heads * d * tokens];
     let mut unit = value.clone();
     for head in 0..h.heads {
         let (qr, kr) = (head * d, head / (h.heads / h.kv_heads) * d);
         for i in 0..tokens {
-            let keys = i / window * window..i + 1;
-            let mut size: f64 = 0.0;
+            let keys = seen(h, window, i);
+            let mut error: f64 = 0.0;
             let scores: Vec<f64> = keys
                 .clone()
                 .map(|j| {
                     let products = (0..d).map(|c| scale * at(q, qr + c, i) * at(k, kr + c, j));
                     let (sum, abs) = products.fold((0.0, 0.0), |(s, a), x| (s + x, a + x.abs()));
-                    size = size.max(abs);
-                    sum
+                    error = error.max(score_error(h, sum, abs));
+                    capped(h, sum).0
                 })
                 .collect();
             let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
             let total: f64 = weights.iter().sum();
-            let factor = EPS * ((d as f64).sqrt() * size + (keys.len() as f64).sqrt());
+            let factor = error + EPS * (keys.len() as f64).sqrt();
             for c in 0..d {
                 let (mut sum, mut abs) = (0.0, 0.0);
                 for (w, j) in weights.iter().zip(keys.clone()) {

@@ -1,6 +1,9 @@
 //! Backward pass of causal attention, by the explicit formulas of the softmax.
 
-use super::{EPS, Heads, Twin};
+use maskwright::kernel::Heads;
+
+use super::attention::{capped, score_error, seen};
+use super::{EPS, Twin};
 
 /// What the backward pass starts from: `q`, `d_o` `[heads * head_dim, tokens]`, `k`, `v` `[kv_heads * head_dim, tokens]`, in
 /// windows of `window` (padded) tokens.
@@ -28,7 +31,7 @@ struct Pair {
     key: usize,
     /// Probability.
     p: Inexact,
-    /// Gradient of the scaled score.
+    /// Gradient of the scaled product of query and key.
     ds: Inexact,
 }
 
@@ -38,7 +41,7 @@ impl AttentionCase<'_> {
     }
 
     fn scale(&self) -> f64 {
-        1.0 / (self.heads.head_dim as f64).sqrt()
+        f64::from(self.heads.scale)
     }
 
     /// First rows of a query head and of its key head.
@@ -54,38 +57,43 @@ impl AttentionCase<'_> {
         products.fold((0.0, 0.0), |(s, a), x| (s + x, a + x.abs()))
     }
 
-    /// Log-sum-exp of the scaled scores of query `i`, its error, and the scaled scores with the size of their terms.
+    /// Log-sum-exp of the scores of query `i`, its error, and the scores with their slopes.
     fn scores(&self, head: usize, i: usize) -> (Inexact, Vec<(f64, f64)>) {
         let (qr, kr) = self.rows(head);
-        let scores: Vec<(f64, f64)> = (i / self.window * self.window..i + 1)
+        let mut worst: f64 = 0.0;
+        let scores: Vec<(f64, f64)> = seen(self.heads, self.window, i)
             .map(|j| {
                 let (sum, abs) = self.dot((self.q, qr, i), (self.k, kr, j));
-                (self.scale() * sum, self.scale() * abs)
+                worst = worst.max(score_error(self.heads, self.scale() * sum, self.scale().abs() * abs));
+                capped(self.heads, self.scale() * sum)
             })
             .collect();
         let top = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
-        let size = scores.iter().fold(0.0, |m: f64, s| m.max(s.1));
         let total: f64 = scores.iter().map(|s| (s.0 - top).exp()).sum();
-        let error = EPS * ((self.heads.head_dim as f64).sqrt() * size + (scores.len() as f64).sqrt());
+        let error = worst + EPS * (scores.len() as f64).sqrt();
         (Inexact(top + total.ln(), error), scores)
     }
 
     /// All keys of query `i`. An error of a score or of the log-sum-exp is a relative error of a probability; the gradient of a
-    /// probability and `delta` are sums over the features, whose error is not relative to their difference.
+    /// probability and `delta` are sums over the features, whose error is not relative to their difference. The slope of the cap,
+    /// `1 - tanh^2`, is off by as much as `tanh` is, times two.
     fn pairs(&self, head: usize, i: usize) -> Vec<Pair> {
         let (qr, kr) = self.rows(head);
-        let first = i / self.window * self.window;
+        let keys = seen(self.heads, self.window, i);
         let (lse, scores) = self.scores(head, i);
         let p: Vec<f64> = scores.iter().map(|s| (s.0 - lse.0).exp()).collect();
         let dp: Vec<(f64, f64)> =
-            (first..i + 1).map(|j| self.dot((self.d_o, qr, i), (self.v, kr, j))).collect();
+            keys.clone().map(|j| self.dot((self.d_o, qr, i), (self.v, kr, j))).collect();
         let delta: f64 = p.iter().zip(&dp).map(|(p, g)| p * g.0).sum();
         let size: f64 = p.iter().zip(&dp).map(|(p, g)| p * g.1).sum();
         let rounding = EPS * (self.heads.head_dim as f64).sqrt();
+        let off = self.heads.cap.map_or(0.0, |cap| 2.0 * (lse.1 / f64::from(cap) + EPS));
         let pair = |(n, (&p, g)): (usize, (&f64, &(f64, f64)))| {
+            let slope = scores[n].1;
             let ds = p * (g.0 - delta);
             let error = lse.1 * ds.abs() + (p * rounding + TINY) * (g.1 + size);
-            Pair { key: first + n, p: Inexact(p, lse.1 * p + TINY), ds: Inexact(ds, error) }
+            let ds = Inexact(ds * slope, error * slope + off * ds.abs());
+            Pair { key: keys.start + n, p: Inexact(p, lse.1 * p + TINY), ds }
         };
         p.iter().zip(&dp).enumerate().map(pair).collect()
     }
@@ -109,8 +117,7 @@ impl AttentionCase<'_> {
     }
 }
 
-/// Log-sum-exp of each query's scaled scores, `[heads, tokens]`. Unit: `EPS * (sqrt(head_dim) * A + sqrt(keys))`, `A` as in
-/// `attention`.
+/// Log-sum-exp of each query's scores, `[heads, tokens]`. Unit: `A + EPS * sqrt(keys)`, `A` as in `attention`.
 pub fn log_sum_exp(case: AttentionCase<'_>) -> Twin {
     let mut out = Vec::new();
     for head in 0..case.heads.heads {
@@ -133,7 +140,8 @@ pub fn attention_delta(o: &[f32], d_o: &[f32], head_dim: usize, tokens: usize) -
     out
 }
 
-/// `d_q_i = scale * sum_{j <= i} ds[i, j] k_j` with `ds[i, j] = p[i, j] (d_o_i . v_j - sum_l p[i, l] d_o_i . v_l)`.
+/// `d_q_i = scale * sum_{j <= i} ds[i, j] k_j` with `ds[i, j] = p[i, j] (d_o_i . v_j - sum_l p[i, l] d_o_i . v_l)`, times the slope
+/// of the cap, over the keys that are seen.
 /// Unit: the sum of `|k_j|` times the error of `ds`, see `pairs`, and of the roundings of the sum.
 pub fn attention_backward_q(case: AttentionCase<'_>) -> Twin {
     let mut out = vec![Inexact::default(); case.q.len()];

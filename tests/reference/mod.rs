@@ -22,7 +22,7 @@ mod soft;
 mod sparsegpt;
 mod vocab;
 
-pub use attention::{Heads, attention, attention_lanes, attention_step, copy_columns};
+pub use attention::{attention, attention_lanes, attention_step, copy_columns};
 pub use attention_backward::{
     AttentionCase, attention_backward_kv, attention_backward_lanes, attention_backward_q, attention_delta,
     log_sum_exp,
