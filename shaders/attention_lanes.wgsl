@@ -10,8 +10,8 @@
 //
 // With the def LSE also lse, and CAP and WINDOW, as there.
 //
-// q, o [heads * HEAD_DIM, t4], k, v [kv_heads * HEAD_DIM, t4], lse [heads, t4], vec4 over tokens; a window is window4 * 4 tokens.
-// Dispatch: [ceil(window4 / 16) * windows, heads, 1]. SUBGROUP = 8, HEAD_DIM a multiple of four.
+// q, o [heads * dim, t4], k, v [kv_heads * dim, t4], lse [heads, t4], vec4 over tokens; a window is window4 * 4 tokens.
+// Dispatch: [ceil(window4 / 16) * windows, heads, 1]. SUBGROUP = 8, dim a multiple of four.
 
 #import maskwright::attention::{NEG, LOWEST, capped, first_seen, sees}
 
@@ -21,7 +21,7 @@ struct Params {
     group: u32,    // query heads per key head
     tiles: u32,    // ceil(window4 / 16)
     scale: f32,    // what q . k is multiplied with
-    pad: u32,
+    dim: u32,      // head_dim: no constant, since this kernel takes seconds to compile
     cap: f32,      // of the scores, with CAP
     reach: u32,    // how many keys a query sees, itself included, with WINDOW
 }
@@ -39,15 +39,13 @@ struct Scores {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;            // [heads * HEAD_DIM, t4]
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;            // [kv_heads * HEAD_DIM, t4]
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;            // [kv_heads * HEAD_DIM, t4]
-@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;      // [heads * HEAD_DIM, t4]
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;            // [heads * dim, t4]
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;            // [kv_heads * dim, t4]
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;            // [kv_heads * dim, t4]
+@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;      // [heads * dim, t4]
 #ifdef LSE
 @group(0) @binding(5) var<storage, read_write> lse: array<vec4<f32>>;    // [heads, t4]
 #endif
-
-const D = #{HEAD_DIM}u;
 
 // Four features, from the one at vec4 `at` on, of a vec4 of tokens: a column each.
 fn queries(at: u32) -> mat4x4<f32> {
@@ -147,8 +145,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
     let live_b = mine_b < p.window4;
     let query_a = min(mine_a, p.window4 - 1u) * 4u;      // position of the first of my queries
     let query_b = min(mine_b, p.window4 - 1u) * 4u;
-    let head = wg.y * D;
-    let kv = (wg.y / p.group) * D;
+    let head = wg.y * p.dim;
+    let kv = (wg.y / p.group) * p.dim;
     let begin = first_seen(tile * 4u, p.reach) / 4u * 4u;   // no key before it is seen by any query of the tile
     let end = min(tile + 16u, p.window4) * 4u;           // and none from here on
     let last = p.t4 - 1u;
@@ -181,7 +179,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
             row_q += 4u * p.t4;
             row_k += 4u * p.t4;
             d += 4u;
-            if d >= D { break; }
+            if d >= p.dim { break; }
         }
         a0 = causal(a0, key, query_a);
         a1 = causal(a1, key + 32u, query_a);
@@ -222,7 +220,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
             row_q += p.t4;
             row_k += p.t4;
             d += 1u;
-            if d >= D { break; }
+            if d >= p.dim { break; }
         }
         key += 64u;
         if done { break; }

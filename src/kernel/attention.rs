@@ -113,7 +113,7 @@ impl Kernels<'_> {
         // With subgroups the scores are made of four features at a time.
         let (preset, dim) = (self.preset(), size("attention", heads.head_dim)?);
         let (name, tile, mut defs) = if preset.subgroups() && dim.is_multiple_of(4) {
-            ("attention_lanes", 2 * SUBGROUP, vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", dim)])
+            ("attention_lanes", 2 * SUBGROUP, vec![("SUBGROUP", SUBGROUP)])
         } else {
             let (lanes, keys) = preset.attention;
             ("attention", lanes, vec![("LANES", lanes), ("KEYS", keys), ("HEAD_DIM", dim)])

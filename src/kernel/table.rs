@@ -255,11 +255,7 @@ impl KernelSource {
                 })
                 .flat_map(|defs| switched(&defs, &["LSE", "CAP", "WINDOW"]))
                 .collect(),
-            "attention_lanes" => HEAD_DIMS
-                .map(|d| vec![("SUBGROUP", SUBGROUP), ("HEAD_DIM", d)])
-                .iter()
-                .flat_map(|defs| switched(defs, &["LSE", "CAP", "WINDOW"]))
-                .collect(),
+            "attention_lanes" => switched(&vec![("SUBGROUP", SUBGROUP)], &["LSE", "CAP", "WINDOW"]),
             "attention_step" => of_presets(|p| p.attention.0)
                 .into_iter()
                 .flat_map(|wg| HEAD_DIMS.map(|d| vec![("WG", wg), ("HEAD_DIM", d)]))
