@@ -470,6 +470,7 @@ fn weight(gpu: &Gpu, n: usize, k: usize, dtype: Dtype) -> Result<Weight, GpuErro
         Dtype::F32 => (0..n * k).flat_map(|i| value(i).to_le_bytes()).collect(),
         Dtype::F16 => (0..n * k).flat_map(|i| half::f16::from_f32(value(i)).to_le_bytes()).collect(),
         Dtype::BF16 => (0..n * k).flat_map(|i| half::bf16::from_f32(value(i)).to_le_bytes()).collect(),
+        Dtype::F64 => (0..n * k).flat_map(|i| f64::from(value(i)).to_le_bytes()).collect(),
     };
     Weight::upload(gpu, "bench:weight", &TensorView { name: "bench", dtype, shape: &[n, k], data: &data })
 }

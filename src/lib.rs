@@ -31,7 +31,8 @@
 //! # Layers
 //!
 //! Each uses only those named before it: [`fsio`] (files that appear whole or not at all), [`model`] and [`mask`] (folders, tensors, patterns, the
-//! sampling law; no GPU), [`calib`] (windows of texts), [`export`] (what is written), [`verify`] (whether it is right), [`gpu`] (the only one that
+//! sampling law; no GPU), [`calib`] (windows of texts), [`hub`] (models by their names on the
+//! Hugging Face hub), [`export`] (what is written), [`verify`] (whether it is right), [`gpu`] (the only one that
 //! names wgpu), [`kernel`] (one function per shader), [`nn`] (the decoder), [`eval`] and [`prune`] (what a mask costs, and how one is chosen),
 //! [`report`] (runs as a page), [`cli`] (the command).
 //!
@@ -45,6 +46,7 @@ pub mod eval;
 pub mod export;
 pub mod fsio;
 pub mod gpu;
+pub mod hub;
 pub mod kernel;
 pub mod mask;
 pub mod model;

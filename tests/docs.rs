@@ -25,6 +25,7 @@ const FOREIGN: &[&str] = &[
     "--sparsity",
     "--onnx",
     "--bench",
+    "--no-default-features",
     "--no-deps",
     "--open",
     "--summary",

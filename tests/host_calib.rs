@@ -162,7 +162,7 @@ fn files_that_cannot_be_read_are_refused() {
     }
     let folder = dir.join("folder.gz");
     fs::create_dir(&folder).unwrap();
-    always_refused(&folder, &["cannot read"]);
+    always_refused(&folder, &["folder.gz is a folder without a text in it"]);
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn damaged_gzip_is_refused() {
     // Compressed without saying so.
     let path = dir.join("docs.jsonl");
     fs::write(&path, &whole).unwrap();
-    always_refused(&path, &["not a text in UTF-8"]);
+    always_refused(&path, &["docs.jsonl is no text: it begins as gzip does", "let its name end in .gz"]);
 }
 
 #[test]
@@ -193,7 +193,10 @@ fn bad_lines_are_refused_by_their_number() {
     let good = json_lines(&documents());
     for (line, problem) in [
         ("{\"text\": \"cut o", "it is not JSON"),
-        ("{\"content\": \"a\"}", "it has no `text`"),
+        (
+            "{\"body\": \"a\"}",
+            "it has no `text`, `content` or `messages`; it has body; --field NAME takes another",
+        ),
         ("{\"text\": 7}", "its `text` is a number, not a string"),
         ("[1, 2]", "it is an array, not an object"),
     ] {

@@ -236,7 +236,15 @@ fn an_index_that_does_not_fit_is_refused() {
     let mut wrong: Value = serde_json::from_str(&good).unwrap();
     wrong["weight_map"]["model.norm.weight"] = json!("model-00002-of-00002.safetensors");
     fs::write(&index, wrong.to_string()).unwrap();
-    mentions(&open_error(dir.path(), &config), &["model.norm.weight", "model-00002", "does not hold it"]);
+    let opened = Checkpoint::open(dir.path(), &config).unwrap();
+    assert_eq!(opened.tensor("model.norm.weight").unwrap().data, all["model.norm.weight"].data);
+    // One that is in none, one that the index does not name.
+    wrong["weight_map"]["no.such.tensor"] = json!("model-00001-of-00002.safetensors");
+    wrong["weight_map"].as_object_mut().unwrap().shift_remove("model.norm.weight");
+    fs::write(&index, wrong.to_string()).unwrap();
+    let opened = Checkpoint::open(dir.path(), &config).unwrap();
+    assert_eq!(opened.tensor("model.norm.weight").unwrap().data, all["model.norm.weight"].data);
+    assert!(opened.tensor("no.such.tensor").is_err());
     // Names that leave the folder.
     for evil in [
         json!("../model.safetensors"),
@@ -253,13 +261,14 @@ fn an_index_that_does_not_fit_is_refused() {
         fs::write(&index, text).unwrap();
         mentions(&open_error(dir.path(), &config), &["index.json", "download"]);
     }
-    // A tensor that the index leaves out.
-    let mut wrong: Value = serde_json::from_str(&good).unwrap();
-    wrong["weight_map"].as_object_mut().unwrap().shift_remove("model.norm.weight");
-    fs::write(&index, wrong.to_string()).unwrap();
+    // A tensor that is in no file, whatever the index says.
+    let mut less = all.clone();
+    less.remove("model.norm.weight");
+    write_shards(dir.path(), &less);
+    fs::write(&index, &good).unwrap();
     mentions(&open_error(dir.path(), &config), &["model.norm.weight", "no weight file holds"]);
+    write_shards(dir.path(), &all);
 
-    fs::write(&index, good).unwrap();
     fs::remove_file(dir.join("model-00002-of-00002.safetensors")).unwrap();
     let text = open_error(dir.path(), &config);
     mentions(&text, &["index.json", "model-00002-of-00002.safetensors", "missing", "download it"]);
@@ -408,3 +417,93 @@ const LLAMA3_INV_FREQ: [(usize, f64); 8] = [
     (36, 7.784655463e-05),
     (63, 3.068925878e-07),
 ];
+
+/// Weights in double precision, alone and among others, are read as f32.
+#[test]
+fn doubles_are_read_and_stay_doubles() {
+    let dir = Scratch::new();
+    let config = model(dir.path());
+    let mut all = tensors(&config);
+    let name = "model.layers.0.mlp.down_proj.weight";
+    let tensor = all.get_mut(name).unwrap();
+    let values: Vec<f64> =
+        (0..tensor.shape.iter().product::<usize>()).map(|i| 0.1 + i as f64 / 3.0).collect();
+    tensor.dtype = safetensors::Dtype::F64;
+    tensor.data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    write_safetensors(&dir.join("model.safetensors"), &all);
+    let checkpoint = Checkpoint::open(dir.path(), &config).unwrap();
+    checkpoint.check_finite(&config).unwrap();
+    let view = checkpoint.tensor(name).unwrap();
+    assert_eq!(view.dtype.to_string(), "F64");
+    assert_eq!(view.to_f32(), values.iter().map(|&v| v as f32).collect::<Vec<_>>());
+    // Written again, what is kept has its 64 bits.
+    let masks = host_fixture::masks(&checkpoint, &config, maskwright::mask::Pattern::TWO_OF_FOUR);
+    let out = dir.join("out");
+    host_fixture::export_hf(&checkpoint, &config, &masks, &out).unwrap_err();
+    let beside = Scratch::new();
+    host_fixture::export_hf(&checkpoint, &config, &masks, &beside.join("out")).unwrap();
+    let written = Checkpoint::open(&beside.join("out"), &config).unwrap();
+    let (mask, after) = (masks.get(name).unwrap(), written.tensor(name).unwrap());
+    assert_eq!(after.dtype.to_string(), "F64");
+    for (i, (bytes, value)) in after.data.chunks(8).zip(&values).enumerate() {
+        let kept = mask.get(i / mask.cols(), i % mask.cols());
+        assert_eq!(bytes, if kept { *value } else { 0.0 }.to_le_bytes());
+    }
+    let options = maskwright::verify::Options { against: Some(dir.path()), ..Default::default() };
+    let verdict = maskwright::verify::verify(&beside.join("out"), &options).unwrap();
+    assert!(verdict.ok, "{:?}", verdict.problems);
+}
+
+/// As transformers 5: tied, but both stored with different values, are not tied; the output matrix alone is the embedding, too.
+#[test]
+fn an_output_matrix_beside_a_tied_embedding() {
+    let dir = Scratch::new();
+    let config = model(dir.path());
+    let (embedding, output) = ("model.embed_tokens.weight", "lm_head.weight");
+    let mut all = tensors(&config);
+    all.insert(output.into(), all[embedding].clone());
+    let path = dir.join("model.safetensors");
+    write_safetensors(&path, &all);
+    let (opened, checkpoint) = maskwright::model::open(dir.path()).unwrap();
+    assert!(opened.tie_word_embeddings && !checkpoint.unties(&opened));
+
+    all.get_mut(output).unwrap().data[2] ^= 1;
+    write_safetensors(&path, &all);
+    let (opened, checkpoint) = maskwright::model::open(dir.path()).unwrap();
+    assert!(!opened.tie_word_embeddings && checkpoint.unties(&config));
+    assert_eq!(opened.output_name(), output);
+
+    let head = all[output].data.clone();
+    all.remove(embedding);
+    write_safetensors(&path, &all);
+    let (opened, checkpoint) = maskwright::model::open(dir.path()).unwrap();
+    assert!(opened.tie_word_embeddings);
+    assert_eq!(checkpoint.tensor(embedding).unwrap().data, head);
+}
+
+#[test]
+fn weights_and_tokenizers_of_other_kinds_name_the_command() {
+    let dir = Scratch::new();
+    let config = model(dir.path());
+    fs::remove_file(dir.join("model.safetensors")).unwrap();
+    for (file, part) in [
+        ("pytorch_model.bin", "AutoModelForCausalLM.from_pretrained"),
+        ("model-Q4_K.gguf", "gguf_file=\"model-Q4_K.gguf\""),
+        ("consolidated.00.pth", "torch.load(\"consolidated.00.pth\""),
+        ("model.pt", "safetensors.torch"),
+    ] {
+        fs::write(dir.join(file), "x").unwrap();
+        mentions(
+            &open_error(dir.path(), &config),
+            &["neither model.safetensors nor", &format!(", but {file}; "), part],
+        );
+        fs::remove_file(dir.join(file)).unwrap();
+    }
+    fs::remove_file(dir.join("tokenizer.json")).unwrap();
+    fs::write(dir.join("tokenizer.model"), "x").unwrap();
+    let text = Tokenizer::open(dir.path(), &config).unwrap_err().to_string();
+    mentions(
+        &text,
+        &["no tokenizer.json, only tokenizer.model", "AutoTokenizer.from_pretrained", "save_pretrained"],
+    );
+}

@@ -9,6 +9,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("model", &["fsio"]),
     ("mask", &["fsio", "model"]),
     ("calib", &["model"]),
+    ("hub", &["fsio", "model"]),
     ("export", &["fsio", "model", "mask"]),
     ("verify", &["export", "fsio", "mask", "model"]),
     ("gpu", &[]),
@@ -20,8 +21,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "calib", "eval", "export", "fsio", "gpu", "kernel", "mask", "model", "nn", "prune", "report",
-            "verify",
+            "calib", "eval", "export", "fsio", "gpu", "hub", "kernel", "mask", "model", "nn", "prune",
+            "report", "verify",
         ],
     ),
 ];

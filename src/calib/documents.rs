@@ -1,4 +1,4 @@
-//! Documents, one a line: each line is a JSON object with a string `text`; what else it holds is skipped.
+//! Documents: the lines of a file of JSON lines, the elements of a JSON array, the rows of a table, the files of a folder.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -6,27 +6,36 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::error::Category;
 
 use super::CalibError;
+use super::fields::{Fields, Piece, Wrong, kind};
+use crate::model::{MESSAGE, clip};
 
-/// The lines of a file, all of them checked. They stay JSON, since few of millions of documents may be wanted.
+/// Documents, all of them checked.
 #[derive(Debug)]
 pub(super) struct Documents {
     path: PathBuf,
+    /// The file where its lines stay JSON, since few of millions of documents may be wanted; else empty.
     content: String,
-    lines: Vec<Line>,
+    items: Vec<Item>,
 }
 
 #[derive(Debug)]
-struct Line {
-    /// Where it is in the content.
-    place: Range<usize>,
-    /// Its number in the file, the first being 1.
-    number: usize,
-    /// Bytes of its document's text.
+struct Item {
+    place: Place,
+    /// Bytes of its text.
     bytes: usize,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// A line of the content that holds a `text`, and its number in the file, the first being 1.
+    Line(Range<usize>, usize),
+    /// The text itself.
+    Own(Piece),
 }
 
 #[derive(Deserialize)]
@@ -35,13 +44,20 @@ struct Document<'a> {
     text: Cow<'a, str>,
 }
 
+/// A document's text on its way to the tokenizer.
+pub(super) struct Text<'a> {
+    pub(super) text: Cow<'a, str>,
+    /// Whether its special tokens are written in it.
+    pub(super) chat: bool,
+}
+
 impl Documents {
     /// Checks every line of `content`, which was read from `path`. Blank lines are no documents.
     ///
     /// # Errors
     /// [`CalibError::Document`] names the first bad line; [`CalibError::Empty`] when no document has anything but white space.
-    pub(super) fn parse(path: &Path, content: String) -> Result<Self, CalibError> {
-        let (mut lines, mut blank) = (Vec::new(), true);
+    pub(super) fn parse(path: &Path, content: String, fields: &mut Fields<'_>) -> Result<Self, CalibError> {
+        let mut items = Vec::new();
         // Some editors begin a file with a byte order mark.
         let body = content.strip_prefix('\u{feff}').unwrap_or(&content);
         let mut start = content.len() - body.len();
@@ -51,14 +67,64 @@ impl Documents {
             if line.trim().is_empty() {
                 continue;
             }
-            let text = text_of(path, number, line)?;
-            blank &= text.trim().is_empty();
-            lines.push(Line { place, number, bytes: text.len() });
+            items.push(item(path, number, place, line, fields)?);
         }
-        if blank {
-            return Err(CalibError::Empty { path: path.into() });
+        Self { path: path.into(), content, items }.not_blank()
+    }
+
+    /// The elements of a JSON array: objects, or texts.
+    ///
+    /// # Errors
+    /// [`CalibError::Array`], and [`CalibError::Element`] with the first bad element.
+    pub(super) fn parse_array(
+        path: &Path,
+        content: &str,
+        fields: &mut Fields<'_>,
+    ) -> Result<Self, CalibError> {
+        let mut out = Self::empty(path);
+        let mut failed = None;
+        let elements = Elements { path, fields, into: &mut out, failed: &mut failed };
+        let mut parser = serde_json::Deserializer::from_str(content);
+        let parsed = elements.deserialize(&mut parser).and_then(|()| parser.end());
+        match (failed, parsed) {
+            (Some(error), _) => Err(error),
+            (None, Err(e)) => {
+                let problem = clip(&e.to_string(), MESSAGE);
+                Err(CalibError::Array { path: path.into(), problem })
+            }
+            (None, Ok(())) => out.not_blank(),
         }
-        Ok(Self { path: path.into(), content, lines })
+    }
+
+    pub(super) fn empty(path: &Path) -> Self {
+        Self { path: path.into(), content: String::new(), items: Vec::new() }
+    }
+
+    /// Adds a document.
+    pub(super) fn push(&mut self, piece: Piece) {
+        self.items.push(Item { bytes: piece.text.len(), place: Place::Own(piece) });
+    }
+
+    /// Adds the documents of another file.
+    ///
+    /// # Errors
+    /// What its lines give.
+    pub(super) fn append(&mut self, other: Self) -> Result<(), CalibError> {
+        for i in 0..other.len() {
+            let text = other.text(i)?;
+            self.push(Piece { chat: text.chat, text: text.text.into_owned() });
+        }
+        Ok(())
+    }
+
+    /// Refuses documents that are nothing but white space together.
+    pub(super) fn not_blank(self) -> Result<Self, CalibError> {
+        for i in 0..self.len() {
+            if !self.text(i)?.text.trim().is_empty() {
+                return Ok(self);
+            }
+        }
+        Err(CalibError::Empty { path: self.path })
     }
 
     /// Where they were read from.
@@ -68,33 +134,69 @@ impl Documents {
 
     /// How many there are, at least 1.
     pub(super) fn len(&self) -> usize {
-        self.lines.len()
+        self.items.len()
+    }
+
+    /// Bytes of all their texts.
+    pub(super) fn bytes(&self) -> u64 {
+        self.items.iter().map(|item| item.bytes as u64).sum()
     }
 
     /// The text of document `i`, which must be below [`Self::len`].
-    pub(super) fn text(&self, i: usize) -> Result<Cow<'_, str>, CalibError> {
-        let line = &self.lines[i];
-        text_of(&self.path, line.number, &self.content[line.place.clone()])
+    pub(super) fn text(&self, i: usize) -> Result<Text<'_>, CalibError> {
+        match &self.items[i].place {
+            Place::Own(piece) => Ok(Text { text: Cow::Borrowed(&piece.text), chat: piece.chat }),
+            Place::Line(place, number) => {
+                let line = &self.content[place.clone()];
+                let text = plain(line).map_err(|e| document(&self.path, *number, problem(line, &e)))?;
+                Ok(Text { text, chat: false })
+            }
+        }
     }
 
     /// All documents, those with the longest texts (in bytes) first.
     pub(super) fn longest_first(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.lines.len()).collect();
-        order.sort_by_key(|&i| Reverse(self.lines[i].bytes));
+        let mut order: Vec<usize> = (0..self.items.len()).collect();
+        order.sort_by_key(|&i| Reverse(self.items[i].bytes));
         order
     }
 }
 
-fn text_of<'a>(path: &Path, number: usize, line: &'a str) -> Result<Cow<'a, str>, CalibError> {
+fn document(path: &Path, line: usize, problem: String) -> CalibError {
+    CalibError::Document { path: path.into(), line, problem }
+}
+
+/// The `text` of a line.
+fn plain(line: &str) -> Result<Cow<'_, str>, serde_json::Error> {
+    serde_json::from_str::<Document<'_>>(line).map(|document| document.text)
+}
+
+fn item(
+    path: &Path,
+    number: usize,
+    place: Range<usize>,
+    line: &str,
+    fields: &mut Fields<'_>,
+) -> Result<Item, CalibError> {
     // serde would also take an array for a struct.
-    let parsed = if line.trim_start().starts_with('[') {
-        Err("it is an array, not an object".into())
-    } else {
-        serde_json::from_str::<Document<'_>>(line).map_err(|e| problem(line, &e))
+    if line.trim_start().starts_with('[') {
+        return Err(document(path, number, "it is an array, not an object".into()));
+    }
+    // By far the most common, and read again without being kept.
+    let usual = fields.options.field.as_deref().is_none_or(|field| field == "text");
+    let error = match plain(line) {
+        Ok(text) if usual => return Ok(Item { bytes: text.len(), place: Place::Line(place, number) }),
+        Ok(_) => None,
+        Err(e) => Some(e),
     };
-    match parsed {
-        Ok(document) => Ok(document.text),
-        Err(problem) => Err(CalibError::Document { path: path.into(), line: number, problem }),
+    let value: Value = serde_json::from_str(line).map_err(|e| document(path, number, problem(line, &e)))?;
+    if let Some(e) = error.filter(|_| usual && value.get("text").is_some_and(Value::is_string)) {
+        return Err(document(path, number, problem(line, &e)));
+    }
+    match fields.piece(&value) {
+        Ok(piece) => Ok(Item { bytes: piece.text.len(), place: Place::Own(piece) }),
+        Err(Wrong::Document(problem)) => Err(document(path, number, problem)),
+        Err(Wrong::Other(error)) => Err(error),
     }
 }
 
@@ -105,34 +207,78 @@ fn problem(line: &str, error: &serde_json::Error) -> String {
     if error.classify() != Category::Data {
         return format!("it is not JSON ({message} at column {})", error.column());
     }
-    match serde_json::from_str(line) {
-        Ok(Value::Object(object)) => match object.get("text") {
-            None => "it has no `text`".into(),
-            Some(Value::String(_)) => format!("it is ambiguous ({message})"),
-            Some(other) => format!("its `text` is {}, not a string", kind(other)),
-        },
+    match serde_json::from_str::<Value>(line) {
+        Ok(Value::Object(_)) => format!("it is ambiguous ({message})"),
         Ok(other) => format!("it is {}, not an object", kind(&other)),
         Err(_) => format!("it is not JSON ({message})"),
     }
 }
 
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
+/// Takes an array apart, one element in memory at a time.
+struct Elements<'e, 'f> {
+    path: &'e Path,
+    fields: &'e mut Fields<'f>,
+    into: &'e mut Documents,
+    /// What was wrong with an element: serde has no room for it.
+    failed: &'e mut Option<CalibError>,
+}
+
+impl<'de> DeserializeSeed<'de> for Elements<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Elements<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array of documents")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut all: A) -> Result<(), A::Error> {
+        let mut number = 0;
+        while let Some(value) = all.next_element::<Value>()? {
+            number += 1;
+            let piece = match value {
+                Value::String(text) => Ok(Piece { text, chat: false }),
+                value => self.fields.piece(&value),
+            };
+            let error = match piece {
+                Ok(piece) => {
+                    self.into.push(piece);
+                    continue;
+                }
+                Err(Wrong::Document(problem)) => {
+                    CalibError::Element { path: self.path.into(), what: "element", number, problem }
+                }
+                Err(Wrong::Other(error)) => error,
+            };
+            *self.failed = Some(error);
+            return Err(serde::de::Error::custom("a bad element"));
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calib::TextOptions;
 
     fn parse(content: &str) -> Result<Documents, String> {
-        Documents::parse(Path::new("some/docs.jsonl"), content.into()).map_err(|e| e.to_string())
+        parse_with(content, &TextOptions::default())
+    }
+
+    fn parse_with(content: &str, options: &TextOptions) -> Result<Documents, String> {
+        let mut fields = Fields::new(options, None);
+        Documents::parse(Path::new("some/docs.jsonl"), content.into(), &mut fields).map_err(|e| e.to_string())
+    }
+
+    fn texts(documents: &Documents) -> Vec<Cow<'_, str>> {
+        (0..documents.len()).map(|i| documents.text(i).unwrap().text).collect()
     }
 
     #[test]
@@ -141,13 +287,18 @@ mod tests {
             "\u{feff}{\"url\": {\"text\": 1}, \"text\": \"one\"}\r\n",
             " \n\n",
             "{\"text\": \"\"}\n",
-            "  {\"text\": \"two \\\"lines\\\"\\nof \\u00fcber\\ud83d\\ude00\", \"n\": [1, null]}",
+            "  {\"text\": \"two \\\"lines\\\"\\nof \\u00fcber\\ud83d\\ude00\", \"n\": [1, null]}\n",
+            "{\"content\": \"c\", \"body\": \"b\"}\n",
         );
         let documents = parse(content).unwrap();
-        let texts: Vec<_> = (0..documents.len()).map(|i| documents.text(i).unwrap()).collect();
-        assert_eq!(texts, ["one", "", "two \"lines\"\nof \u{fc}ber\u{1f600}"]);
-        assert_eq!(documents.longest_first(), [2, 0, 1]);
-        assert_eq!(documents.lines[1].number, 4);
+        assert_eq!(texts(&documents), ["one", "", "two \"lines\"\nof \u{fc}ber\u{1f600}", "c"]);
+        assert_eq!(documents.longest_first(), [2, 0, 3, 1]);
+        assert!(matches!(documents.items[1].place, Place::Line(_, 4)));
+        let body = TextOptions { field: Some("body".into()), column: None };
+        let documents = parse_with("{\"text\": \"t\", \"body\": \"b\"}\n{\"body\": \"c\"}", &body).unwrap();
+        assert_eq!(texts(&documents), ["b", "c"]);
+        let text = parse_with("{\"text\": \"t\"}", &body).unwrap_err();
+        assert!(text.contains("it has no `body`, which --field names; it has text"), "{text}");
     }
 
     #[test]
@@ -157,10 +308,20 @@ mod tests {
             ("{\"text\": \"a\"} {\"text\": \"b\"}", "it is not JSON (trailing characters at column 15)"),
             ("once upon a time", "it is not JSON (expected value at column 1)"),
             ("{\"text\": \"\\ud800\"}", "it is not JSON ("),
-            ("{\"content\": \"a\"}", "it has no `text`;"),
+            ("{\"body\": \"a\"}", "it has no `text`, `content` or `messages`; it has body;"),
+            ("{}", "it has no `text`, `content` or `messages`; it is empty;"),
             ("{\"text\": 7}", "its `text` is a number, not a string;"),
             ("{\"text\": null}", "its `text` is null, not a string;"),
             ("{\"text\": [\"a\"]}", "its `text` is an array, not a string;"),
+            (
+                "{\"messages\": []}",
+                "its `messages` is empty; a message is an object with `role` and `content`;",
+            ),
+            ("{\"messages\": [1]}", "its `messages` holds what is no message;"),
+            (
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}",
+                "it has messages, and there is no model",
+            ),
             ("{\"text\": \"a\", \"text\": \"b\"}", "it is ambiguous (duplicate field `text`);"),
             ("\"text\"", "it is a string, not an object;"),
             ("[\"text\"]", "it is an array, not an object;"),
@@ -180,6 +341,30 @@ mod tests {
         for content in ["{\"text\": \"\"}\n{\"text\": \" \\n\"}\n", "\n \n"] {
             let text = parse(content).unwrap_err();
             assert!(text.contains("docs.jsonl is empty"), "{text}");
+        }
+    }
+
+    #[test]
+    fn arrays_hold_objects_or_texts() {
+        let parse = |content: &str| {
+            let options = TextOptions::default();
+            let parsed =
+                Documents::parse_array(Path::new("d.json"), content, &mut Fields::new(&options, None));
+            parsed
+                .map(|d| texts(&d).into_iter().map(Cow::into_owned).collect::<Vec<_>>())
+                .map_err(|e| e.to_string())
+        };
+        let all = parse("[\"a\", {\"text\": \"b\", \"n\": {}},\n {\"content\": \"c\"}]").unwrap();
+        assert_eq!(all, ["a", "b", "c"]);
+        for (content, problem) in [
+            ("[\"a\", {\"b\": 1}]", "d.json, element 2: it has no `text`, `content` or `messages`; it has b"),
+            ("[[]]", "d.json, element 1: it is an array, not an object"),
+            ("[\"a\",", "d.json is not a whole JSON array: EOF"),
+            ("[\"a\"] x", "d.json is not a whole JSON array: trailing characters"),
+            ("[]", "d.json is empty"),
+        ] {
+            let text = parse(content).unwrap_err();
+            assert!(text.starts_with(problem), "{text}");
         }
     }
 }

@@ -20,6 +20,16 @@ pub enum CalibError {
         /// The first byte that does not fit.
         at: usize,
     },
+    /// A file of another kind.
+    #[error("{path} is no text: it begins as {what} does; {remedy}")]
+    Binary {
+        /// The file.
+        path: PathBuf,
+        /// What it looks like.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// Nothing in it but white space.
     #[error("{path} is empty; give a file with text in it")]
     Empty {
@@ -102,6 +112,16 @@ pub enum CalibError {
         /// What the decoder said.
         source: io::Error,
     },
+    /// A file named .zst is damaged or no zstd.
+    #[error(
+        "{path} is not a whole zstd file: {source}; download or compress it again, or take the .zst off its name if it is not compressed"
+    )]
+    Zstd {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder said.
+        source: io::Error,
+    },
     /// A compressed file holds more than is read.
     #[error(
         "{path} holds more than {limit} bytes when decompressed, the most that is read; give a part of it"
@@ -122,6 +142,72 @@ pub enum CalibError {
         /// The line, the first being 1.
         line: usize,
         /// What is wrong with it.
+        problem: String,
+    },
+    /// An element of a JSON array, or a row of a table, is not a document.
+    #[error("{path}, {what} {number}: {problem}")]
+    Element {
+        /// The file.
+        path: PathBuf,
+        /// "element" or "row".
+        what: &'static str,
+        /// Its number, the first being 1.
+        number: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file that begins as a JSON array and does not go on as one.
+    #[error("{path} is not a whole JSON array: {problem}; download or write it again")]
+    Array {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        problem: String,
+    },
+    /// A parquet file that cannot be read.
+    #[error(
+        "{path} is not a whole parquet file, or of a kind that is not read: {problem}; download it again, or write it with snappy, gzip or zstd"
+    )]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What the reader said.
+        problem: String,
+    },
+    /// A parquet file without the column.
+    #[error("{path} {problem}; it has {there}; --column names the one with the text")]
+    Column {
+        /// The file.
+        path: PathBuf,
+        /// What it lacks.
+        problem: String,
+        /// Its columns.
+        there: String,
+    },
+    /// A folder without texts.
+    #[error(
+        "{path} is a folder without a text in it (.txt, .md, .jsonl, .json or .parquet, or compressed with .gz or .zst); give a text file, or a folder of them"
+    )]
+    NoTexts {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Messages, but no template.
+    #[error(
+        "{folder} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json), without which messages are no text; give documents with a `text`, or name a field that holds one with --field"
+    )]
+    NoTemplate {
+        /// The model folder.
+        folder: PathBuf,
+    },
+    /// A chat template that cannot be used.
+    #[error(
+        "{path} is not a usable chat template: {problem}; download it again, or give documents with a `text`"
+    )]
+    Template {
+        /// The file that holds it.
+        path: PathBuf,
+        /// What the template library said.
         problem: String,
     },
 }

@@ -8,10 +8,11 @@ use std::collections::hash_map::Entry;
 use std::num::NonZero;
 use std::path::Path;
 
-use super::documents::Documents;
+use super::documents::{Documents, Text};
+use super::fields::Fields;
 use super::source::Source;
-use super::{CalibError, PythonRandom, Windows};
-use crate::model::Tokenizer;
+use super::{CalibError, PythonRandom, TextOptions, Windows};
+use crate::model::{ModelError, Tokenizer};
 
 /// The most tokens of all random windows together; a hundred thousand windows of 2048 have a fifth of that.
 const LIMIT_TOKENS: usize = 1 << 30;
@@ -41,8 +42,8 @@ pub enum Segments {
 
 /// Reads a file and takes `count` windows of `length` tokens from it; less than one window counts as one.
 ///
-/// The file's name says what it holds: `.jsonl` and `.json` are documents, one JSON object with a `text` a line, all else is
-/// one text; either may be compressed and then ends in `.gz`.
+/// The file's name says what it holds: `.jsonl` is documents, one JSON object a line; `.json` the same, or an array of them; `.parquet` a table
+/// with a column of them; all else is one text. All may be compressed and then end in `.gz` or `.zst`. A folder of such files is documents.
 ///
 /// With [`Segments::Sequential`] there may be fewer windows than `count`, where the file has no more; `usize::MAX` takes all.
 ///
@@ -56,19 +57,34 @@ pub fn read_windows(
     count: usize,
     length: usize,
 ) -> Result<Windows, CalibError> {
+    read_windows_of(tokenizer, path, &TextOptions::default(), segments, count, length)
+}
+
+/// As [`read_windows`], with options that say where the text is in the file.
+///
+/// # Errors
+/// As there.
+pub fn read_windows_of(
+    tokenizer: &Tokenizer,
+    path: &Path,
+    options: &TextOptions,
+    segments: Segments,
+    count: usize,
+    length: usize,
+) -> Result<Windows, CalibError> {
     if length < 2 {
         return Err(CalibError::Window { window: length });
     }
     let count = count.max(1);
     let wanted = count.saturating_mul(length);
     let tokens = match segments {
-        Segments::Sequential => first_tokens(tokenizer, &Source::read(path)?, wanted)?,
+        Segments::Sequential => first_tokens(tokenizer, &source(tokenizer, path, options)?, wanted)?,
         Segments::Random { .. } if wanted > LIMIT_TOKENS => {
             return Err(CalibError::TooMany { count, window: length, limit: LIMIT_TOKENS });
         }
         Segments::Random { seed } => {
             let mut rng = PythonRandom::new(seed);
-            match Source::read(path)? {
+            match source(tokenizer, path, options)? {
                 Source::Text(text) => {
                     let tokens = tokenizer.encode(&text)?;
                     draw_from_text(&mut rng, path, tokens, count, length)?
@@ -88,7 +104,29 @@ pub fn read_windows(
 /// # Errors
 /// [`CalibError`] when it is missing, damaged, not UTF-8, empty, too large, or cannot be tokenized.
 pub fn tokens_of_file(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<u32>, CalibError> {
-    first_tokens(tokenizer, &Source::read(path)?, usize::MAX)
+    tokens_of(tokenizer, path, &TextOptions::default())
+}
+
+/// As [`tokens_of_file`], with options that say where the text is in the file.
+///
+/// # Errors
+/// As there.
+pub fn tokens_of(tokenizer: &Tokenizer, path: &Path, options: &TextOptions) -> Result<Vec<u32>, CalibError> {
+    first_tokens(tokenizer, &source(tokenizer, path, options)?, usize::MAX)
+}
+
+/// A file for the model that the tokenizer belongs to, whose chat template may be needed.
+fn source(tokenizer: &Tokenizer, path: &Path, options: &TextOptions) -> Result<Source, CalibError> {
+    let folder = tokenizer.path().parent().map(Into::into);
+    Source::read(path, &mut Fields::new(options, folder))
+}
+
+/// The tokens of a document.
+fn encoded(tokenizer: &Tokenizer, document: &Text<'_>) -> Result<Vec<u32>, ModelError> {
+    match document.chat {
+        true => tokenizer.encode_bare(&document.text),
+        false => tokenizer.encode(&document.text),
+    }
 }
 
 /// At least the first `wanted` tokens, or all where there are fewer.
@@ -101,7 +139,7 @@ fn first_tokens(tokenizer: &Tokenizer, source: &Source, wanted: usize) -> Result
                 if tokens.len() >= wanted {
                     break;
                 }
-                tokens.extend(tokenizer.encode(&documents.text(i)?)?);
+                tokens.extend(encoded(tokenizer, &documents.text(i)?)?);
             }
             Ok(tokens)
         }
@@ -200,7 +238,7 @@ impl Pool<'_> {
         let known = match self.known.entry(i) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let tokens = self.tokenizer.encode(&self.documents.text(i)?)?;
+                let tokens = encoded(self.tokenizer, &self.documents.text(i)?)?;
                 self.longest = self.longest.max(tokens.len());
                 entry.insert(Drawable::new(tokens, self.length))
             }

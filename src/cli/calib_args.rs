@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use clap::builder::RangedU64ValueParser;
+
 use super::CliError;
 use super::context::Model;
-use crate::calib::{Segments, Windows};
+use crate::calib::{Segments, TextOptions, Windows};
 
 /// How windows are taken from the calibration text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -15,12 +17,40 @@ enum SegmentsArg {
     Sequential,
 }
 
+/// A number of windows: none would be no run.
+pub(super) fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// Where the text is in a file of documents.
+#[derive(Clone, clap::Args)]
+pub(super) struct TextArgs {
+    /// Key of JSON documents that holds the text, or messages [default: text, content or messages, the first that is there]
+    #[arg(long, value_name = "KEY")]
+    field: Option<String>,
+    /// Column of parquet files that holds the text, or messages [default: text, content or messages, else the only column of texts]
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
+}
+
+impl TextArgs {
+    pub(super) fn options(&self) -> TextOptions {
+        TextOptions { field: self.field.clone(), column: self.column.clone() }
+    }
+
+    /// As words of a command line.
+    pub(super) fn words(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let given = [("field", self.field.clone()), ("column", self.column.clone())];
+        given.into_iter().filter_map(|(name, value)| Some((name, value?)))
+    }
+}
+
 /// Calibration options of `prune` and `variance`. What is not given depends on the method.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Calibration")]
 pub(super) struct CalibArgs {
     /// Number of calibration windows [default: 128, of maskpro 512, of the other learning methods 256]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub(super) windows: Option<usize>,
     /// Tokens of a calibration window [default: 2048 or as many as the model was made for, of maskpro 128]
     #[arg(long, value_name = "TOKENS")]
@@ -31,6 +61,8 @@ pub(super) struct CalibArgs {
     /// Seed of all that is drawn: random windows, their order in training, masks, noise
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
+    #[command(flatten)]
+    pub(super) texts: TextArgs,
 }
 
 /// Number, length and choice of windows.
@@ -71,8 +103,13 @@ impl CalibArgs {
 
 impl CalibChoice {
     /// Reads the windows.
-    pub(super) fn read(&self, model: &Model, text: &Path) -> Result<Windows, CliError> {
-        model.calibration(text, self.segments, self.windows, self.window)
+    pub(super) fn read(
+        &self,
+        model: &Model,
+        text: &Path,
+        options: &TextOptions,
+    ) -> Result<Windows, CliError> {
+        model.calibration(text, options, self.segments, self.windows, self.window)
     }
 
     /// "random" or "sequential".

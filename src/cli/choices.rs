@@ -22,7 +22,7 @@ pub(super) fn run(
     questions: &Path,
     as_json: bool,
 ) -> Result<Outcome, CliError> {
-    let model = Model::open_checked(folder)?;
+    let model = Model::open_checked(device, folder)?;
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let questions = Question::read_all(questions)?;
     let set = mask.map(|path| model.mask(path, None)).transpose()?;

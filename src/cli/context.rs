@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::CliError;
-use crate::calib::{Segments, Windows, read_windows, tokens_of_file};
+use crate::calib::{Segments, TextOptions, Windows, read_windows_of, tokens_of};
 use crate::gpu::{DeviceKind, Gpu, GpuOptions};
+use crate::hub::Need;
 use crate::kernel::{Preset, choose_preset};
 use crate::mask::{MaskReader, MaskSet, Masks, Pattern};
-use crate::model::{Checkpoint, Config, Tokenizer};
+use crate::model::{self, Checkpoint, Config, Tokenizer};
 
 /// Behind the options of a command.
 const LAST: usize = 1000;
@@ -40,6 +41,9 @@ pub(super) struct DeviceArgs {
     /// Hold this many times fewer bytes of panels, strips and logits at once, so that small models are cut as large ones are
     #[arg(long, global = true, value_name = "TIMES", default_value_t = 1, hide = true)]
     pub(super) shrink: u32,
+    /// Branch, tag or commit of models that are named as on the Hugging Face hub, ORG/NAME; ORG/NAME@REV goes before it [default: main]
+    #[arg(long, global = true, value_name = "REV", display_order = LAST)]
+    pub(super) revision: Option<String>,
     /// No progress, no notes, no warnings: only results and errors
     #[arg(long, global = true, display_order = LAST)]
     pub(super) quiet: bool,
@@ -72,6 +76,7 @@ impl DeviceArgs {
         let values = [
             ("device", self.device.clone()),
             ("preset", self.preset.clone()),
+            ("revision", self.revision.clone()),
             ("max-submit-ms", Some(self.max_submit_ms.to_string())),
             ("max-binding-bytes", self.max_binding_bytes.map(|bytes| bytes.to_string())),
             ("shrink", (self.shrink > 1).then(|| self.shrink.to_string())),
@@ -105,10 +110,11 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn open(folder: &Path) -> Result<Self, CliError> {
-        let config = Config::read(folder)?;
-        let checkpoint = Checkpoint::open(folder, &config)?;
-        Ok(Self { config, checkpoint, folder: folder.into() })
+    /// `path` is a folder, or the name of a model on the hub.
+    pub(super) fn open(device: &DeviceArgs, path: &Path) -> Result<Self, CliError> {
+        let folder = device.model_folder(path, Need::Whole)?;
+        let (config, checkpoint) = model::open(&folder)?;
+        Ok(Self { config, checkpoint, folder })
     }
 
     /// Whether a folder has weights at all, besides its config.json.
@@ -118,8 +124,8 @@ impl Model {
     }
 
     /// Also scans all weights for NaN and infinity.
-    pub(super) fn open_checked(folder: &Path) -> Result<Self, CliError> {
-        let model = Self::open(folder)?;
+    pub(super) fn open_checked(device: &DeviceArgs, path: &Path) -> Result<Self, CliError> {
+        let model = Self::open(device, path)?;
         model.checkpoint.check_finite(&model.config)?;
         Ok(model)
     }
@@ -128,11 +134,12 @@ impl Model {
     pub(super) fn windows(
         &self,
         text: &Path,
+        options: &TextOptions,
         window: usize,
         most: Option<usize>,
     ) -> Result<(Windows, usize), CliError> {
         let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
-        let tokens = tokens_of_file(&tokenizer, text)?;
+        let tokens = tokens_of(&tokenizer, text, options)?;
         let most = most.unwrap_or(usize::MAX);
         let count = tokens.len().min(most.saturating_mul(window));
         self.warn_of_long(window);
@@ -143,13 +150,14 @@ impl Model {
     pub(super) fn calibration(
         &self,
         text: &Path,
+        options: &TextOptions,
         segments: Segments,
         count: usize,
         window: usize,
     ) -> Result<Windows, CliError> {
         let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
         self.warn_of_long(window);
-        Ok(read_windows(&tokenizer, text, segments, count, window)?)
+        Ok(read_windows_of(&tokenizer, text, options, segments, count, window)?)
     }
 
     /// Says when a text is longer than the model was made for.

@@ -4,6 +4,7 @@ use crate::calib::CalibError;
 use crate::export::ExportError;
 use crate::fsio::FsError;
 use crate::gpu::GpuError;
+use crate::hub::HubError;
 use crate::mask::MaskError;
 use crate::model::ModelError;
 use crate::nn::NnError;
@@ -18,6 +19,8 @@ pub(super) enum CliError {
     Fs(#[from] FsError),
     #[error(transparent)]
     Gpu(#[from] GpuError),
+    #[error(transparent)]
+    Hub(#[from] HubError),
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error(transparent)]

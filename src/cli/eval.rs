@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::calib_args::{TextArgs, at_least_one};
 use super::context::{DeviceArgs, Model};
 use super::output::{Progress, show_profile, shown, table, with_profile};
 use super::{CliError, Outcome, choices, help};
@@ -18,10 +19,10 @@ use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank};
 #[derive(clap::Args)]
 #[command(after_help = help::EVAL)]
 pub(super) struct Args {
-    /// Model folder in Hugging Face layout
+    /// Model folder in Hugging Face layout, or its name on the hub, ORG/NAME
     model: PathBuf,
-    /// Text to measure on: a text file, or .jsonl with a `text` in each line; either may end in .gz; may be given several times,
-    /// needed but with --choices
+    /// Text to measure on: a text file; .jsonl, .json or .parquet of documents with a `text`, `content` or `messages`; a folder of these; .gz and .zst work, too; may
+    /// be given several times, needed but with --choices
     #[arg(long, value_name = "FILE", required_unless_present = "choices")]
     text: Vec<PathBuf>,
     /// Questions to answer in place of --text: JSON lines with context, choices and answer (a number from 0) [default: none]
@@ -30,15 +31,17 @@ pub(super) struct Args {
     /// Mask file to apply, a run's or MaskLLM's .npz [default: none, the weights as they are]
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
-    /// Folder of the dense model, to measure how far MODEL is from it [default: MODEL alone]
+    /// Folder of the dense model, or its name on the hub, to measure how far MODEL is from it [default: MODEL alone]
     #[arg(long, value_name = "DENSE")]
     against: Option<PathBuf>,
     /// Tokens of a window
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     window: usize,
     /// Only the first N windows of each text [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     windows: Option<usize>,
+    #[command(flatten)]
+    texts: TextArgs,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -54,8 +57,9 @@ struct Texts {
 impl Texts {
     fn read(model: &Model, args: &Args) -> Result<Self, CliError> {
         let (mut ids, mut parts) = (Vec::new(), Vec::new());
+        let options = args.texts.options();
         for text in &args.text {
-            let (windows, tokens) = model.windows(text, args.window, args.windows)?;
+            let (windows, tokens) = model.windows(text, &options, args.window, args.windows)?;
             let first = ids.len() / args.window;
             parts.push((tokens, first..first + windows.count()));
             ids.extend_from_slice(windows.tokens());
@@ -73,10 +77,13 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     if let Some(questions) = &args.choices {
         return choices::run(device, &args.model, args.mask.as_deref(), questions, args.json);
     }
-    let model = Model::open_checked(&args.model)?;
+    let model = Model::open_checked(device, &args.model)?;
     let texts = Texts::read(&model, args)?;
-    let dense =
-        args.against.as_ref().map(|folder| against(&model, folder, args, &texts.windows)).transpose()?;
+    let dense = args
+        .against
+        .as_ref()
+        .map(|folder| against(device, &model, folder, args, &texts.windows))
+        .transpose()?;
     let set = args.mask.as_ref().map(|path| model.mask(path, None)).transpose()?;
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
@@ -167,8 +174,14 @@ fn row(text: &str, summary: &Summary) -> Vec<String> {
 }
 
 /// Opens the dense model, and holds its vocabulary and its tokens against those of `model`.
-fn against(model: &Model, folder: &Path, args: &Args, windows: &Windows) -> Result<Model, CliError> {
-    let dense = Model::open_checked(folder)?;
+fn against(
+    device: &DeviceArgs,
+    model: &Model,
+    folder: &Path,
+    args: &Args,
+    windows: &Windows,
+) -> Result<Model, CliError> {
+    let dense = Model::open_checked(device, folder)?;
     let (own, other) = (model.config.vocab_size, dense.config.vocab_size);
     let same = own == other && Texts::read(&dense, args)?.windows == *windows;
     if !same {

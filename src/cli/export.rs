@@ -16,7 +16,7 @@ use crate::prune::BLOCKS;
 #[derive(clap::Args)]
 #[command(after_help = help::EXPORT)]
 pub(super) struct ExportArgs {
-    /// The dense model, in Hugging Face layout
+    /// The dense model: a folder in Hugging Face layout, or its name on the hub, ORG/NAME
     model: PathBuf,
     /// The mask file: of a run, or MaskLLM's .npz
     #[arg(long, value_name = "FILE")]
@@ -56,7 +56,7 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
             ct24::WARNING
         )));
     }
-    let model = Model::open(&args.model)?;
+    let model = Model::open(device, &args.model)?;
     let file = model.mask_file(&args.mask, None)?;
     model.warn_of_sources(&file, &args.mask)?;
     if matches!(args.format, Format::Mask | Format::MaskllmNpz) {
@@ -189,7 +189,7 @@ fn shards(path: &Path) -> Result<Vec<PathBuf>, CliError> {
 #[derive(clap::Args)]
 #[command(after_help = help::APPLY_MASK)]
 pub(super) struct ApplyArgs {
-    /// A model folder whose projections have the mask's shapes
+    /// A model folder whose projections have the mask's shapes, or its name on the hub, ORG/NAME
     checkpoint: PathBuf,
     /// The mask file: of a run, or MaskLLM's .npz
     #[arg(long, value_name = "FILE")]
@@ -202,8 +202,8 @@ pub(super) struct ApplyArgs {
     json: bool,
 }
 
-pub(super) fn apply(args: &ApplyArgs) -> Result<Outcome, CliError> {
-    let model = Model::open(&args.checkpoint)?;
+pub(super) fn apply(device: &DeviceArgs, args: &ApplyArgs) -> Result<Outcome, CliError> {
+    let model = Model::open(device, &args.checkpoint)?;
     let file = model.mask_file(&args.mask, None)?;
     let differing = file.differing_sources(&model.checkpoint)?.len();
     let tensors = Overlay::new(&model.checkpoint);

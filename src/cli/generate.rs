@@ -20,7 +20,7 @@ const TOGETHER: usize = 128;
 #[derive(clap::Args)]
 #[command(after_help = help::GENERATE)]
 pub(super) struct Args {
-    /// Model folder in Hugging Face layout
+    /// Model folder in Hugging Face layout, or its name on the hub, ORG/NAME
     model: PathBuf,
     /// Text to continue [default: none, a new text is begun]
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
@@ -60,7 +60,7 @@ impl Args {
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
     let choice = args.choice()?;
-    let model = Model::open_checked(&args.model)?;
+    let model = Model::open_checked(device, &args.model)?;
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let ends = model.config.end_tokens(&model.folder)?;
     let prompt = prompt_ids(&model, &tokenizer, &args.prompt)?;

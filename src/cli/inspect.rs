@@ -2,19 +2,21 @@
 
 use std::path::PathBuf;
 
+use super::context::DeviceArgs;
 use super::output::table;
 use super::{CliError, Outcome, help};
+use crate::hub::Need;
 use crate::mask::Pattern;
 use crate::verify::{Agreement, Inspection, Row, inspect};
 
 #[derive(clap::Args)]
 #[command(after_help = help::INSPECT)]
 pub(super) struct Args {
-    /// A mask file (of a run, or MaskLLM's .npz), a model folder (dense, torch24 or ct24), or the folder of a run
+    /// A mask file (of a run, or MaskLLM's .npz), a model folder (dense, torch24 or ct24) or its name on the hub, or the folder of a run
     path: PathBuf,
     /// Another one, to compare with
     other: Option<PathBuf>,
-    /// Model folder that an .npz file is for; its config.json says the shapes [default: the other one of the two]
+    /// Model folder that an .npz file is for, or its name on the hub; its config.json says the shapes [default: the other one of the two]
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Print one JSON object instead of tables
@@ -22,8 +24,11 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<Outcome, CliError> {
-    let found = inspect(&args.path, args.other.as_deref(), args.model.as_deref())?;
+pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+    let path = device.model_or_file(&args.path, Need::Whole)?;
+    let other = args.other.as_ref().map(|path| device.model_or_file(path, Need::Whole)).transpose()?;
+    let model = args.model.as_ref().map(|path| device.model_folder(path, Need::Shape)).transpose()?;
+    let found = inspect(&path, other.as_deref(), model.as_deref())?;
     match args.json {
         true => println!("{}", serde_json::json!(found)),
         false => show(&found),

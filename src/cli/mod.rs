@@ -14,6 +14,7 @@ mod eval;
 mod export;
 mod generate;
 mod help;
+mod hub;
 mod inspect;
 mod learn;
 mod method_args;
@@ -96,7 +97,8 @@ fn complete(mut command: clap::Command) -> clap::Command {
     command.build();
     command.mut_subcommands(|sub| {
         let useful: &[&str] = match sub.get_name() {
-            "export" | "apply-mask" | "verify" | "inspect" | "report" => &["quiet"],
+            "export" | "apply-mask" | "verify" | "inspect" => &["quiet", "revision"],
+            "report" => &["quiet"],
             "devices" => &["device", "quiet"],
             "completions" | "man" => &[],
             _ => return sub,
@@ -145,11 +147,11 @@ pub fn main() -> ExitCode {
         Command::Prune(args) => prune::run(&cli.device, *args),
         Command::Compare(args) => compare::run(&cli.device, &args),
         Command::Export(args) => export::export(&cli.device, &args),
-        Command::ApplyMask(args) => export::apply(&args),
+        Command::ApplyMask(args) => export::apply(&cli.device, &args),
         Command::Variance(args) => variance::run(&cli.device, &args),
         Command::Verify(args) => verify::run(&cli.device, &args),
         Command::Report(args) => report::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
+        Command::Inspect(args) => inspect::run(&cli.device, &args),
         Command::Completions(args) => Ok(shell::completions(&args)),
         Command::Man(args) => shell::man(&args),
     };

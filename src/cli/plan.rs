@@ -1,5 +1,7 @@
 //! What `prune --dry-run` shows: memory, item by item, and an estimate of the time.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::context::DeviceArgs;
@@ -20,10 +22,11 @@ use crate::prune::{OneShotOptions, Selection};
 pub(super) fn dry_run_of_shape(
     device: &DeviceArgs,
     args: &Args,
+    folder: &Path,
     options: Option<&OneShotOptions>,
     stages: &[Stage],
 ) -> Result<Outcome, CliError> {
-    let config = Config::read(&args.model)?;
+    let config = Config::read(folder)?;
     let selection = args.select(&config, device)?;
     if args.method == Method::Maskpro && stages.is_empty() {
         let message = "--method maskpro on the model's loss cannot be planned without weights: add the weight files, or take \
@@ -48,7 +51,7 @@ pub(super) fn dry_run_of_shape(
     };
     let learning = plans.all(stages)?;
     if let Stored::All(dtype) = stored {
-        device.note(|| format!("planned for weights in {dtype}, by {}/config.json", args.model.display()));
+        device.note(|| format!("planned for weights in {dtype}, by {}/config.json", folder.display()));
     }
     show_plan(device, args, &kernels, &selection, walk.as_ref(), &learning)?;
     args.walk.check_all(walk.as_ref(), carried, &learning).map(|()| Outcome::Done)

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::calib_args::{CalibArgs, CalibChoice};
+use super::calib_args::{CalibArgs, CalibChoice, at_least_one};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs, start_file};
 use super::output::bytes;
@@ -19,6 +19,7 @@ use super::{CliError, Outcome, help};
 use crate::calib::Windows;
 use crate::export;
 use crate::gpu::Commands;
+use crate::hub::Need;
 use crate::kernel::Kernels;
 use crate::mask::{MaskSet, Provenance};
 use crate::model::{Config, Overlay};
@@ -75,10 +76,10 @@ impl Method {
 #[derive(clap::Args)]
 #[command(after_help = help::PRUNE)]
 pub(super) struct Args {
-    /// Model folder in Hugging Face layout (for --dry-run its config.json is enough)
+    /// Model folder in Hugging Face layout, or its name on the hub, ORG/NAME (for --dry-run its config.json is enough)
     pub(super) model: PathBuf,
-    /// Calibration text: a text file, or .jsonl with a `text` in each line; either may end in .gz [default: none, enough for
-    /// magnitude and --dry-run]
+    /// Calibration text: a text file; .jsonl, .json or .parquet of documents with a `text`, `content` or `messages`; a folder of these; .gz and .zst work, too
+    /// [default: none, enough for magnitude and --dry-run]
     #[arg(long, value_name = "FILE")]
     pub(super) calib: Option<PathBuf>,
     /// What chooses the mask
@@ -100,7 +101,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
     eval_window: usize,
     /// Only the first N windows of the evaluation text [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     eval_windows: Option<usize>,
     /// Print what memory and about what time the run would take, and stop
     #[arg(long)]
@@ -260,14 +261,19 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
         args.policy() || !stages.is_empty() || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
     // A plan needs no text, only the number of windows and their length, which are options.
     let no_text = needed && !args.policy() && args.calib.is_none();
-    if args.dry_run && (no_text || !Model::has_weights(&args.model)) {
-        return dry_run_of_shape(device, args, options.as_ref(), &stages);
+    if args.dry_run {
+        // Weights are not downloaded for a plan, but where it cannot be made without.
+        let need = if args.policy() { Need::Whole } else { Need::Shape };
+        let folder = device.model_folder(&args.model, need)?;
+        if no_text || !Model::has_weights(&folder) {
+            return dry_run_of_shape(device, args, &folder, options.as_ref(), &stages);
+        }
     }
-    let model = Model::open_checked(&args.model)?;
+    let model = Model::open_checked(device, &args.model)?;
     let selection = args.select(&model.config, device)?;
     let choice = args.choice(&model.config);
     let calib = match &args.calib {
-        Some(text) => Some(choice.read(&model, text)?),
+        Some(text) => Some(choice.read(&model, text, &args.windows.texts.options())?),
         None if needed => {
             let message = format!("--method {} needs --calib TEXT", args.method.name());
             return Err(CliError::Usage(message));
@@ -275,7 +281,10 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
         None => None,
     };
     let eval = match &args.eval {
-        Some(text) => Some(model.windows(text, args.eval_window, args.eval_windows)?),
+        Some(text) => {
+            let options = args.windows.texts.options();
+            Some(model.windows(text, &options, args.eval_window, args.eval_windows)?)
+        }
         None => None,
     };
     let job = Job { device, args, model: &model, selection: &selection, choice, calib, eval, stages };

@@ -52,6 +52,8 @@ impl Job<'_> {
             "adapter": kernels.gpu().describe(),
             "preset": kernels.preset().name,
             "model": self.args.model,
+            // Of a name on the hub: where it was read, which has its commit in it.
+            "model_folder": (self.model.folder != self.args.model).then_some(&self.model.folder),
             "config": self.args.config,
             "calib": self.args.calib,
             "method": self.args.method.name(),

@@ -18,9 +18,9 @@ use crate::prune::variance::measure;
 #[derive(clap::Args)]
 #[command(after_help = help::VARIANCE)]
 pub(super) struct Args {
-    /// Model folder in Hugging Face layout
+    /// Model folder in Hugging Face layout, or its name on the hub, ORG/NAME
     model: PathBuf,
-    /// Calibration text: a text file, or .jsonl with a `text` in each line; either may end in .gz
+    /// Calibration text: a text file; .jsonl, .json or .parquet of documents with a `text`, `content` or `messages`; a folder of these; .gz and .zst work, too
     #[arg(long, value_name = "FILE")]
     calib: PathBuf,
     /// Sampled gradients that are counted
@@ -46,10 +46,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
-    let model = Model::open_checked(&args.model)?;
+    let model = Model::open_checked(device, &args.model)?;
     let selection =
         select(&model.config, args.select.pattern, &args.select.only, args.select.skip_indivisible)?;
-    let windows = args.windows.maskpro().read(&model, &args.calib)?;
+    let windows = args.windows.maskpro().read(&model, &args.calib, &args.windows.texts.options())?;
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let mut commands = Commands::new(&gpu)?;

@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use super::context::DeviceArgs;
 use super::output::{bytes, table};
 use super::{CliError, Outcome, help};
+use crate::hub::Need;
 use crate::mask::{MaskReader, Masks, Pattern};
 use crate::verify::{self, Line, Options, Verdict, verify};
 
 #[derive(clap::Args)]
 #[command(after_help = help::VERIFY)]
 pub(super) struct Args {
-    /// Masked model folder: dense with zeros, torch24 or ct24
+    /// Masked model folder, or its name on the hub, ORG/NAME: dense with zeros, torch24 or ct24
     folder: PathBuf,
-    /// Folder of the dense model, to whose bytes kept weights and all other tensors and files must be equal [default: not compared]
+    /// Folder of the dense model, or its name on the hub, to whose bytes kept weights and all other tensors and files must be equal [default: not compared]
     #[arg(long, value_name = "MODEL")]
     against: Option<PathBuf>,
     /// Mask file that the folder must have been made with [default: none]
@@ -34,19 +35,21 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+    let folder = device.model_folder(&args.folder, Need::Whole)?;
+    let against = args.against.as_ref().map(|path| device.model_folder(path, Need::Whole)).transpose()?;
     let open = |path: &PathBuf| {
-        let config = verify::config(&args.folder)?;
+        let config = verify::config(&folder)?;
         Ok::<_, CliError>(MaskReader::open(path, &config.projections(), args.pattern)?)
     };
     let mask = args.mask.as_ref().map(open).transpose()?;
     let options = Options {
         pattern: args.pattern,
         mask: mask.as_ref().map(|masks| masks as &dyn Masks),
-        against: args.against.as_deref(),
+        against: against.as_deref(),
         repaired: args.repaired,
         allow_dense: args.allow_dense,
     };
-    let verdict = verify(&args.folder, &options)?;
+    let verdict = verify(&folder, &options)?;
     if args.json {
         println!("{}", serde_json::json!(verdict));
     } else {

@@ -207,6 +207,7 @@ pub(super) fn for_masked_rows(
         row.copy_from_slice(bytes);
         match size {
             2 => zero_pruned::<2>(&mut row, words),
+            8 => zero_pruned::<8>(&mut row, words),
             _ => zero_pruned::<4>(&mut row, words),
         }
         take(&row)?;

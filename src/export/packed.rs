@@ -126,6 +126,7 @@ pub(super) fn prefix(name: &str) -> &str {
 pub(super) fn stored(dtype: Dtype) -> Stored {
     match dtype {
         Dtype::F32 => Stored::F32,
+        Dtype::F64 => Stored::F64,
         Dtype::F16 => Stored::F16,
         Dtype::BF16 => Stored::BF16,
     }

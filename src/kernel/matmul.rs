@@ -108,7 +108,8 @@ fn flip(p: &Product<'_>) -> u32 {
 
 pub(super) fn weight_def(dtype: Dtype) -> (&'static str, u32) {
     let code = match dtype {
-        Dtype::F32 => 0,
+        // F64 is narrowed where it is uploaded.
+        Dtype::F32 | Dtype::F64 => 0,
         Dtype::F16 => 1,
         Dtype::BF16 => 2,
     };

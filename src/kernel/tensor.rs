@@ -1,10 +1,11 @@
 //! Tensors on the device: weights in row chunks, activations, bit masks.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::gpu::{Buffer, Commands, Gpu, GpuError};
 use crate::mask::BitMask;
-use crate::model::{Dtype, TensorView};
+use crate::model::{Dtype, TensorView, encode};
 
 use super::{cut, shape_error};
 
@@ -145,10 +146,10 @@ impl Weight {
 
     /// Bytes on the device.
     pub fn device_bytes(rows: usize, cols: usize, dtype: Dtype) -> u64 {
-        rows as u64 * (cols.next_multiple_of(4) * dtype.size()) as u64
+        rows as u64 * (cols.next_multiple_of(4) * dtype.on_device().size()) as u64
     }
 
-    /// Uploads a matrix of the checkpoint.
+    /// Uploads a matrix of the checkpoint, F64 as F32.
     ///
     /// # Errors
     /// When the tensor is not a matrix or the device has no room.
@@ -159,7 +160,8 @@ impl Weight {
                 format!("{} has shape {:?}, a matrix is needed", view.name, view.shape),
             ));
         };
-        let size = view.dtype.size();
+        let dtype = view.dtype.on_device();
+        let size = dtype.size();
         let stride = cols.next_multiple_of(4) * size;
         let limit = gpu.limits().piece();
         let per_chunk = cut::weight_rows(gpu.limits(), rows, stride as u64);
@@ -176,17 +178,21 @@ impl Weight {
             Ok(Chunk { buffer, first: r.start, rows: r.len() })
         };
         let chunks = cut::pieces(0..rows, per_chunk).map(chunk).collect::<Result<_, GpuError>>()?;
-        let out = Self { chunks, rows, cols, dtype: view.dtype };
+        let out = Self { chunks, rows, cols, dtype };
         out.fill(gpu, view)?;
         Ok(out)
     }
 
-    /// Writes the elements of `view`, which has the shape and type of this weight.
+    /// Writes the elements of `view`, which has the shape and, on a device, the type of this weight.
     fn fill(&self, gpu: &Gpu, view: &TensorView<'_>) -> Result<(), GpuError> {
+        let data = match view.dtype {
+            Dtype::F64 => Cow::Owned(encode(Dtype::F32, &view.to_f32())),
+            _ => Cow::Borrowed(view.data),
+        };
         let row = self.cols * self.dtype.size();
         let stride = self.cols.next_multiple_of(4) * self.dtype.size();
         for chunk in &self.chunks {
-            let data = &view.data[chunk.first * row..(chunk.first + chunk.rows) * row];
+            let data = &data[chunk.first * row..(chunk.first + chunk.rows) * row];
             if self.cols.is_multiple_of(4) {
                 gpu.upload(&chunk.buffer, 0, data)?;
             } else {
@@ -227,7 +233,7 @@ impl Weight {
     /// # Errors
     /// Another shape or type, or what the device reports.
     pub fn overwrite(&self, c: &mut Commands<'_>, view: &TensorView<'_>) -> Result<(), GpuError> {
-        if view.shape != [self.rows, self.cols] || view.dtype != self.dtype {
+        if view.shape != [self.rows, self.cols] || view.dtype.on_device() != self.dtype {
             let message = format!("{} {:?} over [{}, {}]", view.dtype, view.shape, self.rows, self.cols);
             return Err(shape_error("weight", message));
         }

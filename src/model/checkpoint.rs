@@ -10,9 +10,12 @@ use sha2::{Digest, Sha256};
 use super::parallel::in_parallel;
 use super::shard::MAX_NAME;
 use super::{
-    Config, Dtype, MESSAGE, ModelError, Shard, ShardEntry, TensorSpec, TensorView, clip, read_json_object,
+    Config, Dtype, MESSAGE, ModelError, Shard, ShardEntry, TensorSpec, TensorView, clip, foreign_weights,
+    read_json_object,
 };
 
+/// The output matrix.
+const OUTPUT: &str = "lm_head.weight";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// More than any real index: 100 bytes a tensor.
@@ -37,7 +40,8 @@ impl Checkpoint {
     /// another shape or type than the configuration and this program expect. NaN is not looked for here; see
     /// [`Checkpoint::check_finite`].
     pub fn open(dir: &Path, config: &Config) -> Result<Self, ModelError> {
-        let checkpoint = Self::open_files(dir)?;
+        let mut checkpoint = Self::open_files(dir)?;
+        checkpoint.share_output(config);
         config.tensors().iter().try_for_each(|spec| checkpoint.check(spec))?;
         Ok(checkpoint)
     }
@@ -51,14 +55,41 @@ impl Checkpoint {
         } else if index.exists() {
             Self::open_sharded(dir, &index)
         } else {
-            let old =
-                dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists();
-            let remedy = if old {
-                "convert the .bin weights with transformers' save_pretrained"
-            } else {
-                "give a model folder in Hugging Face layout"
-            };
-            Err(ModelError::NoWeights { folder: dir.into(), remedy })
+            let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            let names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+            let (found, remedy) = foreign_weights(&names, &dir.to_string_lossy());
+            let found = found.map_or(String::new(), |file| format!(", but {file}"));
+            Err(ModelError::NoWeights { folder: dir.into(), found, remedy })
+        }
+    }
+
+    /// Lets the output matrix be the embedding, too, where the two are tied and only the former is stored, as transformers does.
+    fn share_output(&mut self, config: &Config) {
+        let embedding = config.embedding_name();
+        if config.tie_word_embeddings
+            && !self.places.contains_key(embedding)
+            && let Some(&place) = self.places.get(OUTPUT)
+        {
+            self.places.insert(embedding.to_string(), place);
+        }
+    }
+
+    /// Whether the configuration ties the output matrix to the embedding, but both are stored, with different values. transformers 5 then
+    /// does not tie them (5.23.0, and so since 5.0: "both are present in the checkpoints with different values, so we will NOT tie them").
+    pub fn unties(&self, config: &Config) -> bool {
+        if !config.tie_word_embeddings {
+            return false;
+        }
+        let (Ok(embedding), Ok(output)) = (self.tensor(config.embedding_name()), self.tensor(OUTPUT)) else {
+            return false;
+        };
+        if embedding.dtype == output.dtype {
+            return embedding.shape == output.shape && embedding.data != output.data;
+        }
+        embedding.shape == output.shape && {
+            let (mut a, mut b) = (vec![0.0; embedding.row_len()], vec![0.0; output.row_len()]);
+            let same = |r| embedding.row_f32(r, &mut a) && output.row_f32(r, &mut b) && a == b;
+            !(0..embedding.rows()).all(same)
         }
     }
 
@@ -99,7 +130,8 @@ impl Checkpoint {
             return Err(bad("its `weight_map` is empty".into()));
         }
         let mut shards = Vec::new();
-        let mut by_file = BTreeMap::new();
+        // What counts is that a tensor is in one of the files; the index decides between several of its name.
+        let (mut places, mut by_file) = (BTreeMap::new(), BTreeMap::new());
         for (number, &file) in files.iter().enumerate() {
             let path = dir.join(file);
             if !path.exists() {
@@ -107,20 +139,18 @@ impl Checkpoint {
             }
             let shard = Shard::open(&path)?;
             let entries = shard.entries().iter().enumerate().map(|(i, e)| (e.name.clone(), (number, i)));
-            by_file.insert(file, entries.collect::<BTreeMap<_, _>>());
+            let entries = entries.collect::<BTreeMap<_, _>>();
+            for (name, &place) in &entries {
+                places.entry(name.clone()).or_insert(place);
+            }
+            by_file.insert(file, entries);
             shards.push(shard);
         }
-        let mut places = BTreeMap::new();
         for (tensor, file) in weights {
             let file = file.as_str().unwrap_or("");
-            let Some(&place) = by_file.get(file).and_then(|entries| entries.get(tensor)) else {
-                return Err(ModelError::NotInShard {
-                    index: index.into(),
-                    tensor: tensor.clone(),
-                    shard: file.into(),
-                });
-            };
-            places.insert(tensor.clone(), place);
+            if let Some(&place) = by_file.get(file).and_then(|entries| entries.get(tensor)) {
+                places.insert(tensor.clone(), place);
+            }
         }
         Ok(Self { folder: dir.into(), shards, places })
     }

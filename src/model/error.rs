@@ -69,12 +69,14 @@ pub enum ModelError {
         remedy: String,
     },
     /// Neither model.safetensors nor an index was found.
-    #[error("{folder} holds neither model.safetensors nor model.safetensors.index.json; {remedy}")]
+    #[error("{folder} holds neither model.safetensors nor model.safetensors.index.json{found}; {remedy}")]
     NoWeights {
         /// The model folder.
         folder: PathBuf,
+        /// What is there in their place: empty, or ", but FILE".
+        found: String,
         /// What to do.
-        remedy: &'static str,
+        remedy: String,
     },
     /// A safetensors file that contradicts itself: cut off, not safetensors at all, or a broken header.
     #[error("{path} is not a whole safetensors file: {problem}; download or write it again")]
@@ -97,18 +99,6 @@ pub enum ModelError {
     MissingShard {
         /// The index file.
         index: PathBuf,
-        /// The file's name.
-        shard: String,
-    },
-    /// The index says that a tensor is in a shard that does not hold it.
-    #[error(
-        "{index} says that {tensor} is in {shard}, but that file does not hold it; the index and the shards do not belong together, download both again"
-    )]
-    NotInShard {
-        /// The index file.
-        index: PathBuf,
-        /// The tensor.
-        tensor: String,
         /// The file's name.
         shard: String,
     },
@@ -138,7 +128,7 @@ pub enum ModelError {
     },
     /// A tensor is stored in a type that is not supported.
     #[error(
-        "{path}: {tensor} is stored as {found}; supported are F32, F16 and BF16, so use an unquantized copy of the model"
+        "{path}: {tensor} is stored as {found}; supported are F64, F32, F16 and BF16, so use an unquantized copy of the model"
     )]
     Dtype {
         /// The weight file.
@@ -165,6 +155,16 @@ pub enum ModelError {
     UnknownTensor {
         /// The name.
         name: String,
+    },
+    /// There is no tokenizer.json, but what it is made of.
+    #[error(
+        "{folder} has no tokenizer.json, only {there}; make one with Python: from transformers import AutoTokenizer; AutoTokenizer.from_pretrained(\"{folder}\").save_pretrained(\"{folder}\")"
+    )]
+    SlowTokenizer {
+        /// The model folder.
+        folder: PathBuf,
+        /// The file of another kind.
+        there: &'static str,
     },
     /// tokenizer.json cannot be used.
     #[error("{path} is not a usable tokenizer: {problem}; download it again from the model's source")]

@@ -5,9 +5,12 @@ mod checkpoint;
 mod config;
 mod ends;
 mod error;
+mod foreign;
+mod guard;
 mod overlay;
 mod parallel;
 mod projection;
+mod quantization;
 mod rope;
 mod shard;
 mod tensor;
@@ -18,9 +21,12 @@ pub(crate) use checkpoint::is_plain_name;
 pub use checkpoint::{Checkpoint, sha256_hex};
 pub use config::{Config, Family, TensorSpec};
 pub use error::ModelError;
+pub(crate) use foreign::foreign_weights;
+pub(crate) use guard::quietly;
 pub use overlay::Overlay;
 pub(crate) use parallel::in_parallel;
 pub use projection::{Projection, ProjectionKind};
+pub use quantization::stored_plain;
 pub use rope::{Llama3, Rope};
 pub use shard::{Shard, ShardEntry};
 pub use tensor::{Dtype, TensorView, encode};
@@ -31,6 +37,25 @@ pub use writer::{OutTensor, write_safetensors};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+/// Opens a model folder: its configuration, and its weights checked against it. Where the configuration ties the output matrix to the
+/// embedding and both are stored with different values, both are used, as transformers 5 does, with a note in the log.
+///
+/// # Errors
+/// [`ModelError`] for what [`Config::read`] and [`Checkpoint::open`] refuse.
+pub fn open(folder: &Path) -> Result<(Config, Checkpoint), ModelError> {
+    let mut config = Config::read(folder)?;
+    let checkpoint = Checkpoint::open(folder, &config)?;
+    if checkpoint.unties(&config) {
+        log::warn!(
+            "{}: config.json ties lm_head.weight to the embedding, but both are stored, with different values; both are used as they \
+             are stored, as transformers 5 does",
+            folder.display()
+        );
+        config.tie_word_embeddings = false;
+    }
+    Ok((config, checkpoint))
+}
 
 /// The most characters of a message of a parser, which may repeat what it found.
 pub(crate) const MESSAGE: usize = 400;

@@ -16,6 +16,8 @@ pub enum Dtype {
     F16,
     /// The upper half of a single.
     BF16,
+    /// IEEE double precision, which is narrowed to f32 where it is read.
+    F64,
 }
 
 impl Dtype {
@@ -24,7 +26,14 @@ impl Dtype {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::F64 => 8,
         }
+    }
+
+    /// The type that a device holds it in: no device computes in F64.
+    #[must_use]
+    pub fn on_device(self) -> Self {
+        if self == Self::F64 { Self::F32 } else { self }
     }
 
     /// From the safetensors type; `None` for what is not supported.
@@ -33,6 +42,7 @@ impl Dtype {
             safetensors::Dtype::F32 => Some(Self::F32),
             safetensors::Dtype::F16 => Some(Self::F16),
             safetensors::Dtype::BF16 => Some(Self::BF16),
+            safetensors::Dtype::F64 => Some(Self::F64),
             _ => None,
         }
     }
@@ -45,6 +55,7 @@ impl fmt::Display for Dtype {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::BF16 => "BF16",
+            Self::F64 => "F64",
         })
     }
 }
@@ -93,7 +104,7 @@ impl<'a> TensorView<'a> {
         self.data.get(start..start.checked_add(bytes)?)
     }
 
-    /// All elements as f32, exactly.
+    /// All elements as f32: exactly, but for F64, which is rounded to the nearest.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.len()];
         decode(self.dtype, self.data, &mut out);
@@ -166,6 +177,11 @@ fn any_not_finite(dtype: Dtype, bytes: &[u8]) -> bool {
             let words = bytes.as_chunks::<2>().0.iter();
             words.fold(false, |bad, w| bad | (u16::from_le_bytes(*w) & exponent == exponent))
         }
+        // Also what is too large for f32.
+        Dtype::F64 => {
+            let words = bytes.as_chunks::<8>().0.iter();
+            words.fold(false, |bad, w| bad | !(f64::from_le_bytes(*w) as f32).is_finite())
+        }
     }
 }
 
@@ -175,6 +191,11 @@ fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
         Dtype::F32 => {
             for (o, w) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
                 *o = f32::from_le_bytes(*w);
+            }
+        }
+        Dtype::F64 => {
+            for (o, w) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                *o = f64::from_le_bytes(*w) as f32;
             }
         }
         Dtype::BF16 => {
@@ -200,6 +221,7 @@ fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
 pub fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     match dtype {
         Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::F64 => values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect(),
         Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         Dtype::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
     }
@@ -234,7 +256,7 @@ mod tests {
     #[test]
     fn encoding_rounds_to_the_nearest_and_decodes_to_itself() {
         let values = [0.0, -0.0, 1.0, -2.5, 1.0 + 1.0 / 1024.0, 6.1e-5, 65504.0];
-        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::F64] {
             let bytes = encode(dtype, &values);
             assert_eq!(bytes.len(), values.len() * dtype.size());
             let shape = [values.len()];
@@ -246,6 +268,16 @@ mod tests {
         }
         // Halfway between two halves: the even one.
         assert_eq!(encode(Dtype::F16, &[1.0 + 1.0 / 2048.0]), f16::ONE.to_le_bytes());
+    }
+
+    #[test]
+    fn doubles_are_narrowed_to_the_nearest_single() {
+        let values = [0.1_f64, -1.0 / 3.0, 1e-46, f64::from(f32::MAX), 1.0 + f64::EPSILON];
+        let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let shape = [values.len()];
+        let read = view(Dtype::F64, &shape, &data);
+        assert_eq!(read.to_f32(), values.map(|v| v as f32));
+        assert!(read.check_finite().is_ok());
     }
 
     #[test]
@@ -267,6 +299,8 @@ mod tests {
             (Dtype::F32, f32::NAN.to_le_bytes().to_vec()),
             (Dtype::F16, f16::INFINITY.to_le_bytes().to_vec()),
             (Dtype::BF16, half::bf16::NEG_INFINITY.to_le_bytes().to_vec()),
+            (Dtype::F64, f64::NAN.to_le_bytes().to_vec()),
+            (Dtype::F64, 1e39_f64.to_le_bytes().to_vec()),
         ] {
             let shape = [100, 300];
             let mut data = vec![0x11; 100 * 300 * dtype.size()];

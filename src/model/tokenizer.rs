@@ -1,13 +1,10 @@
 //! tokenizer.json through the `tokenizers` library, checked against the embedding.
 
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 
 use serde_json::{Map, Value};
 
-use super::{Config, MESSAGE, ModelError, clip, read_limited};
+use super::{Config, MESSAGE, ModelError, clip, quietly, read_limited};
 
 /// More than any real tokenizer.json.
 const LIMIT_BYTES: u64 = 512 << 20;
@@ -34,10 +31,16 @@ impl Tokenizer {
     /// does for a plain call.
     ///
     /// # Errors
-    /// [`ModelError::Read`], [`ModelError::Tokenizer`], and [`ModelError::Vocabulary`] when it knows an id at or above the
+    /// [`ModelError::Read`], [`ModelError::SlowTokenizer`], [`ModelError::Tokenizer`], and [`ModelError::Vocabulary`] when it knows an id at or above the
     /// configuration's `vocab_size`.
     pub fn open(dir: &Path, config: &Config) -> Result<Self, ModelError> {
         let path = dir.join("tokenizer.json");
+        let others = ["tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"];
+        if !path.exists()
+            && let Some(there) = others.into_iter().find(|name| dir.join(name).is_file())
+        {
+            return Err(ModelError::SlowTokenizer { folder: dir.into(), there });
+        }
         let remedy = "the fast tokenizer file is needed; save one with transformers' AutoTokenizer";
         let bytes = read_limited(&path, LIMIT_BYTES, remedy)?;
         let bad =
@@ -72,8 +75,20 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Encode`] and [`ModelError::TokenId`].
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        self.encode_with(text, true)
+    }
+
+    /// The ids of a text that has its special tokens in it, as a chat template writes them: none are added.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        self.encode_with(text, false)
+    }
+
+    fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, ModelError> {
         // The fast variant gives the same ids and leaves out the character offsets, which nothing here needs.
-        let encoding = guarded(|| self.inner.encode_fast(text, true)).map_err(|problem| {
+        let encoding = guarded(|| self.inner.encode_fast(text, special)).map_err(|problem| {
             ModelError::Encode { path: self.path.clone(), problem: clip(&problem, MESSAGE) }
         })?;
         let ids = encoding.get_ids();
@@ -120,24 +135,8 @@ fn longest_added_token(file: &Map<String, Value>) -> Option<usize> {
 /// Turns a panic of the library into an error: it has some left for files whose parts contradict each other, such as a
 /// template that names a special token without an id.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    thread_local! {
-        /// Whether this thread is inside the library: its panic is then no news for standard error.
-        static INSIDE: Cell<bool> = const { Cell::new(false) };
-    }
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let report = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !INSIDE.get() {
-                report(panic);
-            }
-        }));
-    });
-    INSIDE.set(true);
-    let result = catch_unwind(AssertUnwindSafe(work));
-    INSIDE.set(false);
-    match result {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(_) => Err("its parts contradict each other".into()),
+    match quietly(work) {
+        Some(result) => result.map_err(|e| e.to_string()),
+        None => Err("its parts contradict each other".into()),
     }
 }

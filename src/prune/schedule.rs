@@ -264,7 +264,8 @@ impl<'g> Schedule<'_, 'g> {
             watch.projection(current.index, &solved.report);
             let pass_on = self.options.inputs == Inputs::Pruned;
             if let Some(weights) = &solved.weights {
-                let dtype = linear.weight.dtype();
+                // As they are stored, which may be wider than on the device.
+                let dtype = self.tensors.tensor(&p.name)?.dtype;
                 let bytes = encode(dtype, weights);
                 let shape = [p.rows, p.cols];
                 let view = TensorView { name: &p.name, dtype, shape: &shape, data: &bytes };

@@ -12,7 +12,7 @@ use crate::export::{MaskedModel, hf};
 use crate::gpu::{Commands, Gpu, GpuOptions};
 use crate::kernel::{Kernels, Preset, choose_preset};
 use crate::mask::{MaskFile, MaskSet, Provenance};
-use crate::model::{Checkpoint, Config, Overlay, Tokenizer};
+use crate::model::{self, Checkpoint, Config, Overlay, Tokenizer};
 use crate::nn::{Activations, Embedding, Keep, Place};
 
 /// A model folder in Hugging Face layout, opened and checked, and the device that it is pruned on.
@@ -33,8 +33,7 @@ impl Session {
     /// # Errors
     /// A folder that cannot be read or holds no model that is supported; no device.
     pub fn open(folder: &Path, device: GpuOptions) -> Result<Self, PruneError> {
-        let config = Config::read(folder)?;
-        let checkpoint = Checkpoint::open(folder, &config)?;
+        let (config, checkpoint) = model::open(folder)?;
         checkpoint.check_finite(&config)?;
         let tokenizer = Tokenizer::open(folder, &config)?;
         let gpu = Gpu::open(device)?;

@@ -67,10 +67,11 @@ pub struct Scan {
     pub first: Option<(usize, usize, Fault)>,
 }
 
-/// Scans `data`, rows of `cols` weights of `size` bytes (2 or 4), without any allocation.
+/// Scans `data`, rows of `cols` weights of `size` bytes (2, 4 or 8), without any allocation.
 pub fn scan(data: &[u8], cols: usize, size: usize, reference: &Reference<'_>) -> Scan {
     match size {
         2 => rows::<2>(data, cols, reference),
+        8 => rows::<8>(data, cols, reference),
         _ => rows::<4>(data, cols, reference),
     }
 }
@@ -99,7 +100,7 @@ fn rows<const S: usize>(data: &[u8], cols: usize, reference: &Reference<'_>) -> 
     found
 }
 
-/// The mask of the weights that are not +0.0; `data` holds `rows x cols` weights of `size` bytes (2 or 4).
+/// The mask of the weights that are not +0.0; `data` holds `rows x cols` weights of `size` bytes (2, 4 or 8).
 ///
 /// # Errors
 /// [`MaskError::Words`] for another number of weights, [`MaskError::Size`].
@@ -107,6 +108,7 @@ pub(super) fn kept_mask(data: &[u8], rows: usize, cols: usize, size: usize) -> R
     let words_of = |row: &[u8]| -> Vec<u32> {
         match size {
             2 => row.chunks(64).map(non_zero::<2>).collect(),
+            8 => row.chunks(256).map(non_zero::<8>).collect(),
             _ => row.chunks(128).map(non_zero::<4>).collect(),
         }
     };

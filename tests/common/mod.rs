@@ -120,6 +120,11 @@ impl Matrix {
                     bytes.extend(bf16::from_f32(v).to_le_bytes());
                     rounded.push(bf16::from_f32(v).to_f32());
                 }
+                // Narrowed where it is uploaded.
+                Dtype::F64 => {
+                    bytes.extend(f64::from(v).to_le_bytes());
+                    rounded.push(v);
+                }
             }
         }
         Self { rows, cols, dtype, bytes, values: rounded }

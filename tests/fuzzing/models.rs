@@ -83,7 +83,7 @@ pub fn unpacked(folder: &Path, dense: &Weights) -> Result<BTreeMap<String, Tenso
 
 /// -0.0 is 0.0 to the packed formats.
 pub fn same_weights(a: &Tensor, b: &Tensor) -> bool {
-    let sign = if a.size() == 4 { 1 << 31 } else { 1 << 15 };
+    let sign = 1 << (8 * a.size() - 1);
     let plain = |t: &Tensor| t.bits().into_iter().map(|b| if b == sign { 0 } else { b }).collect::<Vec<_>>();
     a == b || (a.dtype == b.dtype && a.shape == b.shape && plain(a) == plain(b))
 }

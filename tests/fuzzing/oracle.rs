@@ -22,17 +22,24 @@ pub struct Tensor {
 impl Tensor {
     /// Bytes of an element of the types that weights have.
     pub fn size(&self) -> usize {
-        if self.dtype == "F32" { 4 } else { 2 }
+        match self.dtype.as_str() {
+            "F64" => 8,
+            "F32" => 4,
+            _ => 2,
+        }
     }
 
     /// The elements, each as its bits.
-    pub fn bits(&self) -> Vec<u32> {
-        let number = |b: &[u8]| b.iter().rev().fold(0u32, |all, &byte| all << 8 | u32::from(byte));
+    pub fn bits(&self) -> Vec<u64> {
+        let number = |b: &[u8]| b.iter().rev().fold(0u64, |all, &byte| all << 8 | u64::from(byte));
         self.data.chunks_exact(self.size()).map(number).collect()
     }
 
-    /// Whether an element is NaN or infinite.
+    /// Whether an element is NaN or infinite, of F64 also as an f32.
     pub fn any_not_finite(&self) -> bool {
+        if self.dtype == "F64" {
+            return self.bits().iter().any(|&b| !(f64::from_bits(b) as f32).is_finite());
+        }
         let exponent = match self.dtype.as_str() {
             "F32" => 0x7f80_0000,
             "F16" => 0x7c00,

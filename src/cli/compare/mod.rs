@@ -16,7 +16,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use self::row::Row;
 use self::table::Comparison;
-use super::calib_args::{CalibArgs, CalibChoice};
+use super::calib_args::{CalibArgs, CalibChoice, at_least_one};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::SelectArgs;
 use super::prune::{self, Method};
@@ -109,9 +109,9 @@ Examples:
       --methods wanda,descent,best --budget 20 --window 128 --out runs/three -- --batch 4"
 )]
 pub(super) struct Args {
-    /// Model folder in Hugging Face layout
+    /// Model folder in Hugging Face layout, or its name on the hub, ORG/NAME
     model: PathBuf,
-    /// Calibration text: a text file, or .jsonl with a `text` in each line; either may end in .gz
+    /// Calibration text: a text file; .jsonl, .json or .parquet of documents with a `text`, `content` or `messages`; a folder of these; .gz and .zst work, too
     #[arg(long, value_name = "FILE")]
     calib: PathBuf,
     /// Text on which all are measured
@@ -121,7 +121,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
     eval_window: usize,
     /// Only the first N windows of the evaluation text [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     eval_windows: Option<usize>,
     /// Methods and recipes, with commas, in their order [default: all]
     #[arg(
@@ -174,10 +174,11 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     if !(args.budget.is_finite() && args.budget > 0.0) {
         return Err(CliError::Usage("--budget must be a positive number of seconds".into()));
     }
-    let model = Model::open_checked(&args.model)?;
+    let model = Model::open_checked(device, &args.model)?;
     let choice = args.windows.learned(model.config.max_position_embeddings);
-    let calib = choice.read(&model, &args.calib)?;
-    model.windows(&args.eval, args.eval_window, None)?;
+    let options = args.windows.texts.options();
+    let calib = choice.read(&model, &args.calib, &options)?;
+    model.windows(&args.eval, &options, args.eval_window, None)?;
     // Checks that it is new, and leaves nothing in it.
     drop(RunFolder::create(&args.out)?);
     let job = Job { device, args, model, choice, calib, stop: stop_flag()? };
@@ -264,6 +265,7 @@ impl Job<'_> {
         put("window", choice.window.to_string());
         put("segments", choice.name().to_string());
         put("seed", args.windows.seed.to_string());
+        args.windows.texts.words().for_each(|(name, value)| put(name, value));
         if !steps.is_empty() {
             put("steps", steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
         }
