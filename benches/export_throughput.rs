@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use maskwright::export::{MaskedModel, hf};
 use maskwright::mask::{BitMask, MaskSet, Pattern, Provenance};
-use maskwright::model::{Checkpoint, Config, Overlay};
+use maskwright::model::{Architecture, Checkpoint, Overlay};
 use maskwright::verify::{Options, verify};
 use serde_json::json;
 
@@ -95,14 +95,14 @@ fn measure(dir: &Path, blocks: usize, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-fn write_model(dir: &Path, blocks: usize) -> Result<Config> {
+fn write_model(dir: &Path, blocks: usize) -> Result<Architecture> {
     let text = json!({
         "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
         "num_hidden_layers": blocks, "num_attention_heads": 32, "num_key_value_heads": 32, "hidden_act": "silu",
         "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "bos_token_id": 1
     });
     fs::write(dir.join("config.json"), text.to_string())?;
-    let config = Config::read(dir)?;
+    let config = Architecture::read(dir)?;
     let mut header = serde_json::Map::new();
     let mut end = 0;
     for spec in config.tensors() {

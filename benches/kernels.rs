@@ -10,11 +10,12 @@ use std::time::Instant;
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
     AbsSums, Activation, Adam, AdamState, AttentionGradient, Descent, Heads, InverseFactor, Kernels, Layout,
-    Learn, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Preset, Product,
-    Relaxation, SampleAt, Score, Soft, SoftPatterns, SoftTopN, Square, StateType, Weight, choose_preset,
+    Learn, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Norm, Preset, Product,
+    Relaxation, Rotary, SampleAt, Score, Soft, SoftPatterns, SoftTopN, Square, StateType, Weight,
+    choose_preset,
 };
 use maskwright::mask::Pattern;
-use maskwright::model::{Dtype, TensorView};
+use maskwright::model::{ActivationKind, Dtype, NormKind, TensorView};
 
 struct Row {
     kernel: String,
@@ -145,21 +146,30 @@ impl<'g> Bench<'g> {
         let gain = gpu.alloc_init("bench:gain", &vec![1.0f32; h])?;
         let shape = format!("{h} x {}", 4 * t4);
         self.run("rms_norm", shape.clone(), name, |c| {
-            kernels.rms_norm(c, x.rows(0, h, t4)?, &gain, 1e-5, y.rows(0, h, t4)?)
+            kernels.norm(c, x.rows(0, h, t4)?, &Norm::rms(&gain, 1e-5), y.rows(0, h, t4)?)
+        })?;
+        let layer = Norm { kind: NormKind::Layer, bias: Some(&gain), ..Norm::rms(&gain, 1e-5) };
+        self.run("layer_norm", shape.clone(), name, |c| {
+            kernels.norm(c, x.rows(0, h, t4)?, &layer, y.rows(0, h, t4)?)
         })?;
         let table = gpu.alloc("bench:table", 64 * 256 * 4)?;
         self.run("rope", format!("12 heads of 64 x {}", 4 * t4), name, |c| {
-            kernels.rope(c, x.rows(0, h, t4)?, 64, &table, layout)
+            kernels.rope(c, x.rows(0, h, t4)?, Rotary::halves(64), &table, layout)
         })?;
         self.attention(kernels, Heads::new(12, 4, 64), layout)?;
         // stories3M, in a batch of 16.
         let small = Layout { windows: 16, length: 256 };
         self.attention(kernels, Heads::new(6, 2, 32), small)?;
-        self.run("swiglu", shape.clone(), name, |c| kernels.swiglu(c, y.rows(0, h, t4)?, x.rows(0, h, t4)?))?;
+        self.run("swiglu", shape.clone(), name, |c| {
+            kernels.gated(c, ActivationKind::Silu, y.rows(0, h, t4)?, x.rows(0, h, t4)?)
+        })?;
+        self.run("activate gelu", shape.clone(), name, |c| {
+            kernels.activate(c, ActivationKind::Gelu, y.rows(0, h, t4)?)
+        })?;
         let targets = gpu.alloc("bench:targets", 16 * t4 as u64)?;
         let state = Activation::new(gpu, "bench:state", 3, t4)?;
         self.run("vocab_reduce", shape, name, |c| {
-            kernels.vocab_reduce(c, x.rows(0, h, t4)?, 0, &targets, state.rows(0, 3, t4)?)
+            kernels.vocab_reduce(c, x.rows(0, h, t4)?, 0, &targets, state.rows(0, 3, t4)?, None)
         })
     }
 
@@ -209,13 +219,24 @@ impl<'g> Bench<'g> {
         let shape = format!("{h} x {}", 4 * t4);
         self.run("rms_norm_backward", shape.clone(), name, |c| {
             let (x, d_y, d_x) = (x.rows(0, h, t4)?, y.rows(0, h, t4)?, z.rows(0, h, t4)?);
-            kernels.rms_norm_backward(c, x, &gain, 1e-5, d_y, d_x)
+            kernels.norm_backward(c, x, &Norm::rms(&gain, 1e-5), d_y, d_x, true)
+        })?;
+        let layer = Norm { kind: NormKind::Layer, ..Norm::rms(&gain, 1e-5) };
+        self.run("layer_norm_backward", shape.clone(), name, |c| {
+            let (x, d_y, d_x) = (x.rows(0, h, t4)?, y.rows(0, h, t4)?, z.rows(0, h, t4)?);
+            kernels.norm_backward(c, x, &layer, d_y, d_x, true)
         })?;
         self.run("swiglu_to", shape.clone(), name, |c| {
-            kernels.swiglu_to(c, x.rows(0, h, t4)?, y.rows(0, h, t4)?, z.rows(0, h, t4)?)
+            kernels.gated_to(c, ActivationKind::Silu, x.rows(0, h, t4)?, y.rows(0, h, t4)?, z.rows(0, h, t4)?)
         })?;
         self.run("swiglu_backward", shape.clone(), name, |c| {
-            kernels.swiglu_backward(c, x.rows(0, h, t4)?, y.rows(0, h, t4)?, z.rows(0, h, t4)?)
+            kernels.gated_backward(
+                c,
+                ActivationKind::Silu,
+                x.rows(0, h, t4)?,
+                y.rows(0, h, t4)?,
+                z.rows(0, h, t4)?,
+            )
         })?;
         self.run("squared_error", shape, name, |c| {
             let (y, target) = (y.rows(0, h, t4)?, z.rows(0, h, t4)?);
@@ -228,15 +249,15 @@ impl<'g> Bench<'g> {
         let targets = gpu.alloc_init("bench:targets", &vec![1u32; 4 * t4])?;
         let shape = format!("vocabulary of {vocab} x {}", 4 * t4);
         self.run("vocab_reduce", shape.clone(), name, |c| {
-            kernels.vocab_reduce(c, logits.rows(0, vocab, t4)?, 0, &targets, state.rows(0, 3, t4)?)
+            kernels.vocab_reduce(c, logits.rows(0, vocab, t4)?, 0, &targets, state.rows(0, 3, t4)?, None)
         })?;
         self.run("vocab_gradient", shape.clone(), name, |c| {
             let (logits, state) = (logits.rows(0, vocab, t4)?, state.rows(0, 3, t4)?);
-            kernels.vocab_gradient(c, logits, vocab, 0, &targets, state, 0.5)
+            kernels.vocab_gradient(c, logits, vocab, 0, &targets, state, 0.5, None)
         })?;
         self.run("vocab_kl", shape, name, |c| {
             let (x, d, s) = (logits.rows(0, vocab, t4)?, dense.rows(0, vocab, t4)?, state.rows(0, 3, t4)?);
-            kernels.vocab_kl(c, x, d, vocab, s, s, &targets, 0.5, &tokens)
+            kernels.vocab_kl(c, x, d, vocab, s, s, &targets, 0.5, &tokens, [None; 2])
         })
     }
 
@@ -467,10 +488,10 @@ fn commit() -> Option<String> {
 fn weight(gpu: &Gpu, n: usize, k: usize, dtype: Dtype) -> Result<Weight, GpuError> {
     let value = |i: usize| ((i * 7919) % 31) as f32 * 0.01 - 0.15;
     let data: Vec<u8> = match dtype {
+        Dtype::F64 => (0..n * k).flat_map(|i| f64::from(value(i)).to_le_bytes()).collect(),
         Dtype::F32 => (0..n * k).flat_map(|i| value(i).to_le_bytes()).collect(),
         Dtype::F16 => (0..n * k).flat_map(|i| half::f16::from_f32(value(i)).to_le_bytes()).collect(),
         Dtype::BF16 => (0..n * k).flat_map(|i| half::bf16::from_f32(value(i)).to_le_bytes()).collect(),
-        Dtype::F64 => (0..n * k).flat_map(|i| f64::from(value(i)).to_le_bytes()).collect(),
     };
     Weight::upload(gpu, "bench:weight", &TensorView { name: "bench", dtype, shape: &[n, k], data: &data })
 }

@@ -8,7 +8,7 @@ use std::error::Error;
 use std::path::Path;
 
 use maskwright::mask::MaskFile;
-use maskwright::model::{Checkpoint, Config};
+use maskwright::model::{Architecture, Checkpoint};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// The share of each projection's summed magnitudes that its mask keeps, in the model's order.
 pub fn score_mask(model: &Path, mask: &Path) -> Result<Vec<(String, f64)>, Box<dyn Error>> {
-    let config = Config::read(model)?;
+    let config = Architecture::read(model)?;
     let checkpoint = Checkpoint::open(model, &config)?;
     let projections = config.projections();
     // The tool's own files, and the .npz of MaskLLM's tools.

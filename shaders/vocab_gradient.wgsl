@@ -1,10 +1,14 @@
 // logits[r, t] = scale (exp(logits[r, t] - m[t]) / l[t] - [first + r is the target of t]), in place: the gradient of the loss
 // with respect to one chunk of the logits, after vocab_reduce.wgsl has left m and l of all chunks. Tokens without a target
-// and rows beyond the vocabulary get zeros.
+// and rows beyond the vocabulary get zeros. With CAP a logit is cap tanh(x / cap) of the x in the buffer, and the gradient that by x: times
+// 1 - tanh(x / cap)^2.
 //
 // logits [count, t4] vec4 over tokens; targets [t4] vec4<u32> of vocabulary rows (all bits set = none); state [3, t4]: m, l, -.
 // An invocation holds a vec4 of tokens and makes 16 rows.
 // Dispatch: [ceil(t4 / LANES), ceil(count / (16 SLICES)), 1], workgroup LANES x SLICES.
+#ifdef CAP
+#import maskwright::cap::{capped, cap_slope}
+#endif
 
 struct Params {
     rows: u32,     // rows of this chunk within the vocabulary
@@ -12,9 +16,9 @@ struct Params {
     t4: u32,
     first: u32,    // vocabulary row of the chunk's row 0
     scale: f32,
+    cap: f32,
     pad0: u32,
     pad1: u32,
-    pad2: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -39,7 +43,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_id) loca
             let i = r * p.t4 + t;
             let hit = select(vec4<f32>(), scale, goal == vec4<u32>(p.first + r));
             // A select, not a product with zero: what pads the chunk may be NaN.
-            logits[i] = select(vec4<f32>(), exp(logits[i] - m) * share - hit, has & vec4<bool>(r < p.rows));
+#ifdef CAP
+            let x = logits[i];
+            let d = (exp(capped(x, p.cap) - m) * share - hit) * cap_slope(x, p.cap);
+#else
+            let d = exp(logits[i] - m) * share - hit;
+#endif
+            logits[i] = select(vec4<f32>(), d, has & vec4<bool>(r < p.rows));
         }
     }
 }

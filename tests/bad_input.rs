@@ -70,7 +70,7 @@ fn an_index_that_points_to_a_missing_shard() {
     let dir = setup();
     let folder = dir.join("model");
     fs::remove_file(folder.join("model.safetensors")).unwrap();
-    write_shards(&folder, &tensors(&maskwright::model::Config::read(&folder).unwrap()));
+    write_shards(&folder, &tensors(&maskwright::model::Architecture::read(&folder).unwrap()));
     let shard = "model-00002-of-00002.safetensors";
     fs::remove_file(folder.join(shard)).unwrap();
     refused(&dir, &["model.safetensors.index.json", shard, "missing", "download it"]);
@@ -79,7 +79,7 @@ fn an_index_that_points_to_a_missing_shard() {
 #[test]
 fn a_tensor_of_the_wrong_shape() {
     let dir = setup();
-    let mut all = tensors(&maskwright::model::Config::read(&dir.join("model")).unwrap());
+    let mut all = tensors(&maskwright::model::Architecture::read(&dir.join("model")).unwrap());
     all.get_mut("model.layers.1.mlp.up_proj.weight").unwrap().shape.reverse();
     write_safetensors(&dir.join("model/model.safetensors"), &all);
     refused(&dir, &["model.layers.1.mlp.up_proj.weight", "[16, 24]", "[24, 16]", "do not belong together"]);
@@ -88,7 +88,7 @@ fn a_tensor_of_the_wrong_shape() {
 #[test]
 fn a_weight_that_is_not_a_number() {
     let dir = setup();
-    let mut all = tensors(&maskwright::model::Config::read(&dir.join("model")).unwrap());
+    let mut all = tensors(&maskwright::model::Architecture::read(&dir.join("model")).unwrap());
     // bf16 [24, 16]; element (2, 3).
     let at = 2 * (2 * 16 + 3);
     let data = &mut all.get_mut("model.layers.1.mlp.gate_proj.weight").unwrap().data;
@@ -101,8 +101,8 @@ fn a_weight_that_is_not_a_number() {
 fn an_unknown_family_and_a_broken_configuration() {
     let dir = setup();
     let folder = dir.join("model");
-    write_config(&folder, &config_with(json!({"model_type": "gpt2"})));
-    refused(&dir, &["config.json", "gpt2", "llama, mistral and qwen2"]);
+    write_config(&folder, &config_with(json!({"model_type": "bert"})));
+    refused(&dir, &["config.json", "bert", "llama, mistral, ministral"]);
     write_config(&folder, &config_with(json!({"hidden_size": "many"})));
     refused(&dir, &["config.json", "hidden_size", "many"]);
     fs::write(folder.join("config.json"), "{").unwrap();
@@ -217,7 +217,7 @@ fn wrong_options() {
 
 /// A magnitude mask of the folder's model, as a mask file.
 fn write_mask(folder: &Path, path: &Path) {
-    let config = maskwright::model::Config::read(folder).unwrap();
+    let config = maskwright::model::Architecture::read(folder).unwrap();
     let checkpoint = Checkpoint::open(folder, &config).unwrap();
     let pattern = Pattern::new(2, 4).unwrap();
     let selection = select(&config, pattern, &[], false).unwrap();

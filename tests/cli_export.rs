@@ -12,12 +12,12 @@ use cli_tools::{command, fails, preset, succeeds, village, village_text};
 use host_fixture::{Scratch, masks, mentions, packable, tensors, write_shards};
 use maskwright::export::{ct24, torch24};
 use maskwright::mask::{MaskFile, Pattern, Provenance};
-use maskwright::model::{Checkpoint, Config};
+use maskwright::model::{Architecture, Checkpoint};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 /// `dense` and its 2:4 mask, the file `mask`.
-fn setup(dir: &Path) -> Config {
+fn setup(dir: &Path) -> Architecture {
     packable(dir, Pattern::TWO_OF_FOUR, &[])
 }
 

@@ -14,7 +14,7 @@ use host_fixture::{
 };
 use maskwright::export::hf;
 use maskwright::mask::{MaskFile, Pattern, Provenance};
-use maskwright::model::{Checkpoint, Config};
+use maskwright::model::{Architecture, Checkpoint};
 use maskwright::prune::Selection;
 use maskwright::verify::{Options, verify};
 use serde_json::json;
@@ -27,7 +27,7 @@ fn exported(pattern: &str, tied: bool) -> Scratch {
     let dir = Scratch::new();
     let source = dir.join("source");
     write_config(&source, &config_with(json!({"tie_word_embeddings": tied})));
-    let config = Config::read(&source).unwrap();
+    let config = Architecture::read(&source).unwrap();
     write_shards(&source, &tensors(&config));
     let checkpoint = Checkpoint::open(&source, &config).unwrap();
     let pattern: Pattern = pattern.parse().unwrap();
@@ -207,7 +207,7 @@ fn backends_are_told_by_shape_type_and_pattern() {
 fn a_real_model_passes() {
     let dir = Scratch::new();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/stories260K");
-    let config = Config::read(&source).unwrap();
+    let config = Architecture::read(&source).unwrap();
     let checkpoint = Checkpoint::open(&source, &config).unwrap();
     let selection =
         Selection { pruned: config.projections().into_iter().enumerate().collect(), skipped: vec![] };

@@ -15,7 +15,7 @@ use cli_tools::{
 };
 use host_fixture::{Scratch, config_with, tensors, write_config, write_safetensors, write_tokenizer};
 use maskwright::mask::MaskFile;
-use maskwright::model::{Checkpoint, Config};
+use maskwright::model::{Architecture, Checkpoint};
 use serde_json::{Value, json as value};
 
 /// `prune` of the embedded model, layer by layer, on windows of so many tokens.
@@ -212,7 +212,7 @@ fn repairs() {
     let heldout = village_text("heldout");
     let heldout = heldout.to_str().unwrap();
     let evaluated = ["--eval", heldout, "--eval-window", "32", "--eval-windows", "8"];
-    let source = Checkpoint::open(&village(), &Config::read(&village()).unwrap()).unwrap();
+    let source = Checkpoint::open(&village(), &Architecture::read(&village()).unwrap()).unwrap();
     for (name, more) in [
         ("update", &["--method", "sparsegpt", "--repair", "update"][..]),
         ("lstsq", &["--method", "descent", "--repair", "lstsq"]),
@@ -226,7 +226,8 @@ fn repairs() {
         assert!(mask.iter().zip(&repaired).all(|(m, r)| r < m), "{name}: {mask:?} {repaired:?}");
         let report = json_file(&out.join("model/sparsity_report.json"));
         assert_eq!(report["kept_weights"], "re-fitted after pruning");
-        let model = Checkpoint::open(&out.join("model"), &Config::read(&out.join("model")).unwrap()).unwrap();
+        let model =
+            Checkpoint::open(&out.join("model"), &Architecture::read(&out.join("model")).unwrap()).unwrap();
         let file = MaskFile::read(&out.join("mask.safetensors")).unwrap();
         for (tensor, mask) in &file.set.masks {
             let (new, old) =
@@ -281,7 +282,7 @@ fn random_model(dir: &Path, blocks: usize) -> (PathBuf, PathBuf) {
 fn random_model_of(dir: &Path, name: &str, shape: Value) -> (PathBuf, PathBuf) {
     let model = dir.join(name);
     write_config(&model, &config_with(shape));
-    let config = Config::read(&model).unwrap();
+    let config = Architecture::read(&model).unwrap();
     write_safetensors(&model.join("model.safetensors"), &tensors(&config));
     write_tokenizer(&model, 12, 1);
     (model, random_text(dir))
@@ -475,7 +476,7 @@ fn reports_are_in_order() {
     let run: Value = json_file(&out.join("run.json"));
     let names: Vec<&str> =
         run["projections"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
-    let all = Config::read(&village()).unwrap().projections();
+    let all = Architecture::read(&village()).unwrap().projections();
     let want: Vec<&str> = all.iter().map(|p| p.name.as_str()).filter(|n| n.contains("mlp")).collect();
     assert_eq!(names, want);
     assert_eq!(

@@ -11,7 +11,7 @@ use host_fixture::{
 };
 use maskwright::export::{MaskedModel, PackedFolder, ct24, sparse_bitmask, torch24};
 use maskwright::mask::{BitMask, Pattern, Provenance, npz, rank};
-use maskwright::model::{Checkpoint, Config, OutTensor, Overlay, write_safetensors};
+use maskwright::model::{Architecture, Checkpoint, OutTensor, Overlay, write_safetensors};
 use maskwright::verify::{Options, verify};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -181,7 +181,7 @@ fn a_whole_ct24_file_is_written() {
 #[cfg_attr(not(have_shared), ignore = "needs ../shared")]
 fn the_tiny_llama_is_written_as_its_libraries_do() {
     let (a, b) = (vectors().join("tiny_llama/a_dense"), vectors().join("tiny_llama/b_ct24"));
-    let config = Config::read(&a).unwrap();
+    let config = Architecture::read(&a).unwrap();
     let checkpoint = Checkpoint::open(&a, &config).unwrap();
     let set = masks(&checkpoint, &config, Pattern::TWO_OF_FOUR);
     let dir = Scratch::new();

@@ -12,7 +12,7 @@ use std::process::Command;
 use cli_tools::{command, fails_in, names, succeeds};
 use host_fixture::{Scratch, config_with, masks, tensors, write_config, write_shards, write_tokenizer};
 use maskwright::mask::{MaskFile, Pattern, Provenance};
-use maskwright::model::{Checkpoint, Config};
+use maskwright::model::{Architecture, Checkpoint};
 use serde_json::json;
 
 /// A model in two shards beside its 2:4 mask.
@@ -22,7 +22,7 @@ fn setup(dir: &Path) {
         &source,
         &config_with(json!({ "hidden_size": 64, "intermediate_size": 96, "head_dim": 16 })),
     );
-    let config = Config::read(&source).unwrap();
+    let config = Architecture::read(&source).unwrap();
     write_shards(&source, &tensors(&config));
     write_tokenizer(&source, 12, 1);
     let checkpoint = Checkpoint::open(&source, &config).unwrap();

@@ -14,7 +14,7 @@ use fuzzing::{Corpus, End, fuzz, refused, unmeasured};
 use host_fixture::{Scratch, tensors, write_safetensors};
 use maskwright::export::{ExportError, MaskedModel, ct24, hf, torch24};
 use maskwright::mask::MaskFile;
-use maskwright::model::{Checkpoint, Config, Overlay};
+use maskwright::model::{Architecture, Checkpoint, Overlay};
 use safetensors::Dtype as Stored;
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ const SIZES: &str = r#"{"hidden_size": 64, "intermediate_size": 32, "head_dim": 
 /// Reads model and mask and writes one of the formats, as the command does.
 fn export(dir: &Path, out: &Path, number: u64) -> Result<(), ExportError> {
     let dense = dir.join("dense");
-    let config = Config::read(&dense)?;
+    let config = Architecture::read(&dense)?;
     let checkpoint = Checkpoint::open(&dense, &config)?;
     let file = MaskFile::read(&dir.join("mask.safetensors"))?;
     file.differing_sources(&checkpoint)?;

@@ -13,14 +13,14 @@ use fuzzing::{Case, Corpus, End, fuzz, npz, refused, unmeasured};
 use host_fixture::Scratch;
 use maskwright::export::{MaskedModel, ct24, hf, torch24};
 use maskwright::mask::{MaskFile, npz as npz_file};
-use maskwright::model::{Checkpoint, Config, Overlay};
+use maskwright::model::{Architecture, Checkpoint, Overlay};
 use maskwright::verify::{Inspection, Options, inspect, verify};
 use serde_json::json;
 
 /// A dense model, its mask in both forms, and its masked copy in every format.
 struct Room {
     dense: PathBuf,
-    config: Config,
+    config: Architecture,
     mask: MaskFile,
     /// What the weight files of the masked copy hold.
     expected: Weights,

@@ -14,15 +14,15 @@ use fuzzing::{Case, Corpus, End, fuzz, refused, unmeasured};
 use host_fixture::Scratch;
 use maskwright::export::{MaskedModel, hf};
 use maskwright::mask::{MaskFile, Pattern};
-use maskwright::model::{Checkpoint, Config, ModelError, Overlay, Tokenizer};
+use maskwright::model::{Architecture, Checkpoint, ModelError, Overlay, Tokenizer};
 use maskwright::verify::{Options, verify};
 use serde_json::{Value, json};
 
 // ---- The model -----------------------------------------------------------------------------------------------------
 
 /// Everything that a command does with a model folder before it computes.
-fn open(dir: &Path) -> Result<(Config, Checkpoint), ModelError> {
-    let config = Config::read(dir)?;
+fn open(dir: &Path) -> Result<(Architecture, Checkpoint), ModelError> {
+    let config = Architecture::read(dir)?;
     let checkpoint = Checkpoint::open(dir, &config)?;
     checkpoint.check_finite(&config)?;
     let tokenizer = Tokenizer::open(dir, &config)?;
@@ -93,7 +93,7 @@ fn byte_level_tokenizer() {
     for file in ["config.json", "tokenizer.json"] {
         fs::copy(village.join(file), dir.join(file)).unwrap();
     }
-    let config = Config::read(dir.path()).unwrap();
+    let config = Architecture::read(dir.path()).unwrap();
     let corpus = Corpus::of(dir.path(), &["tokenizer.json"]);
     fuzz("byte_level_tokenizer", &corpus, 500, |case| {
         let read = Tokenizer::open(case.folder, &config)
@@ -210,7 +210,7 @@ fn judge(masked: &Masked, corpus: &Corpus, case: &Case<'_>) -> Result<End, Strin
         }
         let pattern: Pattern = verdict.pattern.parse().map_err(|_| "a verdict without a pattern")?;
         let numbers = [pattern.n(), pattern.m()];
-        let config = Config::read(&masked.folder).map_err(|e| e.to_string())?;
+        let config = Architecture::read(&masked.folder).map_err(|e| e.to_string())?;
         let shapes: BTreeMap<String, [u64; 2]> =
             config.projections().into_iter().map(|p| (p.name, [p.rows as u64, p.cols as u64])).collect();
         let told_dense = dense_by_report(&masked.folder);

@@ -13,10 +13,10 @@ use fuzzing::{Case, Corpus, End, fuzz, refused};
 use host_fixture::{Scratch, model};
 use maskwright::calib::tokens_of_file;
 use maskwright::hub::{Need, RepoName, Settings, Watch, snapshot, snapshot_of_folder};
-use maskwright::model::{Config, Tokenizer};
+use maskwright::model::{Architecture, Tokenizer};
 use parquet::basic::{Compression, ZstdLevel};
 
-fn judged(tokenizer: &Tokenizer, config: &Config, path: &Path) -> Result<End, String> {
+fn judged(tokenizer: &Tokenizer, config: &Architecture, path: &Path) -> Result<End, String> {
     match tokens_of_file(tokenizer, path) {
         Ok(ids) if ids.iter().any(|&id| id as usize >= config.vocab_size) => {
             Err("an id without an embedding".into())

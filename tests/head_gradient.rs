@@ -26,13 +26,13 @@ struct Fixture {
 impl Fixture {
     fn open(name: &str) -> Self {
         let model = Model::fixture(name);
-        let gain = floats(&model, model.config.final_norm_name());
-        let output = floats(&model, model.config.output_name());
+        let gain = floats(&model, &format!("{}.weight", model.config.final_norm_module()));
+        let output = floats(&model, &model.config.output_name());
         Self { model, gain, output }
     }
 
     fn twin(&self) -> Head<'_> {
-        Head { gain: &self.gain, eps: self.model.config.rms_norm_eps, output: &self.output }
+        Head { gain: &self.gain, eps: self.model.config.norm.eps, output: &self.output }
     }
 
     fn batch(&self, random: &mut Random, layout: Layout) -> Batch {

@@ -10,7 +10,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use host_fixture::{Scratch, mentions};
 use maskwright::calib::{Segments, read_windows, tokens_of_file};
-use maskwright::model::{Config, Tokenizer};
+use maskwright::model::{Architecture, Tokenizer};
 use serde_json::json;
 
 fn village(file: &str) -> PathBuf {
@@ -19,7 +19,7 @@ fn village(file: &str) -> PathBuf {
 
 fn tokenizer() -> Tokenizer {
     let folder = village("");
-    Tokenizer::open(&folder, &Config::read(&folder).unwrap()).unwrap()
+    Tokenizer::open(&folder, &Architecture::read(&folder).unwrap()).unwrap()
 }
 
 fn gzip(path: &Path, bytes: &[u8]) {

@@ -9,7 +9,7 @@ use std::path::Path;
 use host_fixture::{Scratch, export_hf, masks, mentions, model, tensors, write_config, write_shards};
 use maskwright::export::hf;
 use maskwright::mask::{BitMask, MaskFile, MaskSet, Pattern, Provenance};
-use maskwright::model::{Checkpoint, Config};
+use maskwright::model::{Architecture, Checkpoint};
 use serde_json::Value;
 
 /// Every file below a folder with its bytes.
@@ -158,7 +158,7 @@ fn unwritable_mask_paths_are_named() {
 }
 
 /// Checks every byte of an exported folder against its source.
-fn check_export(source: &Path, out: &Path, config: &Config, set: &MaskSet) {
+fn check_export(source: &Path, out: &Path, config: &Architecture, set: &MaskSet) {
     let (before, after) = (listing(source), listing(out));
     for (name, bytes) in &after {
         if !name.ends_with(".safetensors") && name != hf::REPORT {
@@ -192,7 +192,7 @@ fn exported_models_differ_only_in_pruned_weights() {
     let dir = Scratch::new();
     let source = dir.join("source");
     write_config(&source, &host_fixture::config());
-    let config = Config::read(&source).unwrap();
+    let config = Architecture::read(&source).unwrap();
     write_shards(&source, &tensors(&config));
     fs::create_dir_all(source.join("additional_chat_templates")).unwrap();
     fs::create_dir_all(source.join("original")).unwrap();
@@ -311,7 +311,7 @@ fn a_failed_export_cleans_up() {
 fn a_real_model_is_exported() {
     let dir = Scratch::new();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/stories260K");
-    let config = Config::read(&source).unwrap();
+    let config = Architecture::read(&source).unwrap();
     let checkpoint = Checkpoint::open(&source, &config).unwrap();
     let set = masks(&checkpoint, &config, Pattern::TWO_OF_FOUR);
     let out = dir.join("out");

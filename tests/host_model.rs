@@ -10,13 +10,15 @@ use host_fixture::{
     write_shards, write_tokenizer,
 };
 use maskwright::calib::{Windows, tokens_of_file};
-use maskwright::model::{Checkpoint, Config, Dtype, Family, ModelError, Tokenizer, sha256_hex};
+use maskwright::model::{
+    Architecture, Checkpoint, Dtype, ModelError, ProjectionKind, RopeScaling, Tokenizer, sha256_hex,
+};
 use serde_json::{Value, json};
 
-fn read(config: &Value) -> Result<Config, ModelError> {
+fn read(config: &Value) -> Result<Architecture, ModelError> {
     let dir = Scratch::new();
     write_config(dir.path(), config);
-    Config::read(dir.path())
+    Architecture::read(dir.path())
 }
 
 #[track_caller]
@@ -29,24 +31,29 @@ fn refused(changes: Value, parts: &[&str]) {
 #[test]
 fn families_and_their_peculiarities() {
     let llama = read(&config()).unwrap();
-    assert_eq!((llama.family, llama.attention_bias, llama.sliding_window), (Family::Llama, false, None));
+    let windows = |of: &Architecture| of.layers.iter().map(|layer| layer.window).collect::<Vec<_>>();
+    assert_eq!((llama.family, llama.biases.len(), windows(&llama)), ("llama", 0, vec![None, None]));
     assert_eq!(llama.bos_token_id, Some(1));
     let biased = read(&config_with(json!({"attention_bias": true}))).unwrap();
-    assert!(biased.attention_bias && biased.attention_output_bias);
+    use ProjectionKind::{K, O, Q, V};
+    assert_eq!(biased.biases, [Q, K, V, O]);
     let qwen = json!({"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": false});
     let qwen = read(&config_with(qwen)).unwrap();
-    assert!(qwen.attention_bias && !qwen.attention_output_bias && qwen.sliding_window.is_none());
+    assert_eq!((qwen.biases.as_slice(), windows(&qwen)), ([Q, K, V].as_slice(), vec![None, None]));
     assert!(
         qwen.tensors().iter().any(|t| t.name == "model.layers.1.self_attn.k_proj.bias" && t.shape == [8])
     );
     assert!(!qwen.tensors().iter().any(|t| t.name.ends_with("o_proj.bias")));
-    let qwen = json!({"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": true});
-    assert_eq!(read(&config_with(qwen)).unwrap().sliding_window, Some(32));
+    let mut qwen = json!({"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": true});
+    assert_eq!(windows(&read(&config_with(qwen.clone())).unwrap()), [None, None], "28 blocks do not slide");
+    qwen["max_window_layers"] = json!(1);
+    assert_eq!(windows(&read(&config_with(qwen)).unwrap()), [None, Some(32)]);
     for (window, expected) in [(json!(32), Some(32)), (Value::Null, None)] {
         let mistral = config_with(json!({"model_type": "mistral", "sliding_window": window}));
-        assert_eq!(read(&mistral).unwrap().sliding_window, expected);
+        assert_eq!(windows(&read(&mistral).unwrap()), [expected, expected]);
     }
-    assert_eq!(read(&config_with(json!({"model_type": "mistral"}))).unwrap().sliding_window, Some(4096));
+    let mistral = read(&config_with(json!({"model_type": "mistral"}))).unwrap();
+    assert_eq!(windows(&mistral), [Some(4096), Some(4096)]);
 }
 
 #[test]
@@ -79,21 +86,21 @@ fn rotary_scaling_in_all_its_spellings() {
     new["rope_parameters"]["rope_theta"] = json!(500000.0);
     assert_eq!(read(&new).unwrap(), expected);
     // Values of transformers' _compute_llama3_parameters for these settings (Llama 3.1 8B), in f32.
-    let inv = expected.inv_freq();
+    let inv = expected.ropes[0].frequencies(expected.rotary.turned, 1);
     assert_eq!(inv.len(), 64);
     let close = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 2e-6, "{a} {b}");
     for (i, expected) in LLAMA3_INV_FREQ {
         close(inv[i], expected);
     }
     let plain = read(&config_with(json!({"rope_scaling": {"rope_type": "default"}}))).unwrap();
-    assert_eq!(plain.rope.scaling, None);
+    assert_eq!(plain.ropes[0].scaling, RopeScaling::None);
     let modern = json!({"rope_theta": null, "rope_parameters": {"rope_type": "default", "rope_theta": 5000}});
-    assert_eq!(read(&config_with(modern)).unwrap().rope.theta, 5000.0);
+    assert_eq!(read(&config_with(modern)).unwrap().ropes[0].theta, 5000.0);
     refused(
-        json!({"rope_scaling": {"type": "linear", "factor": 2.0}}),
-        &["rope_scaling", "linear", "llama3"],
+        json!({"rope_scaling": {"type": "spiral", "factor": 2.0}}),
+        &["rope_scaling", "spiral", "llama3", "yarn"],
     );
-    refused(json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}), &["yarn"]);
+    refused(json!({"rope_scaling": {"type": "linear"}}), &["rope_scaling.factor"]);
     refused(json!({"rope_scaling": {"factor": 2.0}}), &["rope_type"]);
     refused(json!({"rope_scaling": {"type": "llama3", "factor": 2.0}}), &["low_freq_factor"]);
     let mut swapped = llama3("rope_type");
@@ -105,16 +112,17 @@ fn rotary_scaling_in_all_its_spellings() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
-    refused(json!({"model_type": "gpt2"}), &["gpt2", "llama", "mistral", "qwen2"]);
+    refused(json!({"model_type": "bert"}), &["bert", "llama", "mistral", "qwen2"]);
     refused(json!({"model_type": null}), &["none given", "llama"]);
     refused(json!({"model_type": "mixtral"}), &["mixtral"]);
-    refused(json!({"hidden_act": "gelu"}), &["hidden_act", "gelu", "silu"]);
+    refused(json!({"hidden_act": "mish"}), &["hidden_act", "mish", "silu"]);
+    refused(json!({"residual_twist": 2}), &["residual_twist", "may change what the model computes"]);
     refused(
         json!({"quantization_config": {"quant_method": "gptq"}}),
         &["quantization_config", "unquantized"],
     );
-    refused(json!({"mlp_bias": true}), &["mlp_bias"]);
-    refused(json!({"partial_rotary_factor": 0.5}), &["partial_rotary_factor"]);
+    refused(json!({"mlp_bias": "yes"}), &["mlp_bias"]);
+    refused(json!({"partial_rotary_factor": 1.5}), &["partial_rotary_factor"]);
     let odd = json!({"model_type": "qwen2", "layer_types": ["linear_attention"]});
     refused(odd, &["linear_attention"]);
 }
@@ -138,10 +146,13 @@ fn sizes_that_cannot_be_are_refused() {
 #[test]
 fn a_config_that_is_no_json_object_is_refused() {
     let dir = Scratch::new();
-    mentions(&Config::read(dir.path()).unwrap_err().to_string(), &["config.json", "Hugging Face layout"]);
+    mentions(
+        &Architecture::read(dir.path()).unwrap_err().to_string(),
+        &["config.json", "Hugging Face layout"],
+    );
     for text in ["", "{", "[]", "\u{0}", "{\"model_type\": NaN}", &"[".repeat(100_000)] {
         fs::write(dir.join("config.json"), text).unwrap();
-        mentions(&Config::read(dir.path()).unwrap_err().to_string(), &["config.json", "JSON"]);
+        mentions(&Architecture::read(dir.path()).unwrap_err().to_string(), &["config.json", "JSON"]);
     }
 }
 
@@ -225,7 +236,7 @@ fn truncated_and_nonsense_weight_files_are_refused() {
 fn an_index_that_does_not_fit_is_refused() {
     let dir = Scratch::new();
     write_config(dir.path(), &config());
-    let config = Config::read(dir.path()).unwrap();
+    let config = Architecture::read(dir.path()).unwrap();
     mentions(&open_error(dir.path(), &config), &["neither model.safetensors nor"]);
     let all = tensors(&config);
     write_shards(dir.path(), &all);
@@ -299,7 +310,7 @@ fn wrong_shapes_types_and_missing_tensors_are_refused() {
 
     // Untied, the output matrix is called for.
     write_safetensors(&path, &good);
-    let untied = Config { tie_word_embeddings: false, ..config };
+    let untied = Architecture { tie_word_embeddings: false, ..config };
     mentions(&open_error(dir.path(), &untied), &["lm_head.weight"]);
 }
 
@@ -393,7 +404,7 @@ fn real_models_open_and_their_token_counts_equal_transformers() {
     let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
     for (name, count) in [("stories260K", 388_718), ("stories3M", 202_925)] {
         let dir = shared.join("models").join(name);
-        let config = Config::read(&dir).unwrap();
+        let config = Architecture::read(&dir).unwrap();
         let checkpoint = Checkpoint::open(&dir, &config).unwrap();
         checkpoint.check_finite(&config).unwrap();
         let tokenizer = Tokenizer::open(&dir, &config).unwrap();
@@ -402,7 +413,7 @@ fn real_models_open_and_their_token_counts_equal_transformers() {
         assert_eq!(tokens[0], 1);
     }
     let dir = shared.join("vectors/tiny_llama/a_dense");
-    let config = Config::read(&dir).unwrap();
+    let config = Architecture::read(&dir).unwrap();
     assert_eq!(Checkpoint::open(&dir, &config).unwrap().files().len(), 2);
 }
 

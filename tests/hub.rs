@@ -14,7 +14,7 @@ use std::process::Command;
 use cli_tools::{Ran, command, fails_in, json_file, names};
 use host_fixture::{Scratch, Tensor, config, model, tensors, write_config, write_safetensors, write_shards};
 use hub_server::Server;
-use maskwright::model::{Config, sha256_hex};
+use maskwright::model::{Architecture, sha256_hex};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const OTHER: &str = "89abcdef0123456789abcdef0123456789abcdef";
@@ -291,7 +291,7 @@ fn shards_branches_and_folders_of_the_cache() {
     let hub = Hub::new();
     let sharded = hub.dir.join("sharded");
     write_config(&sharded, &config());
-    write_shards(&sharded, &tensors(&Config::read(&sharded).unwrap()));
+    write_shards(&sharded, &tensors(&Architecture::read(&sharded).unwrap()));
     fs::write(sharded.join("tokenizer.model"), "x").unwrap();
     hub.server.add(NAME, "refs/pr/1", OTHER, &sharded);
     good(hub.inspect(NAME));

@@ -1,11 +1,11 @@
-//! The backward pass of attention and of the rotary embedding against f64: `attention_delta`, `attention_backward_q`,
+//! The backward pass of attention against f64: `attention_delta`, `attention_backward_q`,
 //! `attention_backward_kv`, `attention_backward_lanes`, and the log-sum-exp that `attention` and `attention_lanes` leave for them.
 
 mod common;
 mod reference;
 
 use common::{
-    Random, Worst, activation, commands, gpu, kernels, kinds_of_attention, presets, read, untouched, vector,
+    Random, Worst, activation, commands, gpu, kernels, kinds_of_attention, presets, read, untouched,
 };
 use maskwright::gpu::GpuError;
 use maskwright::kernel::{Activation, AttentionGradient, Heads, Kernels, Layout, Rows};
@@ -248,48 +248,6 @@ fn gradients_of_absurd_scores_are_finite() {
             let got = run(&kernels(name), &x);
             let mut all = got.lse.iter().chain(got.gradients.iter().flatten());
             assert!(all.all(|v| v.is_finite()), "{name} {heads:?}");
-        }
-    }
-}
-
-/// `rope_backward` is the twin's rotation, and takes back what `rope` did.
-#[test]
-fn rope_backward() {
-    let mut worst = Worst::new("rope_backward", 2.0);
-    let mut back = Worst::new("rope and rope_backward", 3.0);
-    let mut random = Random::new(2);
-    for name in presets() {
-        let kernels = kernels(name);
-        for (heads, head_dim, windows, length) in
-            [(1, 2, 1, 1), (1, 8, 3, 5), (7, 128, 2, 37), (3, 20, 5, 13)]
-        {
-            let layout = Layout { windows, length };
-            let (rows, tokens, window) = (heads * head_dim, 4 * layout.t4(), 4 * layout.window4());
-            let x = random.values(rows * tokens, 3.0);
-            let angle = |i: usize| 1.1f64.powi(-((i / window) as i32)) * (i % window) as f64;
-            let half = head_dim / 2 * window;
-            let cos = (0..half).map(|i| angle(i).cos() as f32);
-            let table: Vec<f32> = cos.chain((0..half).map(|i| angle(i).sin() as f32)).collect();
-            let on_gpu = vector(gpu(), &table);
-            let label = format!("{name} {heads} heads of {head_dim}, {windows} x {length}");
-            let (once, both) =
-                (activation(gpu(), rows, layout.t4(), &x), activation(gpu(), rows, layout.t4(), &x));
-            let mut c = commands();
-            let (one, two) = (once.rows(0, rows, layout.t4()), both.rows(0, rows, layout.t4()));
-            let (one, two) = (one.expect("rows"), two.expect("rows"));
-            kernels.rope_backward(&mut c, one, head_dim, &on_gpu, layout).expect("rope_backward");
-            kernels.rope(&mut c, two, head_dim, &on_gpu, layout).expect("rope");
-            kernels.rope_backward(&mut c, two, head_dim, &on_gpu, layout).expect("rope_backward");
-            let want = reference::rope_backward(&x, &table, head_dim, window, tokens);
-            worst.check(&label, &read(&mut c, once.buffer(), x.len()), &want);
-            // A rounding of either of a pair is one of both.
-            let mut identity = Twin::new(tokens);
-            for (i, &v) in x.iter().enumerate() {
-                let (row, half) = (i / tokens, head_dim / 2);
-                let other = if row % head_dim < half { i + half * tokens } else { i - half * tokens };
-                identity.push(f64::from(v), reference::EPS * f64::from(v.abs() + x[other].abs()));
-            }
-            back.check(&label, &read(&mut c, both.buffer(), x.len()), &identity);
         }
     }
 }

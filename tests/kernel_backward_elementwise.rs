@@ -1,4 +1,4 @@
-//! The gradients of norm, activation and losses against f64, and the f64 gradients against central differences of the forward
+//! The gradients of the losses against f64, and the f64 gradients against central differences of the forward
 //! twins.
 
 mod common;
@@ -22,32 +22,6 @@ fn against(upstream: &[f32], forward: &Twin) -> f64 {
 }
 
 #[test]
-fn twin_of_the_norm_against_differences() {
-    let mut random = Random::new(1);
-    for (features, tokens) in [(1, 2), (5, 3), (16, 2)] {
-        let count = features * tokens;
-        let (x, gain) = (even(&mut random, count, 2.0), random.values(features, 2.0));
-        let (d_y, zero) = (random.values(count, 1.0), vec![0.0; count]);
-        let twin = reference::rms_norm_backward(&x, &gain, 0.5, &d_y, &zero, tokens);
-        check_differences(&format!("[{features}, {tokens}]"), &x, &twin.value, |x| {
-            against(&d_y, &reference::rms_norm(x, &gain, 0.5, tokens))
-        });
-    }
-}
-
-#[test]
-fn twin_of_the_activation_against_differences() {
-    let mut random = Random::new(2);
-    for scale in [1.0, 6.0] {
-        let (gate, up) = (even(&mut random, 40, scale), even(&mut random, 40, 2.0));
-        let d = random.values(40, 1.0);
-        let [d_gate, d_up] = reference::swiglu_backward(&gate, &up, &d);
-        check_differences("gate", &gate, &d_gate.value, |g| against(&d, &reference::swiglu(g, &up)));
-        check_differences("up", &up, &d_up.value, |u| against(&d, &reference::swiglu(&gate, u)));
-    }
-}
-
-#[test]
 fn twins_of_the_losses_against_differences() {
     let mut random = Random::new(3);
     let (rows, tokens) = (9, 6);
@@ -60,81 +34,13 @@ fn twins_of_the_losses_against_differences() {
     });
     let targets = [4, 0, u32::MAX, 8, 3, 1];
     let scored: Vec<f32> = targets.iter().map(|&t| if t == u32::MAX { 0.0 } else { 0.75 }).collect();
-    let gradient = reference::vocab_gradient(&x, &targets, 0.75, tokens);
-    check_differences("vocab_gradient", &x, &gradient.value, |x| {
-        against(&scored, &reference::vocab_reduce(x, &targets, tokens).loss)
-    });
-    let ([gradient, _], _) = reference::vocab_kl(&x, &other, &targets, 0.75, tokens);
-    check_differences("vocab_kl", &x, &gradient.value, |x| {
-        0.75 * against(&upstream, &reference::vocab_kl(x, &other, &targets, 0.75, tokens).0[1])
-    });
-}
-
-/// `rms_norm_backward` and `rms_norm_backward_lanes`, also with activations that were allocated for more tokens.
-#[test]
-fn rms_norm_backward() {
-    let mut worst = Worst::new("rms_norm_backward", 6.0);
-    let mut random = Random::new(4);
-    for name in presets() {
-        let kernels = kernels(name);
-        for (features, t4) in
-            [(1, 1), (15, 7), (16, 8), (17, 9), (31, 15), (64, 16), (192, 33), (257, 17), (1031, 3)]
-        {
-            for (scale, eps) in [(1.0, 1e-5), (1e-4, 1e-5), (1e9, 1e-6), (1e-12, 1e-5)] {
-                let count = features * 4 * t4;
-                let mut x = random.values(count, scale);
-                (0..features).for_each(|h| x[h * 4 * t4] = 0.0); // a token of zeros, as padding is
-                let (gain, d_y) = (random.values(features, 2.0), random.values(count, 1.0));
-                let spare = 4 * 5 * features;
-                let before = [random.values(count, 1.0), untouched(spare)].concat();
-                let on = |v: &[f32]| activation(gpu(), features, t4, v);
-                let (xa, da) = (on(&x), on(&d_y));
-                let out = activation(gpu(), features, t4 + 5, &before);
-                let mut c = commands();
-                let (xr, dr, to) = (all(&xa, features, t4), all(&da, features, t4), all(&out, features, t4));
-                kernels
-                    .rms_norm_backward(&mut c, xr, &vector(gpu(), &gain), eps, dr, to)
-                    .expect("rms_norm_backward");
-                let got = read(&mut c, out.buffer(), count + spare);
-                let want = reference::rms_norm_backward(&x, &gain, eps, &d_y, &before[..count], 4 * t4);
-                let label = format!("{name} [{features}, {}] x {scale:e}", 4 * t4);
-                worst.check(&label, &got[..count], &want);
-                assert!(got[count..].iter().all(|v| v.is_nan()), "{name}: written behind the tokens");
-            }
-        }
-    }
-}
-
-/// `swiglu_to` has the bits of `swiglu`, and leaves its inputs as they are; `swiglu_backward` against its twin.
-#[test]
-fn swiglu_backward() {
-    let mut worst = [Worst::new("swiglu_backward, gate", 8.0), Worst::new("swiglu_backward, up", 8.0)];
-    let mut random = Random::new(5);
-    for name in presets() {
-        let kernels = kernels(name);
-        for (features, t4) in [(1, 1), (1, 255), (1, 64), (257, 1), (13, 37)] {
-            for scale in [1.0, 20.0, 90.0, 1e4] {
-                let count = features * 4 * t4;
-                let (gate, up) = (random.values(count, scale), random.values(count, 3.0));
-                let d = random.values(count, 1.0);
-                let on = |v: &[f32]| activation(gpu(), features, t4, v);
-                let (ga, ua, da, out) = (on(&gate), on(&up), on(&d), on(&untouched(count)));
-                let [g, u, d_inner, o] = [&ga, &ua, &da, &out].map(|a| all(a, features, t4));
-                let label = format!("{name} [{features}, {}] x {scale}", 4 * t4);
-                let mut c = commands();
-                kernels.swiglu_to(&mut c, g, u, o).expect("swiglu_to");
-                same_bits(&format!("{label}: gate"), &read(&mut c, ga.buffer(), count), &gate);
-                let elsewhere = read(&mut c, out.buffer(), count);
-                let copy = on(&gate);
-                kernels.swiglu(&mut c, all(&copy, features, t4), u).expect("swiglu");
-                same_bits(&label, &elsewhere, &read(&mut c, copy.buffer(), count));
-                kernels.swiglu_backward(&mut c, g, u, d_inner).expect("swiglu_backward");
-                let want = reference::swiglu_backward(&gate, &up, &d);
-                for ((worst, on), want) in worst.iter_mut().zip([&ga, &ua]).zip(&want) {
-                    worst.check(&label, &read(&mut c, on.buffer(), count), want);
-                }
-            }
-        }
+    for cap in [None, Some(1.5)] {
+        let gradient = reference::vocab_gradient(&x, &targets, 0.75, tokens, cap);
+        check_differences("vocab_gradient", &x, &gradient.value, |x| {
+            against(&scored, &reference::vocab_reduce(x, &targets, tokens, cap).loss)
+        });
+        let kl = |x: &[f32]| reference::vocab_kl(x, &other, &targets, 0.75, tokens, [cap, Some(1.75)]).0;
+        check_differences("vocab_kl", &x, &kl(&x)[0].value, |x| 0.75 * against(&upstream, &kl(x)[1]));
     }
 }
 
@@ -189,7 +95,13 @@ struct Pieces {
 
 impl Pieces {
     /// Uploads them, padding rows as NaN, and reduces them to the state.
-    fn new(kernels: &Kernels<'static>, logits: &[f32], cuts: &[usize], targets: &[u32]) -> Self {
+    fn new(
+        kernels: &Kernels<'static>,
+        logits: &[f32],
+        cuts: &[usize],
+        targets: &[u32],
+        cap: Option<f32>,
+    ) -> Self {
         let tokens = targets.len();
         let t4 = tokens / 4;
         let state = activation(gpu(), 3, t4, &untouched(3 * tokens));
@@ -205,6 +117,7 @@ impl Pieces {
                     first,
                     &vector(gpu(), targets),
                     all(&state, 3, t4),
+                    cap,
                 )
                 .expect("vocab_reduce");
             pieces.push((first, rows, piece));
@@ -245,13 +158,14 @@ fn targets(random: &mut Random, vocab: usize, tokens: usize) -> Vec<u32> {
 }
 
 type Make = fn(&mut Random, usize, usize) -> f32;
-const KINDS: [(&str, Make); 6] = [
-    ("+-1", |r, _, _| r.value(1.0)),
-    ("+-80", |r, _, _| r.value(80.0)),
-    ("+-1e4", |r, _, _| r.value(1e4)),
-    ("falling from 80", |_, row, vocab| 80.0 - 160.0 * row as f32 / vocab as f32),
-    ("all -1e4", |_, _, _| -1e4),
-    ("one among -1e30", |_, row, vocab| if row == vocab / 2 { 3.0 } else { -1e30 }),
+/// Kinds of logits, and a cap that bends them.
+const KINDS: [(&str, Make, f32); 6] = [
+    ("+-1", |r, _, _| r.value(1.0), 0.5),
+    ("+-80", |r, _, _| r.value(80.0), 30.0),
+    ("+-1e4", |r, _, _| r.value(1e4), 5e3),
+    ("falling from 80", |_, row, vocab| 80.0 - 160.0 * row as f32 / vocab as f32, 30.0),
+    ("all -1e4", |_, _, _| -1e4, 5e3),
+    ("one among -1e30", |_, row, vocab| if row == vocab / 2 { 3.0 } else { -1e30 }, 30.0),
 ];
 const VOCABULARIES: [(usize, usize); 7] = [(1, 1), (3, 7), (5, 9), (63, 15), (65, 17), (258, 3), (1031, 2)];
 
@@ -267,23 +181,25 @@ fn vocab_gradient() {
         let kernels = kernels(name);
         for (vocab, t4) in VOCABULARIES {
             let tokens = 4 * t4;
-            for (kind, make) in KINDS {
+            for (kind, make, cap) in KINDS {
                 let logits: Vec<f32> =
                     (0..vocab * tokens).map(|i| make(&mut random, i / tokens, vocab)).collect();
                 let targets = targets(&mut random, vocab, tokens);
-                let want = reference::vocab_gradient(&logits, &targets, 0.3, tokens);
-                for cut in cuts(vocab) {
-                    let label = format!("{name} [{vocab}, {tokens}] {kind} in {cut:?}");
-                    let pieces = Pieces::new(&kernels, &logits, &cut, &targets);
-                    let (mut c, on_gpu) = (commands(), vector(gpu(), &targets));
-                    for (i, &(first, rows, _)) in pieces.pieces.iter().enumerate() {
-                        let (chunk, state) = (pieces.padded(i), pieces.state());
-                        kernels
-                            .vocab_gradient(&mut c, chunk, rows, first, &on_gpu, state, 0.3)
-                            .expect("vocab_gradient");
+                for cap in [None, Some(cap)] {
+                    let want = reference::vocab_gradient(&logits, &targets, 0.3, tokens, cap);
+                    for cut in cuts(vocab) {
+                        let label = format!("{name} [{vocab}, {tokens}] {kind} in {cut:?}, cap {cap:?}");
+                        let pieces = Pieces::new(&kernels, &logits, &cut, &targets, cap);
+                        let (mut c, on_gpu) = (commands(), vector(gpu(), &targets));
+                        for (i, &(first, rows, _)) in pieces.pieces.iter().enumerate() {
+                            let (chunk, state) = (pieces.padded(i), pieces.state());
+                            kernels
+                                .vocab_gradient(&mut c, chunk, rows, first, &on_gpu, state, 0.3, cap)
+                                .expect("vocab_gradient");
+                        }
+                        c.finish().expect("the gradient");
+                        worst.check(&label, &pieces.read(&label), &want);
                     }
-                    c.finish().expect("the gradient");
-                    worst.check(&label, &pieces.read(&label), &want);
                 }
             }
         }
@@ -302,33 +218,41 @@ fn vocab_kl() {
         let kernels = kernels(name);
         for (vocab, t4) in VOCABULARIES {
             let tokens = 4 * t4;
-            for ((kind, make), (distance, other)) in
+            for ((kind, make, cap), (distance, other)) in
                 KINDS.iter().flat_map(|k| others.iter().map(move |o| (k, o)))
             {
                 let logits: Vec<f32> =
                     (0..vocab * tokens).map(|i| make(&mut random, i / tokens, vocab)).collect();
                 let dense: Vec<f32> = logits.iter().map(|&x| other(&mut random, x)).collect();
                 let targets = targets(&mut random, vocab, tokens);
-                let (want, agree) = reference::vocab_kl(&logits, &dense, &targets, 0.3, tokens);
-                for cut in cuts(vocab) {
-                    let label = format!("{name} [{vocab}, {tokens}] {kind}, {distance}, in {cut:?}");
-                    let pieces = Pieces::new(&kernels, &logits, &cut, &targets);
-                    let of_dense = Pieces::new(&kernels, &dense, &cut, &targets);
-                    let (mut c, on_gpu) = (commands(), vector(gpu(), &targets));
-                    let kl = vector(gpu(), &vec![0.0f32; 2 * tokens]);
-                    for (i, &(_, rows, _)) in pieces.pieces.iter().enumerate() {
-                        let (x, d) = (pieces.padded(i), of_dense.padded(i));
-                        let (state, dense_state) = (pieces.state(), of_dense.state());
-                        kernels
-                            .vocab_kl(&mut c, x, d, rows, state, dense_state, &on_gpu, 0.3, &kl)
-                            .expect("vocab_kl");
-                    }
-                    let mut divergence = read(&mut c, &kl, 2 * tokens);
-                    same_bits(&format!("{label}: agreement"), &divergence.split_off(tokens), &agree);
-                    worst[0].check(&label, &pieces.read(&label), &want[0]);
-                    worst[1].check(&label, &divergence, &want[1]);
-                    if *distance == "same" {
-                        same_bits(&label, &divergence, &vec![0.0; tokens]);
+                let cap = Some(*cap);
+                for caps in [[None; 2], [cap; 2], [cap, None], [None, cap]] {
+                    let (want, agree) = reference::vocab_kl(&logits, &dense, &targets, 0.3, tokens, caps);
+                    for cut in cuts(vocab) {
+                        let label = format!(
+                            "{name} [{vocab}, {tokens}] {kind}, {distance}, in {cut:?}, caps {caps:?}"
+                        );
+                        let pieces = Pieces::new(&kernels, &logits, &cut, &targets, caps[0]);
+                        let of_dense = Pieces::new(&kernels, &dense, &cut, &targets, caps[1]);
+                        let (mut c, on_gpu) = (commands(), vector(gpu(), &targets));
+                        let kl = vector(gpu(), &vec![0.0f32; 2 * tokens]);
+                        for (i, &(_, rows, _)) in pieces.pieces.iter().enumerate() {
+                            let (x, d) = (pieces.padded(i), of_dense.padded(i));
+                            let (state, dense_state) = (pieces.state(), of_dense.state());
+                            kernels
+                                .vocab_kl(&mut c, x, d, rows, state, dense_state, &on_gpu, 0.3, &kl, caps)
+                                .expect("vocab_kl");
+                        }
+                        let mut divergence = read(&mut c, &kl, 2 * tokens);
+                        let agreement = divergence.split_off(tokens);
+                        for (t, (got, [least, most])) in agreement.iter().zip(&agree).enumerate() {
+                            assert!((least..=most).contains(&got), "{label}: agreement of token {t}: {got}");
+                        }
+                        worst[0].check(&label, &pieces.read(&label), &want[0]);
+                        worst[1].check(&label, &divergence, &want[1]);
+                        if *distance == "same" && caps[0] == caps[1] {
+                            same_bits(&label, &divergence, &vec![0.0; tokens]);
+                        }
                     }
                 }
             }
@@ -341,27 +265,23 @@ fn vocab_kl() {
 fn wrong_shapes_are_refused() {
     let kernels = kernels("rows16");
     let x = activation(gpu(), 16, 4, &vec![0.5; 16 * 16]);
-    let (wide, odd, none) = (all(&x, 16, 4), all(&x, 12, 4), x.rows(4, 12, 4).expect("rows"));
+    let (wide, odd) = (all(&x, 16, 4), all(&x, 12, 4));
     let (state, small) = (all(&x, 3, 4), vector(gpu(), &[0.0f32; 4]));
     let layout = Layout { windows: 1, length: 16 };
     let (v, mut c) = (x.buffer(), commands());
     let results = [
-        kernels.rms_norm_backward(&mut c, wide, &small, 1e-5, wide, wide),
-        kernels.rms_norm_backward(&mut c, wide, v, 1e-5, odd, wide),
-        kernels.rms_norm_backward(&mut c, odd, v, 1e-5, odd, none),
-        kernels.swiglu_to(&mut c, wide, wide, odd),
-        kernels.swiglu_backward(&mut c, wide, odd, wide),
-        kernels.swiglu_backward(&mut c, odd, odd, none),
         kernels.squared_error(&mut c, wide, odd, None, 1.0, v, layout),
         kernels.squared_error(&mut c, wide, wide, None, 1.0, &small, layout),
         kernels.squared_error(&mut c, wide, wide, Some(&small), 1.0, v, layout),
         kernels.squared_error(&mut c, wide, wide, None, 1.0, v, Layout { windows: 2, length: 16 }),
-        kernels.vocab_gradient(&mut c, wide, 17, 0, v, state, 1.0),
-        kernels.vocab_gradient(&mut c, wide, 16, 0, &small, state, 1.0),
-        kernels.vocab_gradient(&mut c, wide, 16, 0, v, odd, 1.0),
-        kernels.vocab_kl(&mut c, wide, odd, 12, state, state, v, 1.0, v),
-        kernels.vocab_kl(&mut c, wide, wide, 16, state, odd, v, 1.0, v),
-        kernels.vocab_kl(&mut c, wide, wide, 16, state, state, v, 1.0, &small),
+        kernels.vocab_gradient(&mut c, wide, 17, 0, v, state, 1.0, None),
+        kernels.vocab_gradient(&mut c, wide, 16, 0, &small, state, 1.0, None),
+        kernels.vocab_gradient(&mut c, wide, 16, 0, v, odd, 1.0, None),
+        kernels.vocab_gradient(&mut c, wide, 16, 0, v, state, 1.0, Some(-1.0)),
+        kernels.vocab_kl(&mut c, wide, odd, 12, state, state, v, 1.0, v, [None; 2]),
+        kernels.vocab_kl(&mut c, wide, wide, 16, state, odd, v, 1.0, v, [None; 2]),
+        kernels.vocab_kl(&mut c, wide, wide, 16, state, state, v, 1.0, &small, [None; 2]),
+        kernels.vocab_kl(&mut c, wide, wide, 16, state, state, v, 1.0, v, [None, Some(0.0)]),
     ];
     for (i, result) in results.into_iter().enumerate() {
         let error = result.expect_err(&format!("call {i}"));

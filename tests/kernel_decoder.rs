@@ -1,4 +1,4 @@
-//! The decoder's other kernels against f64: norm, rotary embedding, attention, activation, vocabulary reduction, peak.
+//! The decoder's other kernels against f64: rotary embedding, attention, vocabulary reduction, peak.
 //! Three presets have every kernel and tile shape of these: `tile64`, any of `rows*` and any of `lanes*`.
 
 mod common;
@@ -9,7 +9,7 @@ use common::{
     same_bits, untouched, vector,
 };
 use maskwright::gpu::GpuError;
-use maskwright::kernel::{Activation, Heads, Kernels, Layout, Preset};
+use maskwright::kernel::{Activation, Heads, Kernels, Layout, Preset, Rotary};
 use reference::Twin;
 
 /// Lanes of the element-wise kernels under a preset.
@@ -21,68 +21,63 @@ fn all(x: &Activation, rows: usize, t4: usize) -> maskwright::kernel::Rows<'_> {
     x.rows(0, rows, t4).expect("rows")
 }
 
-/// `rms_norm` and `rms_norm_lanes`, also with activations that were allocated for more tokens, as in the last batch of an
-/// evaluation.
-#[test]
-fn rms_norm() {
-    let mut worst = Worst::new("rms_norm", 6.0);
-    let mut random = Random::new(1);
-    for name in presets() {
-        let kernels = kernels(name);
-        for (features, t4) in
-            [(1, 1), (15, 7), (16, 8), (17, 9), (31, 15), (64, 16), (192, 33), (257, 17), (1031, 3)]
-        {
-            for (scale, eps) in [(1.0, 1e-5), (1e-4, 1e-5), (1e9, 1e-6), (1e-12, 1e-5)] {
-                let mut x = random.values(features * 4 * t4, scale);
-                (0..features).for_each(|h| x[h * 4 * t4] = 0.0); // a token of zeros, as padding is
-                let gain = random.values(features, 2.0);
-                let spare = random.values(features * 4 * 5, 1.0);
-                let allocated = [x.clone(), spare].concat();
-                let on_gpu = activation(gpu(), features, t4 + 5, &allocated);
-                let y = activation(gpu(), features, t4 + 5, &untouched(allocated.len()));
-                let mut c = commands();
-                let (from, to) = (all(&on_gpu, features, t4), all(&y, features, t4));
-                kernels.rms_norm(&mut c, from, &vector(gpu(), &gain), eps, to).expect("rms_norm");
-                let got = read(&mut c, y.buffer(), allocated.len());
-                let want = reference::rms_norm(&x, &gain, eps, 4 * t4);
-                worst.check(&format!("{name} [{features}, {}] x {scale:e}", 4 * t4), &got[..x.len()], &want);
-                assert!(got[x.len()..].iter().all(|v| v.is_nan()), "{name}: written behind the tokens");
-            }
-        }
-    }
-}
-
-/// `[2, head_dim / 2, padded window]` of the usual frequencies.
-fn rope_table(head_dim: usize, layout: Layout) -> Vec<f32> {
-    let (half, window) = (head_dim / 2, 4 * layout.window4());
+/// `[2, turned / 2, padded window]` of the usual frequencies, all times `scale`.
+fn rope_table(turned: usize, layout: Layout, scale: f64) -> Vec<f32> {
+    let (half, window) = (turned / 2, 4 * layout.window4());
     let angle = |i: usize| {
         let frequency = 10_000f64.powf(-((i / window) as f64) / half as f64);
         frequency * (i % window) as f64
     };
-    let cos = (0..half * window).map(|i| angle(i).cos() as f32);
-    cos.chain((0..half * window).map(|i| angle(i).sin() as f32)).collect()
+    let cos = (0..half * window).map(|i| (scale * angle(i).cos()) as f32);
+    cos.chain((0..half * window).map(|i| (scale * angle(i).sin()) as f32)).collect()
 }
 
+/// Heads that turn wholly and in part, in halves and in neighbours, by rotations and by scaled ones; `rope_backward` is the transpose:
+/// it takes back what `rope` did, but for the square of the scale.
 #[test]
 fn rope() {
     let mut worst = Worst::new("rope", 2.0);
+    let mut back = Worst::new("rope_backward", 2.0);
     let mut random = Random::new(2);
     for name in presets() {
         let kernels = kernels(name);
-        for (heads, head_dim, windows, length) in
-            [(1, 2, 1, 1), (1, 8, 3, 5), (2, 24, 1, 64), (7, 128, 2, 37), (3, 20, 5, 13), (1, 64, 1, 129)]
-        {
-            let layout = Layout { windows, length };
-            let (rows, tokens) = (heads * head_dim, 4 * layout.t4());
-            let x = random.values(rows * tokens, 3.0);
-            let table = rope_table(head_dim, layout);
-            let on_gpu = activation(gpu(), rows, layout.t4(), &x);
-            let mut c = commands();
-            let what = all(&on_gpu, rows, layout.t4());
-            kernels.rope(&mut c, what, head_dim, &vector(gpu(), &table), layout).expect("rope");
-            let got = read(&mut c, on_gpu.buffer(), x.len());
-            let want = reference::rope(&x, &table, head_dim, 4 * layout.window4(), tokens);
-            worst.check(&format!("{name} {heads} heads of {head_dim}, {windows} x {length}"), &got, &want);
+        for (heads, head_dim, turned, windows, length) in [
+            (1, 2, 2, 1, 1),
+            (1, 8, 8, 3, 5),
+            (2, 24, 24, 1, 64),
+            (7, 128, 128, 2, 37),
+            (3, 20, 20, 5, 13),
+            (1, 64, 64, 1, 129),
+            (2, 3, 2, 2, 3),
+            (3, 20, 8, 5, 13),
+            (2, 80, 20, 1, 37),
+        ] {
+            for (interleaved, scale) in [(false, 1.0), (true, 1.0), (false, 1.25), (true, 0.75)] {
+                let layout = Layout { windows, length };
+                let (rows, tokens, window) = (heads * head_dim, 4 * layout.t4(), 4 * layout.window4());
+                let x = random.values(rows * tokens, 3.0);
+                let table = rope_table(turned, layout, scale);
+                let (rotary, twin) = (
+                    Rotary { head_dim, turned, interleaved },
+                    reference::Rotary { head_dim, turned, interleaved },
+                );
+                let on_gpu = activation(gpu(), rows, layout.t4(), &x);
+                let (mut c, on_table) = (commands(), vector(gpu(), &table));
+                let what = all(&on_gpu, rows, layout.t4());
+                let label = format!("{name} {heads} heads, {rotary:?}, {windows} x {length}, times {scale}");
+                kernels.rope(&mut c, what, rotary, &on_table, layout).expect("rope");
+                let turned = read(&mut c, on_gpu.buffer(), x.len());
+                worst.check(&label, &turned, &reference::rope(&x, &table, twin, window, tokens));
+                kernels.rope_backward(&mut c, what, rotary, &on_table, layout).expect("rope_backward");
+                let got = read(&mut c, on_gpu.buffer(), x.len());
+                let want = reference::rope_backward(&turned, &table, twin, window, tokens);
+                back.check(&label, &got, &want);
+                let whole = |i: usize| i / tokens % head_dim < rotary.turned;
+                for (i, (got, x)) in got.iter().zip(&x).enumerate() {
+                    let x = if whole(i) { f64::from(*x) * scale * scale } else { f64::from(*x) };
+                    assert!((f64::from(*got) - x).abs() < 1e-5, "{label}: element {i} is not taken back");
+                }
+            }
         }
     }
 }
@@ -222,33 +217,14 @@ fn attention_of_absurd_scores_is_finite() {
     }
 }
 
-#[test]
-fn swiglu() {
-    let mut worst = Worst::new("swiglu", 8.0);
-    let mut random = Random::new(4);
-    for name in presets() {
-        let kernels = kernels(name);
-        let n = lanes(&kernels);
-        for (features, t4) in [(1, 1), (1, n - 1), (1, n), (n + 1, 1), (13, 37)] {
-            for scale in [1.0, 20.0, 90.0, 1e4] {
-                let count = features * 4 * t4;
-                let (gate, up) = (random.values(count, scale), random.values(count, 3.0));
-                let (ga, ua) = (activation(gpu(), features, t4, &gate), activation(gpu(), features, t4, &up));
-                let mut c = commands();
-                kernels.swiglu(&mut c, all(&ga, features, t4), all(&ua, features, t4)).expect("swiglu");
-                let got = read(&mut c, ga.buffer(), count);
-                worst.check(
-                    &format!("{name} [{features}, {}] x {scale}", 4 * t4),
-                    &got,
-                    &reference::swiglu(&gate, &up),
-                );
-            }
-        }
-    }
-}
-
 /// The running state after all `pieces` of the vocabulary, as maxima, sums and targets.
-fn reduce(kernels: &Kernels<'static>, logits: &[f32], targets: &[u32], pieces: &[usize]) -> [Vec<f32>; 3] {
+fn reduce(
+    kernels: &Kernels<'static>,
+    logits: &[f32],
+    targets: &[u32],
+    pieces: &[usize],
+    cap: Option<f32>,
+) -> [Vec<f32>; 3] {
     let tokens = targets.len();
     let t4 = tokens / 4;
     let target_buffer = vector(gpu(), targets);
@@ -258,7 +234,7 @@ fn reduce(kernels: &Kernels<'static>, logits: &[f32], targets: &[u32], pieces: &
     for &rows in pieces {
         let piece = activation(gpu(), rows, t4, &logits[first * tokens..(first + rows) * tokens]);
         let (logits, state) = (all(&piece, rows, t4), all(&state, 3, t4));
-        kernels.vocab_reduce(&mut c, logits, first, &target_buffer, state).expect("vocab_reduce");
+        kernels.vocab_reduce(&mut c, logits, first, &target_buffer, state, cap).expect("vocab_reduce");
         first += rows;
     }
     assert_eq!(first * tokens, logits.len());
@@ -266,11 +242,13 @@ fn reduce(kernels: &Kernels<'static>, logits: &[f32], targets: &[u32], pieces: &
     [0, 1, 2].map(|row| got[row * tokens..(row + 1) * tokens].to_vec())
 }
 
-/// Logits of every size, in any order, whole and in pieces; targets in every piece, at its edges, and none.
+/// Logits of every size, in any order, whole and in pieces, with and without a cap; targets in every piece, at its edges, and none.
+/// Without a cap the maximum and the target's logit are exact: their units are zero.
 #[test]
 fn vocab_reduce() {
     let mut worst = Worst::new("vocab_reduce", 4.0);
     let mut worst_loss = Worst::new("vocab_reduce, loss", 4.0);
+    let mut worst_logit = Worst::new("vocab_reduce, capped logits", 4.0);
     let mut random = Random::new(5);
     type Make = fn(&mut Random, usize, usize) -> f32;
     let kinds: [(&str, Make); 7] = [
@@ -297,12 +275,14 @@ fn vocab_reduce() {
                     (targets[3], targets[tokens - 1]) = (3, 4);
                     cuts.extend([vec![1, 3, vocab - 4], vec![vocab - 1, 1]]);
                 }
-                for pieces in cuts {
-                    let label = format!("{name} [{vocab}, {tokens}] {kind} in {pieces:?}");
-                    let [max, sum, target] = reduce(&kernels, &logits, &targets, &pieces);
-                    let want = reference::vocab_reduce(&logits, &targets, tokens);
-                    same_bits(&format!("{label}: maximum"), &max, &want.max);
-                    same_bits(&format!("{label}: target"), &target, &want.target);
+                for (pieces, cap) in
+                    cuts.iter().flat_map(|c| [None, Some(30.0), Some(0.5)].map(|cap| (c, cap)))
+                {
+                    let label = format!("{name} [{vocab}, {tokens}] {kind} in {pieces:?}, cap {cap:?}");
+                    let [max, sum, target] = reduce(&kernels, &logits, &targets, pieces, cap);
+                    let want = reference::vocab_reduce(&logits, &targets, tokens, cap);
+                    worst_logit.check(&format!("{label}: maximum"), &max, &want.max);
+                    worst_logit.check(&format!("{label}: target"), &target, &want.target);
                     worst.check(&label, &sum, &want.sum);
                     // as the host computes it, in f64
                     let loss = |t: usize| f64::from(max[t]) + f64::from(sum[t]).ln() - f64::from(target[t]);
@@ -349,18 +329,20 @@ fn presets_are_covered() {
 fn wrong_shapes_are_refused() {
     let kernels = kernels("rows16");
     let x = activation(gpu(), 16, 4, &vec![0.5; 16 * 16]);
-    let (wide, odd, none) = (all(&x, 16, 4), all(&x, 12, 4), x.rows(4, 8, 4).expect("rows"));
+    let (wide, odd) = (all(&x, 16, 4), all(&x, 12, 4));
     let small = vector(gpu(), &[0.0f32; 4]);
     let layout = Layout { windows: 1, length: 16 };
     let heads = |heads, kv_heads| Heads::new(heads, kv_heads, 8);
+    let turning = |turned| Rotary { head_dim: 8, turned, interleaved: true };
     let mut c = commands();
     let results = [
-        kernels.rms_norm(&mut c, wide, &small, 1e-5, wide),
-        kernels.rms_norm(&mut c, wide, x.buffer(), 1e-5, odd),
-        kernels.rope(&mut c, odd, 8, x.buffer(), layout),
-        kernels.rope(&mut c, wide, 8, &small, layout),
-        kernels.rope(&mut c, wide, 8, x.buffer(), Layout { windows: 1, length: 20 }),
-        kernels.rope(&mut c, wide, 0, x.buffer(), layout),
+        kernels.rope(&mut c, odd, Rotary::halves(8), x.buffer(), layout),
+        kernels.rope(&mut c, wide, Rotary::halves(8), &small, layout),
+        kernels.rope(&mut c, wide, Rotary::halves(8), x.buffer(), Layout { windows: 1, length: 20 }),
+        kernels.rope(&mut c, wide, Rotary::halves(0), x.buffer(), layout),
+        kernels.rope(&mut c, wide, turning(7), x.buffer(), layout),
+        kernels.rope(&mut c, wide, turning(10), x.buffer(), layout),
+        kernels.rope_backward(&mut c, wide, turning(0), x.buffer(), layout),
         kernels.attention(&mut c, wide, wide, wide, wide, None, heads(2, 0), layout),
         kernels.attention(&mut c, wide, odd, odd, wide, None, heads(2, 1), layout),
         kernels.attention(
@@ -403,10 +385,10 @@ fn wrong_shapes_are_refused() {
             Heads { scale: f32::NAN, ..heads(2, 2) },
             layout,
         ),
-        kernels.swiglu(&mut c, wide, odd),
-        kernels.swiglu(&mut c, none, none),
-        kernels.vocab_reduce(&mut c, wide, 0, &small, all(&x, 3, 4)),
-        kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), wide),
+        kernels.vocab_reduce(&mut c, wide, 0, &small, all(&x, 3, 4), None),
+        kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), wide, None),
+        kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), all(&x, 3, 4), Some(0.0)),
+        kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), all(&x, 3, 4), Some(f32::NAN)),
     ];
     for (i, result) in results.into_iter().enumerate() {
         let error = result.expect_err(&format!("call {i}"));

@@ -11,7 +11,7 @@ use common::{
 };
 use maskwright::gpu::{Commands, Gpu, GpuError, GpuOptions, Work};
 use maskwright::kernel::{Activation, Heads, KERNELS, Kernels, Layout, MaskBuffer, Product, SampleAt};
-use maskwright::model::Dtype;
+use maskwright::model::{ActivationKind, Dtype};
 use maskwright::nn::{NnError, Sizes, Workspace};
 
 const PRESETS: [&str; 2] = ["tile64", "rows16"];
@@ -220,7 +220,7 @@ fn folded_grids() {
     let kernels = Kernels::new(gpu(), preset("rows16"));
     let mut c = common::commands();
 
-    // swiglu: one invocation per vec4, 64 a workgroup
+    // gated: one invocation per vec4, 64 a workgroup
     let (features, t4) = (65, 64_600);
     let count = features * 4 * t4;
     assert!(features * t4 > 65_535 * 64);
@@ -228,9 +228,13 @@ fn folded_grids() {
     let (gate, up) = (random.values(count, 3.0), random.values(count, 3.0));
     let (ga, ua) = (activation(gpu(), features, t4, &gate), activation(gpu(), features, t4, &up));
     let (g, u) = (ga.rows(0, features, t4).expect("rows"), ua.rows(0, features, t4).expect("rows"));
-    kernels.swiglu(&mut c, g, u).expect("swiglu");
+    kernels.gated(&mut c, ActivationKind::Silu, g, u).expect("gated");
     let got = read(&mut c, ga.buffer(), count);
-    Worst::new("swiglu, folded", 8.0).check("swiglu", &got, &reference::swiglu(&gate, &up));
+    Worst::new("gated, folded", 8.0).check(
+        "gated",
+        &got,
+        &reference::gated(ActivationKind::Silu, &gate, &up),
+    );
     drop((ga, ua));
 
     // row_dot: one workgroup per row
@@ -276,7 +280,7 @@ fn empty_batches_do_nothing() {
     let heads = Heads::new(2, 2, 8);
     let mut c = common::commands();
     kernels.attention(&mut c, none, none, none, none, None, heads, layout).expect("nothing");
-    kernels.swiglu(&mut c, none, none).expect("nothing");
+    kernels.gated(&mut c, ActivationKind::Silu, none, none).expect("nothing");
     c.finish().expect("nothing");
     same_bits("unchanged", &read(&mut c, x.buffer(), 64), &[1.0; 64]);
 }

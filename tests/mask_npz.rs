@@ -8,7 +8,7 @@ use std::path::Path;
 
 use host_fixture::{Scratch, masks, mentions, model};
 use maskwright::mask::{BitMask, MaskFile, MaskSet, Pattern, npz};
-use maskwright::model::{Checkpoint, Config, Projection, ProjectionKind};
+use maskwright::model::{Architecture, Checkpoint, PlaceInTensor, Projection, ProjectionKind};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
@@ -49,12 +49,21 @@ fn members(bytes: &[u8]) -> Members {
 }
 
 fn projection(name: &str, rows: usize, cols: usize) -> Projection {
-    Projection { name: name.into(), block: 0, kind: ProjectionKind::Up, rows, cols }
+    let place = PlaceInTensor::whole("mlp.up_proj");
+    Projection {
+        name: name.into(),
+        stored: name.into(),
+        place,
+        block: 0,
+        kind: ProjectionKind::Up,
+        rows,
+        cols,
+    }
 }
 
 struct Setup {
     dir: Scratch,
-    config: Config,
+    config: Architecture,
     set: MaskSet,
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use cli_tools::command;
 use host_fixture::{Scratch, config_with, write_config};
 use maskwright::mask::{BitMask, MaskFile, MaskSet, Pattern, Provenance};
-use maskwright::model::{Checkpoint, Config};
+use maskwright::model::{Architecture, Checkpoint};
 use serde_json::{Map, json};
 
 /// The largest tensor, an up projection in F16: 4096 x 1024.
@@ -33,7 +33,7 @@ fn setup(dir: &Path) {
         &config_with(json!({ "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": BLOCKS,
             "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 64, "vocab_size": 1000 })),
     );
-    let config = Config::read(&dense).unwrap();
+    let config = Architecture::read(&dense).unwrap();
     let (mut header, mut end) = (Map::new(), 0);
     for spec in config.tensors() {
         let begin = end;

@@ -19,13 +19,8 @@ use naga::valid::ModuleInfo;
 use naga::{AddressSpace, Module, ShaderStage};
 
 /// Kernels that may use subgroups, under presets that are offered only where there are some.
-const SUBGROUP_KERNELS: &[&str] = &[
-    "attention_backward_lanes",
-    "attention_lanes",
-    "matmul_lanes",
-    "rms_norm_backward_lanes",
-    "rms_norm_lanes",
-];
+const SUBGROUP_KERNELS: &[&str] =
+    &["attention_backward_lanes", "attention_lanes", "matmul_lanes", "norm_backward_lanes", "norm_lanes"];
 
 /// WebGPU's default limits (https://www.w3.org/TR/webgpu/#limits).
 const MAX_STORAGE_BUFFERS: usize = 8;

@@ -3,17 +3,17 @@
 mod common;
 mod reference;
 
-use common::model::{Expected, Model};
+use common::model::{Expected, Model, feature_major, token_major, whole};
 use common::{gpu, preset, presets};
 use maskwright::gpu::{Buffer, Commands};
 use maskwright::kernel::{
     Activation, Kernels, Layout, Learn, MaskBuffer, Masking, Relaxation, Rows, Soft, SoftTopN, StateType,
 };
 use maskwright::mask::{BitMask, Pattern};
-use maskwright::model::{Config, ProjectionKind};
+use maskwright::model::{Architecture, ProjectionKind};
 use maskwright::nn::{
     Batch, BlockWeights, Embedding, GradientSink, HeadLoss, HeadPass, HeadSpace, HeadWeights, NnError, Sizes,
-    TrainLinear, TrainPass, TrainSpace, WeightGradient,
+    TrainLinears, TrainPass, TrainSpace, WeightGradient,
 };
 
 const MODELS: [&str; 2] = ["llama_gqa_f32", "qwen2_bf16"];
@@ -38,7 +38,7 @@ impl<'a, 'g> Collect<'a, 'g> {
     fn new(kernels: &'a Kernels<'g>, block: &'a BlockWeights, logits: &'a [Buffer]) -> Self {
         let gpu = kernels.gpu();
         let shape = |kind: ProjectionKind| {
-            let weight = &block.linears[kind as usize].weight;
+            let weight = &block.linear(kind).expect("a projection").weight;
             (weight.rows(), weight.cols())
         };
         let gradients = ProjectionKind::ALL.map(|kind| {
@@ -57,14 +57,14 @@ impl<'a, 'g> Collect<'a, 'g> {
     }
 
     fn gradient(&self, kind: ProjectionKind) -> Rows<'_> {
-        let weight = &self.block.linears[kind as usize].weight;
+        let weight = &self.block.linear(kind).expect("a projection").weight;
         self.gradients[kind as usize].rows(0, weight.rows(), weight.cols() / 4).expect("rows")
     }
 
     /// Gradients by the logits.
     fn logit_gradients(&self, c: &mut Commands<'g>) -> Vec<Vec<f32>> {
         let of = |kind: ProjectionKind| {
-            let weight = &self.block.linears[kind as usize].weight;
+            let weight = &self.block.linear(kind).expect("a projection").weight;
             let (rows, out) = (weight.rows(), &self.out[kind as usize]);
             let soft = Soft::TopN(self.soft(kind));
             self.kernels
@@ -78,7 +78,7 @@ impl<'a, 'g> Collect<'a, 'g> {
     /// Gradients by the effective weights.
     fn weight_gradients(&self, c: &mut Commands<'g>) -> Vec<Vec<f32>> {
         let of = |kind: ProjectionKind| {
-            let weight = &self.block.linears[kind as usize].weight;
+            let weight = &self.block.linear(kind).expect("a projection").weight;
             common::read(c, self.gradients[kind as usize].buffer(), weight.rows() * weight.cols())
         };
         ProjectionKind::ALL.into_iter().map(of).collect()
@@ -114,17 +114,8 @@ fn soft(logits: &Buffer) -> SoftTopN<'_> {
     }
 }
 
-fn linears<'a>(
-    block: &'a BlockWeights,
-    logits: &'a [Buffer],
-) -> [TrainLinear<'a>; ProjectionKind::ALL.len()] {
+fn linears<'a>(block: &'a BlockWeights, logits: &'a [Buffer]) -> TrainLinears<'a> {
     block.train_linears(|kind| Masking::TopN(soft(&logits[kind as usize])))
-}
-
-/// All of an activation that was made for this.
-fn whole(of: &Activation) -> Rows<'_> {
-    let (rows, t4) = of.shape();
-    of.rows(0, rows, t4).expect("rows")
 }
 
 /// Masks of all blocks.
@@ -134,11 +125,7 @@ enum Masks<'a> {
 }
 
 impl Masks<'_> {
-    fn linears<'b>(
-        &'b self,
-        i: usize,
-        block: &'b BlockWeights,
-    ) -> [TrainLinear<'b>; ProjectionKind::ALL.len()] {
+    fn linears<'b>(&'b self, i: usize, block: &'b BlockWeights) -> TrainLinears<'b> {
         match self {
             Self::Soft(logits) => linears(block, &logits[i]),
             Self::Strict(masks) => block.train_linears(|kind| Masking::Bits(&masks[i][kind as usize])),
@@ -146,34 +133,13 @@ impl Masks<'_> {
     }
 }
 
-fn names(config: &Config, block: usize) -> Vec<String> {
+fn names(config: &Architecture, block: usize) -> Vec<String> {
     ProjectionKind::ALL.map(|kind| config.projection(block, kind).name).into()
 }
 
-fn logits_of(expected: &Expected, config: &Config, block: usize) -> Vec<Buffer> {
+fn logits_of(expected: &Expected, config: &Architecture, block: usize) -> Vec<Buffer> {
     let upload = |name: &String| common::vector(gpu(), &expected.f32(&format!("logits.{name}")));
     names(config, block).iter().map(upload).collect()
-}
-
-/// `[windows, length, features]` as `[features, t]`.
-fn feature_major(values: &[f32], features: usize, layout: Layout) -> Vec<f32> {
-    let mut out = vec![0.0; features * 4 * layout.t4()];
-    for (token, row) in values.chunks_exact(features).enumerate() {
-        let t = token / layout.length * 4 * layout.window4() + token % layout.length;
-        for (f, &v) in row.iter().enumerate() {
-            out[f * 4 * layout.t4() + t] = v;
-        }
-    }
-    out
-}
-
-fn token_major(values: &[f32], features: usize, layout: Layout) -> Vec<f32> {
-    let mut out = Vec::new();
-    for token in 0..layout.windows * layout.length {
-        let t = token / layout.length * 4 * layout.window4() + token % layout.length;
-        out.extend((0..features).map(|f| values[f * 4 * layout.t4() + t]));
-    }
-    out
 }
 
 #[track_caller]
@@ -188,7 +154,7 @@ fn close(label: &str, got: &[f32], want: &[f32]) {
 }
 
 /// The whole feed-forward layer at once, and in pieces as where little can be bound.
-fn all_sizes(config: &Config, layout: Layout) -> Vec<Sizes> {
+fn all_sizes(config: &Architecture, layout: Layout) -> Vec<Sizes> {
     let pieces = 4 * 4 * layout.t4() as u64 * 64;
     vec![Sizes::new(config, layout, u64::from(u32::MAX)), Sizes::new(config, layout, pieces)]
 }

@@ -11,7 +11,7 @@ use maskwright::gpu::{Commands, Gpu, GpuOptions};
 use maskwright::kernel::{Kernels, Layout, Preset};
 use maskwright::mask::soft::logits_of;
 use maskwright::mask::{BitMask, MaskSet, Pattern, law};
-use maskwright::model::{Checkpoint, Config};
+use maskwright::model::{Architecture, Checkpoint};
 use maskwright::nn::{Batch, Decoder, DecoderWeights, Embedding, MaskBank, Workspace};
 use maskwright::prune::maskpro::{self, Estimator, Learner, Options};
 use maskwright::prune::{select, variance};
@@ -23,13 +23,13 @@ const SAMPLES: u32 = 3000;
 const BATCH: usize = 4;
 
 /// One block whose value projection is [2, 8]: four groups, 6^4 = 1296 masks.
-fn tiny(dir: &Scratch) -> Config {
+fn tiny(dir: &Scratch) -> Architecture {
     let sizes = json!({
         "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2
     });
     write_config(dir.path(), &config_with(sizes));
-    let config = Config::read(dir.path()).unwrap();
+    let config = Architecture::read(dir.path()).unwrap();
     let mut all = tensors(&config);
     for (name, tensor) in &mut all {
         // Small weights would make the loss flat: scale the stored f16 and f32 values up.

@@ -11,7 +11,7 @@ use crate::gpu::{DeviceKind, Gpu, GpuOptions};
 use crate::hub::Need;
 use crate::kernel::{Preset, choose_preset};
 use crate::mask::{MaskReader, MaskSet, Masks, Pattern};
-use crate::model::{self, Checkpoint, Config, Tokenizer};
+use crate::model::{self, Architecture, Checkpoint, Tokenizer};
 
 /// Behind the options of a command.
 const LAST: usize = 1000;
@@ -104,7 +104,7 @@ impl DeviceArgs {
 
 /// A model folder, opened and checked.
 pub(super) struct Model {
-    pub(super) config: Config,
+    pub(super) config: Architecture,
     pub(super) checkpoint: Checkpoint,
     pub(super) folder: PathBuf,
 }

@@ -13,7 +13,7 @@ use crate::gpu::{Commands, Gpu};
 use crate::kernel::Kernels;
 use crate::mask::soft::logits_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
-use crate::model::{Config, Projection};
+use crate::model::{Architecture, Projection};
 use crate::prune::learn::Stage;
 use crate::prune::maskpro::{Estimator, Options};
 use crate::prune::plan::Carried;
@@ -259,7 +259,7 @@ impl StartArgs {
         &self,
         walk: &WalkArgs,
         gpu: &Gpu,
-        config: &Config,
+        config: &Architecture,
         options: &OneShotOptions,
         windows: usize,
         window: usize,

@@ -12,7 +12,7 @@ use super::walk::plan_rows;
 use super::{CliError, Outcome};
 use crate::gpu::Gpu;
 use crate::kernel::{Kernels, product_rate};
-use crate::model::{Config, Dtype};
+use crate::model::{Architecture, Dtype};
 use crate::nn::{PlanItem, total};
 use crate::prune::learn::Stage;
 use crate::prune::plan::{self, WalkPlan};
@@ -26,7 +26,7 @@ pub(super) fn dry_run_of_shape(
     options: Option<&OneShotOptions>,
     stages: &[Stage],
 ) -> Result<Outcome, CliError> {
-    let config = Config::read(folder)?;
+    let config = Architecture::read(folder)?;
     let selection = args.select(&config, device)?;
     if args.method == Method::Maskpro && stages.is_empty() {
         let message = "--method maskpro on the model's loss cannot be planned without weights: add the weight files, or take \

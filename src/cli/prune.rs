@@ -22,7 +22,7 @@ use crate::gpu::Commands;
 use crate::hub::Need;
 use crate::kernel::Kernels;
 use crate::mask::{MaskSet, Provenance};
-use crate::model::{Config, Overlay};
+use crate::model::{Architecture, Overlay};
 use crate::nn::total;
 use crate::prune::learn::{Objective, Stage};
 use crate::prune::plan::{Carried, WalkPlan};
@@ -147,7 +147,7 @@ impl Args {
     }
 
     /// How calibration windows are taken.
-    pub(super) fn choice(&self, config: &Config) -> CalibChoice {
+    pub(super) fn choice(&self, config: &Architecture) -> CalibChoice {
         match self.method {
             Method::Maskpro => self.windows.maskpro(),
             Method::Relaxed if self.train.only_layer() => {
@@ -224,7 +224,7 @@ impl Args {
     pub(super) fn carried(
         &self,
         kernels: &Kernels<'_>,
-        config: &Config,
+        config: &Architecture,
         options: &OneShotOptions,
         count: usize,
         window: usize,
@@ -237,7 +237,7 @@ impl Args {
         self.start.carried(&self.walk, gpu, config, options, self.start.windows(count), window, spare)
     }
 
-    pub(super) fn select(&self, config: &Config, device: &DeviceArgs) -> Result<Selection, CliError> {
+    pub(super) fn select(&self, config: &Architecture, device: &DeviceArgs) -> Result<Selection, CliError> {
         let selection = select(config, self.select.pattern, &self.select.only, self.select.skip_indivisible)?;
         for name in &selection.skipped {
             device.note(|| format!("left dense: {name}"));

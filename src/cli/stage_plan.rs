@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::CliError;
 use super::prune::Args;
 use crate::kernel::Kernels;
-use crate::model::{Checkpoint, Config, Dtype, ModelError};
+use crate::model::{Architecture, Checkpoint, Dtype, ModelError};
 use crate::nn::{Place, PlanItem, Sizes, total};
 use crate::prune::Selection;
 use crate::prune::learn::plan::Planned;
@@ -74,7 +74,7 @@ pub(super) fn stage_name(stage: &Stage) -> String {
 /// Plans the stages of one run.
 pub(super) struct StagePlans<'a, 'g> {
     pub(super) kernels: &'a Kernels<'g>,
-    pub(super) config: &'a Config,
+    pub(super) config: &'a Architecture,
     pub(super) stored: Stored<'a>,
     pub(super) selection: &'a Selection,
     pub(super) args: &'a Args,

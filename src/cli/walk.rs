@@ -16,7 +16,7 @@ use crate::calib::Windows;
 use crate::gpu::{Commands, Gpu};
 use crate::kernel::Kernels;
 use crate::mask::{MaskSet, Pattern};
-use crate::model::{Config, Overlay, sha256_hex};
+use crate::model::{Architecture, Overlay, sha256_hex};
 use crate::nn::{Activations, Embedding, Keep, Place, PlanItem, Sizes, total};
 use crate::prune::learn::Objective;
 use crate::prune::plan::{self, Carried, WalkPlan};
@@ -148,7 +148,7 @@ impl WalkArgs {
     pub(super) fn carried(
         &self,
         gpu: &Gpu,
-        config: &Config,
+        config: &Architecture,
         windows: usize,
         window: usize,
         spare: Option<usize>,
@@ -302,7 +302,7 @@ impl Walk<'_> {
                 let (sizes, place) = (carried.sizes(gpu, config), carried.place);
                 let embedding = Embedding::new(checkpoint, config)?;
                 let tokens = windows.tokens();
-                Some(Activations::embed(gpu, config, &embedding, tokens, sizes, place, Keep::Inputs)?)
+                Some(Activations::embed(gpu, &embedding, tokens, sizes, place, Keep::Inputs)?)
             }
             None => None,
         };

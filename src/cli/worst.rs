@@ -79,12 +79,12 @@ fn parts(tokenizer: &Tokenizer, ids: &[u32], at: usize) -> Result<[String; 3], C
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Config;
+    use crate::model::Architecture;
 
     #[test]
     fn a_token_in_its_context() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/village");
-        let tokenizer = Tokenizer::open(&folder, &Config::read(&folder).unwrap()).unwrap();
+        let tokenizer = Tokenizer::open(&folder, &Architecture::read(&folder).unwrap()).unwrap();
         let text = std::fs::read_to_string(folder.join("heldout.txt")).unwrap();
         let ids = tokenizer.encode(&text.chars().take(300).collect::<String>()).unwrap();
         let whole = tokenizer.decode(&ids[..40]).unwrap();

@@ -88,9 +88,11 @@ pub fn answer<'g>(
     questions: &[Question],
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Answered>, NnError> {
-    let reach = decoder.config.sliding_window.unwrap_or(usize::MAX);
+    // Learned positions are all there are; others end where the model was made to, and padding may stand behind.
+    let longest = decoder.config.max_position_embeddings;
+    let reach = if decoder.config.positions.is_some() { longest } else { usize::MAX };
     // The last token is predicted, not read.
-    let most = reach.min(decoder.config.max_position_embeddings + 1);
+    let most = reach.min(longest + 1);
     let mut candidates = Vec::new();
     for question in questions {
         for choice in &question.choices {

@@ -16,7 +16,7 @@ pub use worst::Rise;
 use crate::calib::Windows;
 use crate::gpu::{Commands, Limits};
 use crate::kernel::{Layout, cut};
-use crate::model::Config;
+use crate::model::Architecture;
 use crate::nn::{Batch, Decoder, Masks, NnError, Sizes, Workspace};
 
 /// Perplexity of a text.
@@ -40,7 +40,7 @@ pub struct Perplexity {
 /// Sizes for running `windows` windows of `window` tokens, at most `most` of them and about 4096 tokens at a time, where one
 /// adapter allows `limits`.
 pub fn sizes(
-    config: &Config,
+    config: &Architecture,
     windows: usize,
     window: usize,
     most: usize,

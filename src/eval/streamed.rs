@@ -5,7 +5,7 @@ use crate::calib::Windows;
 use crate::gpu::{Commands, GpuError};
 use crate::kernel::{Activation, Kernels, MaskBuffer};
 use crate::mask::MaskSet;
-use crate::model::{Config, ProjectionKind};
+use crate::model::{Architecture, ProjectionKind};
 use crate::nn::{
     Access, Activations, Batch, BlockPass, BlockSpace, BlockWeights, DenseHead, Embedding, HeadPass,
     HeadSpace, HeadWeights, Keep, NnError, Place, Sizes, Tensors,
@@ -17,7 +17,7 @@ pub struct Streamed<'a, 'g> {
     /// The kernels it runs on.
     pub kernels: &'a Kernels<'g>,
     /// The model's configuration.
-    pub config: &'a Config,
+    pub config: &'a Architecture,
     /// The model's weights.
     pub tensors: Tensors<'a>,
     /// Its embedding.
@@ -75,7 +75,6 @@ impl<'a, 'g> Streamed<'a, 'g> {
         let space = BlockSpace::new(gpu, config, sizes)?;
         let mut x = Activations::embed(
             gpu,
-            config,
             self.embedding,
             windows.tokens(),
             sizes.clone(),
@@ -83,14 +82,16 @@ impl<'a, 'g> Streamed<'a, 'g> {
             Keep::Inputs,
         )?;
         let access = Access { load_x: true, save_x: true, ..Default::default() };
-        let attended_rows = config.num_heads * config.head_dim;
+        let attended_rows = config.query_rows();
         for index in 0..config.num_layers {
             let block = BlockWeights::upload(gpu, self.tensors, config, index)?;
-            let masks = ProjectionKind::ALL.map(|kind| config.projection(index, kind)).map(|p| {
-                let mask = set.and_then(|set| set.get(&p.name));
-                mask.map(|m| MaskBuffer::upload(gpu, &format!("masks:{}", p.name), m)).transpose()
-            });
-            let masks: Vec<Option<MaskBuffer>> = masks.into_iter().collect::<Result<_, _>>()?;
+            let mut masks = [const { None }; ProjectionKind::ALL.len()];
+            for p in config.block_projections(index) {
+                if let Some(mask) = set.and_then(|set| set.get(&p.name)) {
+                    let label = format!("masks:{}", p.name);
+                    masks[p.kind as usize] = Some(MaskBuffer::upload(gpu, &label, mask)?);
+                }
+            }
             x.each(c, access, |c, batch| {
                 let masks = std::array::from_fn(|i| masks[i].as_ref());
                 let pass = BlockPass {
@@ -104,13 +105,7 @@ impl<'a, 'g> Streamed<'a, 'g> {
                 let attended = batch.kept(attended_rows)?;
                 let normed = pass.attention_input(c, batch.x)?;
                 pass.attend(c, normed, attended)?;
-                pass.attention_output(c, attended, batch.x)?;
-                let normed = pass.feed_forward_input(c, batch.x)?;
-                for (first, piece) in batch.pieces(sizes)? {
-                    pass.inner(c, normed, first, piece)?;
-                    pass.down(c, piece, first, batch.x)?;
-                }
-                Ok::<(), NnError>(())
+                pass.behind_attention(c, attended, batch.x, batch.branch(sizes)?, batch.pieces(sizes)?)
             })?;
             progress(index + 1);
         }
@@ -211,7 +206,11 @@ impl<'a, 'g> Streamed<'a, 'g> {
             let (a, b) = (self.tensors.tensor(own)?, other.tensors.tensor(others)?);
             Ok(a.dtype == b.dtype && a.shape == b.shape && a.data == b.data)
         };
-        Ok(same(self.config.final_norm_name(), other.config.final_norm_name())?
-            && same(self.config.output_name(), other.config.output_name())?)
+        let tensors = |config: &Architecture| config.head_tensors();
+        let (own, others) = (tensors(self.config), tensors(other.config));
+        let alike = self.config.norm == other.config.norm
+            && self.config.scales.logits == other.config.scales.logits
+            && own.len() == others.len();
+        own.iter().zip(&others).try_fold(alike, |alike, (a, b)| Ok(alike && same(&a.name, &b.name)?))
     }
 }

@@ -1,6 +1,7 @@
 //! The format `sparse-24-bitmask` of compressed-tensors 0.9.0 to 0.14.0.1. A legacy format: newer versions load such a model
 //! without an exception and with random weights.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -215,7 +216,8 @@ fn shape(weight: Weight) -> Vec<u8> {
 fn entry(done: &Coded<'_>) -> Value {
     let mut ignore = vec!["lm_head".to_string()];
     let dense = done.projections.iter().filter(|p| p.dense_because.is_some());
-    ignore.extend(dense.map(|p| packed::prefix(&p.name).to_string()));
+    let modules: BTreeSet<&str> = dense.map(|p| packed::prefix(&p.stored)).collect();
+    ignore.extend(modules.into_iter().map(String::from));
     json!({
         "quant_method": "compressed-tensors",
         "sparsity_config": {

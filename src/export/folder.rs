@@ -6,7 +6,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::model::{Checkpoint, Config, Dtype, ModelError, Projection, is_plain_name, read_json_object};
+use crate::model::{
+    Architecture, Checkpoint, Dtype, ModelError, Projection, is_plain_name, read_json_object,
+};
 
 use super::ct24::{self, Ct24};
 use super::packed::{self, Codec, Weight};
@@ -47,7 +49,7 @@ impl PackedFormat {
 /// types that it must have. The files must not be changed while this lives.
 pub struct PackedFolder {
     format: PackedFormat,
-    config: Config,
+    config: Architecture,
     files: Checkpoint,
     /// The packed projections, by parameter name.
     packed: BTreeMap<String, Weight>,
@@ -64,7 +66,7 @@ impl PackedFolder {
     pub fn open(dir: &Path) -> Result<Option<Self>, ExportError> {
         if dir.join(torch24::INDEX).is_file() {
             let told = Told::torch24(dir)?;
-            let config = Config::read(dir)?;
+            let config = Architecture::read(dir)?;
             let shards: Vec<&str> = told.shards.iter().map(String::as_str).collect();
             let files = Checkpoint::of_files(dir, &shards)?;
             return Self::check(&Torch24, PackedFormat::Torch24, config, files, &told).map(Some);
@@ -72,7 +74,7 @@ impl PackedFolder {
         if !dir.join("config.json").is_file() {
             return Ok(None);
         }
-        let Ok((config, Some(entry))) = Config::read_packed(dir) else { return Ok(None) };
+        let Ok((config, Some(entry))) = Architecture::read_packed(dir) else { return Ok(None) };
         let Some(told) = Told::ct24(&entry, &config) else { return Ok(None) };
         let files = Checkpoint::open_files(dir)?;
         Self::check(&Ct24, PackedFormat::Ct24, config, files, &told).map(Some)
@@ -81,8 +83,8 @@ impl PackedFolder {
     fn check<C: Codec>(
         codec: &C,
         format: PackedFormat,
-        config: Config,
-        files: Checkpoint,
+        config: Architecture,
+        mut files: Checkpoint,
         told: &Told,
     ) -> Result<Self, ExportError> {
         let path = files.folder().join(format.description());
@@ -131,6 +133,7 @@ impl PackedFolder {
             }
             packed.insert(spec.name, weight);
         }
+        files.name_parts(&config);
         Ok(Self { format, config, files, packed, parts })
     }
 
@@ -140,7 +143,7 @@ impl PackedFolder {
     }
 
     /// What config.json says of the model.
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> &Architecture {
         &self.config
     }
 
@@ -227,7 +230,7 @@ impl Told {
     }
 
     /// None where the entry of config.json is of another format.
-    fn ct24(entry: &Value, config: &Config) -> Option<Self> {
+    fn ct24(entry: &Value, config: &Architecture) -> Option<Self> {
         let told = entry.get("sparsity_config")?;
         if told.get("format")?.as_str()? != ct24::FORMAT {
             return None;
@@ -235,8 +238,9 @@ impl Told {
         let empty = Vec::new();
         let ignored = told.get("ignore").and_then(Value::as_array).unwrap_or(&empty);
         let ignored: BTreeSet<&str> = ignored.iter().filter_map(Value::as_str).collect();
-        let names = config.projections().into_iter().map(|p| p.name);
-        let packed = names.filter(|name| !ignored.contains(packed::prefix(name))).collect();
+        let packed =
+            config.projections().into_iter().filter(|p| !ignored.contains(packed::prefix(&p.stored)));
+        let packed = packed.map(|p| p.name).collect();
         Some(Self { shards: Vec::new(), packed })
     }
 }

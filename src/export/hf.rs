@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::fsio::{self, FsError, PendingFolder};
 use crate::mask::{BitMask, MaskError, Masks};
-use crate::model::{Checkpoint, Config, Dtype, Overlay, ProjectionKind, Shard, ShardEntry};
+use crate::model::{Architecture, Checkpoint, Dtype, Overlay, ProjectionKind, Shard, ShardEntry};
 
 use super::copy::{copy_others, inside};
 use super::{ExportError, MaskedModel};
@@ -49,10 +49,12 @@ struct Line {
     sparsity: f64,
     /// False for a projection without a mask.
     masked: bool,
+    #[serde(skip)]
+    kind: &'static str,
 }
 
-/// Writes the masked model to the new folder `out`, whose parents are created. Takes the memory of one
-/// weight row and, of masks in a file, of one mask. `out`
+/// Writes the masked model to the new folder `out`, whose parents are created. Takes the memory of one weight row and, of masks in a
+/// file, of one mask; of a fused or transposed tensor, that of the tensor. `out`
 /// appears only once it is complete and on the disk; after an error there is nothing.
 ///
 /// # Errors
@@ -163,6 +165,10 @@ fn write_shard(shard: &Shard, model: &MaskedModel<'_>, path: &Path) -> Result<()
         file.put(shard.header_bytes())?;
         // The entries cover the data without a gap and in order.
         for entry in shard.entries() {
+            if let Some(bytes) = put_together(model, shard, entry)? {
+                file.put(&bytes)?;
+                continue;
+            }
             let data = bytes_of(model.tensors, shard, entry);
             match (mask_of(model, entry)?, Dtype::from_stored(entry.dtype)) {
                 (Some(mask), Some(dtype)) => {
@@ -173,6 +179,33 @@ fn write_shard(shard: &Shard, model: &MaskedModel<'_>, path: &Path) -> Result<()
         }
         Ok(())
     })
+}
+
+/// The bytes of an entry that holds projections as parts, or transposed, each under its mask; nothing for another one.
+pub(super) fn put_together(
+    model: &MaskedModel<'_>,
+    shard: &Shard,
+    entry: &ShardEntry,
+) -> Result<Option<Vec<u8>>, ExportError> {
+    let mut parts = model.tensors.base().parts_of(&entry.name).peekable();
+    let (Some(dtype), true) = (Dtype::from_stored(entry.dtype), parts.peek().is_some()) else {
+        return Ok(None);
+    };
+    let mut bytes = shard.data(entry).to_vec();
+    for part in parts {
+        let data = model.tensors.tensor(&part.name)?.data;
+        let Some(mask) = model.masks.mask(&part.name)? else {
+            part.scatter(data, &mut bytes, dtype.size());
+            continue;
+        };
+        let mut masked = Vec::with_capacity(data.len());
+        for_masked_rows(data, &mask, dtype.size(), |row| {
+            masked.extend_from_slice(row);
+            Ok(())
+        })?;
+        part.scatter(&masked, &mut bytes, dtype.size());
+    }
+    Ok(Some(bytes))
 }
 
 /// The mask of an entry that is a projection's weight. The same name in two shards: only the one of the right shape can be it.
@@ -225,14 +258,14 @@ fn zero_pruned<const S: usize>(row: &mut [u8], words: &[u32]) {
     }
 }
 
-fn lines(config: &Config, masks: &dyn Masks) -> Vec<Line> {
+fn lines(config: &Architecture, masks: &dyn Masks) -> Vec<Line> {
     let projections = config.projections().into_iter();
     let line = projections.map(|p| {
         let total = p.rows as u64 * p.cols as u64;
         let masked = masks.shape(&p.name).is_some();
         let pruned = if masked { masks.pattern().pruned(total) } else { 0 };
         let sparsity = pruned as f64 / total as f64;
-        Line { name: p.name, rows: p.rows, cols: p.cols, pruned, sparsity, masked }
+        Line { name: p.name, rows: p.rows, cols: p.cols, pruned, sparsity, masked, kind: p.kind.short() }
     });
     line.collect()
 }
@@ -245,13 +278,10 @@ fn report(model: &MaskedModel<'_>, lines: &[Line], left_out: &[PathBuf]) -> Stri
     };
     let total: u64 = lines.iter().map(|l| l.rows as u64 * l.cols as u64).sum();
     let pruned: u64 = lines.iter().map(|l| l.pruned).sum();
-    let kinds: BTreeMap<&str, usize> = ProjectionKind::ALL
-        .into_iter()
-        .map(|kind| {
-            let of_kind = |l: &&Line| l.masked && l.name.contains(&format!("{}.weight", kind.module()));
-            (kind.short(), lines.iter().filter(of_kind).count())
-        })
-        .collect();
+    let mut kinds: BTreeMap<&str, usize> = ProjectionKind::ALL.map(|kind| (kind.short(), 0)).into();
+    for line in lines.iter().filter(|l| l.masked) {
+        *kinds.entry(line.kind).or_default() += 1;
+    }
     let value = json!({
         "format_version": 1,
         "pattern": masks.pattern().to_string(),

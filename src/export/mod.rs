@@ -13,7 +13,7 @@ pub use error::{ExportError, LayoutError};
 pub use folder::{PackedFolder, PackedFormat};
 
 use crate::mask::{Masks, Provenance};
-use crate::model::{Config, Overlay};
+use crate::model::{Architecture, Overlay};
 
 /// A masked model, as every format writes it.
 #[derive(Clone, Copy)]
@@ -21,7 +21,7 @@ pub struct MaskedModel<'a> {
     /// The dense weights, some of them perhaps re-fitted.
     pub tensors: &'a Overlay<'a>,
     /// What the source's config.json says.
-    pub config: &'a Config,
+    pub config: &'a Architecture,
     /// The masks; a projection without one stays dense.
     pub masks: &'a dyn Masks,
     /// How the masks came to be.

@@ -69,6 +69,8 @@ pub(super) trait Codec {
 pub(super) struct CodedProjection {
     /// The parameter name.
     pub(super) name: String,
+    /// The tensor that it lies in.
+    pub(super) stored: String,
     /// Rows and columns.
     pub(super) shape: Vec<usize>,
     /// The type it is stored in.
@@ -173,11 +175,18 @@ pub(super) fn write<C: Codec>(
     for p in config.projections() {
         let view = tensors.tensor(&p.name)?;
         let dense_because = match masks.shape(&p.name) {
+            Some(_) if p.place.transposed => {
+                Some(format!("{} is stored [inputs, outputs], which no packed layout has", p.stored))
+            }
+            Some(_) if p.place.part.is_some() => {
+                Some(format!("it is a part of the fused {}, which stays whole", p.stored))
+            }
             Some(_) => codec.fits(masks.pattern(), weight(&view)).err(),
             None => Some("it has no mask".into()),
         };
         projections.push(CodedProjection {
             name: p.name,
+            stored: p.stored,
             shape: view.shape.into(),
             dtype: view.dtype,
             dense_because,
@@ -288,6 +297,10 @@ impl<C: Codec> Job<'_, C> {
             for planned in plan {
                 bytes += planned.bytes() as u64;
                 let entry = planned.entry;
+                if let Some(together) = hf::put_together(self.model, shard, entry)? {
+                    file.put(&together)?;
+                    continue;
+                }
                 let data = hf::bytes_of(self.model.tensors, shard, entry);
                 let Some((mask, dtype)) =
                     hf::mask_of(self.model, entry)?.zip(Dtype::from_stored(entry.dtype))

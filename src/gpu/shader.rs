@@ -32,7 +32,9 @@ const SHARED: &[Shared] = shared![
     "soft",
     "inclusion",
     "patterns",
-    "adam"
+    "adam",
+    "activation",
+    "cap"
 ];
 
 /// What every wgpu device can do: `unpack2x16float` and its kin.

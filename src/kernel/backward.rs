@@ -1,20 +1,10 @@
-//! Gradients of the norm, the activation and the losses. Those of the products are in `matmul.rs`.
+//! Gradients of the losses.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::elementwise::{sliced_defs, vocabulary_blocks};
-use super::preset::SUBGROUP;
+use super::elementwise::{capped, sliced_defs, vocabulary_blocks};
 use super::{Kernels, Layout, Rows, Stream, shape_error, size};
-use crate::gpu::{Buffer, GpuError, Work};
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct NormParams {
-    features: u32,
-    t4: u32,
-    eps: f32,
-    pad: u32,
-}
+use crate::gpu::{Buffer, Defs, GpuError, Work};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -35,7 +25,8 @@ struct GradientParams {
     t4: u32,
     first: u32,
     scale: f32,
-    pad: [u32; 3],
+    cap: f32,
+    pad: [u32; 2],
 }
 
 #[repr(C)]
@@ -46,7 +37,8 @@ struct KlParams {
     end: u32,
     t4: u32,
     scale: f32,
-    pad: [u32; 3],
+    caps: [f32; 2],
+    pad: u32,
 }
 
 /// Rows of the logits that an invocation of `vocab_gradient` makes.
@@ -58,68 +50,6 @@ fn alike(rows: &[Rows<'_>]) -> bool {
 }
 
 impl Kernels<'_> {
-    /// Adds to `d_x` the gradient of `y = x * gain * r`, `r = 1 / sqrt(mean(x^2) + eps)` per token, with respect to `x`:
-    /// `r * gain * d_y - x * r^3 / n * sum_i(gain_i * d_y_i * x_i)`; `x`, `d_y`, `d_x` `[features, t]`, `gain` `[features]`.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or what the device reports.
-    pub fn rms_norm_backward(
-        &self,
-        c: Stream<'_, '_>,
-        x: Rows<'_>,
-        gain: &Buffer,
-        eps: f32,
-        d_y: Rows<'_>,
-        d_x: Rows<'_>,
-    ) -> Result<(), GpuError> {
-        // With subgroups the gains are loaded by eight.
-        let preset = self.preset();
-        let (name, tile, defs) = if preset.subgroups() && x.count.is_multiple_of(SUBGROUP as usize) {
-            ("rms_norm_backward_lanes", 2 * SUBGROUP, vec![("SUBGROUP", SUBGROUP)])
-        } else {
-            let (lanes, slices) = preset.reduce;
-            ("rms_norm_backward", lanes, sliced_defs(lanes, slices))
-        };
-        if !alike(&[x, d_y, d_x]) || gain.bytes() < 4 * x.count as u64 {
-            let rows = format!("x {} rows, d_y {} rows, d_x {} rows", x.count, d_y.count, d_x.count);
-            return Err(shape_error(name, rows));
-        }
-        let pipeline = self.pipeline(name, defs)?;
-        let params = NormParams { features: size(name, x.count)?, t4: size(name, x.t4)?, eps, pad: 0 };
-        let values = (x.count * x.t4 * 4) as f64;
-        let work = Work { flops: 10.0 * values, bytes: 24.0 * values };
-        let grid = [x.t4.div_ceil(tile as usize) as u32, 1, 1];
-        let bind = [x.buffer.all(), gain.all(), d_y.buffer.all(), d_x.buffer.all()];
-        c.dispatch(&pipeline, &params, &bind, grid, work)
-    }
-
-    /// The gradient of `silu(gate) * up` in place of its inputs: `gate` (before silu) becomes the gradient with respect to
-    /// itself, and so does `up`; `gate`, `up`, `d_inner` `[features, t]`.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or what the device reports.
-    pub fn swiglu_backward(
-        &self,
-        c: Stream<'_, '_>,
-        gate: Rows<'_>,
-        up: Rows<'_>,
-        d_inner: Rows<'_>,
-    ) -> Result<(), GpuError> {
-        const NAME: &str = "swiglu_backward";
-        if !alike(&[gate, up, d_inner]) {
-            let rows =
-                format!("gate {} rows, up {} rows, d_inner {} rows", gate.count, up.count, d_inner.count);
-            return Err(shape_error(NAME, rows));
-        }
-        let lanes = self.preset().lanes;
-        let pipeline = self.pipeline(NAME, vec![("LANES", lanes)])?;
-        let count = gate.count * gate.t4;
-        let params = [size(NAME, count)?, 0, 0, 0];
-        let work = Work { flops: 36.0 * count as f64, bytes: 80.0 * count as f64 };
-        let bind = [gate.buffer.all(), up.buffer.all(), d_inner.buffer.all()];
-        c.dispatch(&pipeline, &params, &bind, self.fold(count, lanes), work)
-    }
-
     /// `errors` `[t]` = `w * sum over features of (y - target)^2` per token, and `y = scale * w * (y - target)` in place, with `w` of
     /// `token_weights` `[t]`, or 1; `y`, `target` `[features, t]`. Tokens that pad a window get zeros in both.
     /// `y` is the gradient of `scale / 2 * sum(errors)`.
@@ -169,7 +99,8 @@ impl Kernels<'_> {
 
     /// `logits = scale * (softmax - [row is the target])` in place, for the vocabulary rows `first..first + rows`, where `state`
     /// `[3, t]` is what [`Kernels::vocab_reduce`] has left after all rows and `targets` is `[t]` u32. Tokens without a target
-    /// (`u32::MAX`) get zeros, and so do the rows of `logits` from `rows` on, which pad the chunk.
+    /// (`u32::MAX`) get zeros, and so do the rows of `logits` from `rows` on, which pad the chunk. With `cap` the softmax is that of `cap
+    /// * tanh(logits / cap)`, and the gradient still that of the logits in the buffer.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
@@ -183,20 +114,24 @@ impl Kernels<'_> {
         targets: &Buffer,
         state: Rows<'_>,
         scale: f32,
+        cap: Option<f32>,
     ) -> Result<(), GpuError> {
         const NAME: &str = "vocab_gradient";
+        let mut cap_defs = Defs::new();
+        let cap = capped(NAME, cap, "CAP", &mut cap_defs)?;
         if !fits_chunk(logits, rows, targets) || !fits_state(logits, state) {
             return Err(shape_error(NAME, format!("{rows} of {} rows of logits", logits.count)));
         }
         let (lanes, slices) = self.preset().reduce;
-        let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
+        let pipeline = self.pipeline(NAME, [sliced_defs(lanes, slices), cap_defs].concat())?;
         let params = GradientParams {
             rows: size(NAME, rows)?,
             count: size(NAME, logits.count)?,
             t4: size(NAME, logits.t4)?,
             first: size(NAME, first)?,
             scale,
-            pad: [0; 3],
+            cap,
+            pad: [0; 2],
         };
         let values = (logits.count * logits.t4 * 4) as f64;
         let work = Work { flops: 4.0 * values, bytes: 8.0 * values };
@@ -209,7 +144,8 @@ impl Kernels<'_> {
     /// Adds to the first row of `kl` `[2, t]` the share of one chunk of `rows` vocabulary rows in the divergence `sum p_dense * (log
     /// p_dense - log p)`, where `p` is the softmax of `logits` with `state`, `p_dense` that of `dense` with `dense_state`; to the
     /// second row how many rows are the greatest logit of both; and `logits = scale * (p - p_dense)` in place. Tokens without one of `targets` `[t]` u32 (`u32::MAX`) add nothing and get zeros; the rows of `logits` from
-    /// `rows` on, which pad the chunk, get zeros.
+    /// `rows` on, which pad the chunk, get zeros. With `caps`, of `logits` and of `dense`, a softmax is that of `cap * tanh(logits / cap)`,
+    /// and the gradient still that of the logits in the buffer.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
@@ -225,8 +161,14 @@ impl Kernels<'_> {
         targets: &Buffer,
         scale: f32,
         kl: &Buffer,
+        caps: [Option<f32>; 2],
     ) -> Result<(), GpuError> {
         const NAME: &str = "vocab_kl";
+        let mut cap_defs = Defs::new();
+        let caps = [
+            capped(NAME, caps[0], "CAP", &mut cap_defs)?,
+            capped(NAME, caps[1], "DENSE_CAP", &mut cap_defs)?,
+        ];
         let fits = fits_chunk(logits, rows, targets)
             && alike(&[logits, dense])
             && fits_state(logits, state)
@@ -237,7 +179,7 @@ impl Kernels<'_> {
             return Err(shape_error(NAME, message));
         }
         let (lanes, slices) = self.preset().reduce;
-        let pipeline = self.pipeline(NAME, sliced_defs(lanes, slices))?;
+        let pipeline = self.pipeline(NAME, [sliced_defs(lanes, slices), cap_defs].concat())?;
         let bind = [
             logits.buffer.all(),
             dense.buffer.all(),
@@ -254,7 +196,8 @@ impl Kernels<'_> {
                 end: size(NAME, block.end)?,
                 t4: size(NAME, logits.t4)?,
                 scale,
-                pad: [0; 3],
+                caps,
+                pad: 0,
             };
             let values = (block.len() * logits.t4 * 4) as f64;
             let work = Work { flops: 10.0 * values, bytes: 12.0 * values };

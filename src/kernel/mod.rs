@@ -3,6 +3,7 @@
 //! Activations are feature-major, `[features, tokens]` in f32, so that the lanes of every kernel run along tokens: loads
 //! are contiguous on a GPU, and on a software driver the weights' addresses are uniform over a workgroup.
 
+mod activation;
 mod adam;
 mod attention;
 mod attention_backward;
@@ -18,9 +19,11 @@ mod gram;
 mod lstsq;
 mod masks;
 mod matmul;
+mod norm;
 mod panel;
 mod preset;
 mod prox;
+mod rotary;
 mod score;
 mod soft;
 mod sparsegpt;
@@ -40,8 +43,10 @@ pub use gram::{Pieces, Square};
 pub use lstsq::{Lstsq, LstsqOptions, LstsqPanel, LstsqReport, LstsqScratch};
 pub use masks::{Moments, SampleAt};
 pub use matmul::Product;
+pub use norm::Norm;
 pub use panel::Part;
 pub use preset::{Preset, choose_preset, product_rate};
+pub use rotary::Rotary;
 pub use score::{AbsSums, Score};
 pub use soft::{AdamState, Noise, Relaxation, SoftPatterns, SoftTopN, StateType};
 pub use table::{KERNELS, KernelSource, Variant};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::{Activation, Kernels, MaskBuffer, Product, Weight};
+use super::{Activation, Kernels, MaskBuffer, Norm, Product, Weight};
 use crate::gpu::{Commands, DeviceKind, Gpu, GpuError};
 use crate::model::{Dtype, TensorView};
 
@@ -172,7 +172,7 @@ fn self_test(gpu: &Gpu, preset: &Preset) -> Result<(), GpuError> {
             if rows == n {
                 kernels.matmul(&mut commands, &Product::new(&weight, x.rows(0, k, t4)?, y_rows))?;
             } else {
-                kernels.rms_norm(&mut commands, x.rows(0, features, t4)?, &gain, 1e-5, y_rows)?;
+                kernels.norm(&mut commands, x.rows(0, features, t4)?, &Norm::rms(&gain, 1e-5), y_rows)?;
             }
             out.extend(commands.read::<f32>(y.buffer(), 0, rows * 4 * t4)?);
         }

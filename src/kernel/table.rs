@@ -4,6 +4,7 @@ use super::StateType;
 use super::adam::Goal;
 use super::preset::{Matmul, Preset, SUBGROUP};
 use crate::gpu::{Defs, GpuError};
+use crate::model::ActivationKind;
 
 /// One shader file.
 pub struct KernelSource {
@@ -35,9 +36,12 @@ macro_rules! kernels {
 pub const KERNELS: &[KernelSource] = kernels![
     "abs_sum_cols",
     "abs_sum_rows",
+    "activate",
+    "activate_backward",
     "adam_mask",
     "adam_patterns",
     "adam_weight",
+    "add_scaled",
     "attention",
     "attention_backward_kv",
     "attention_backward_lanes",
@@ -45,12 +49,16 @@ pub const KERNELS: &[KernelSource] = kernels![
     "attention_delta",
     "attention_lanes",
     "attention_step",
+    "clamp_backward",
+    "clamp_to",
     "copy_columns",
     "damp",
     "descent",
     "diagonal",
     "effective",
     "factor_block",
+    "gated",
+    "gated_backward",
     "lstsq_residual",
     "lstsq_step",
     "mask_apply",
@@ -61,12 +69,12 @@ pub const KERNELS: &[KernelSource] = kernels![
     "matmul_rows",
     "matmul_tile",
     "mirror",
+    "norm",
+    "norm_backward",
+    "norm_backward_lanes",
+    "norm_lanes",
     "peak",
     "prox24",
-    "rms_norm",
-    "rms_norm_backward",
-    "rms_norm_backward_lanes",
-    "rms_norm_lanes",
     "rope",
     "row_dot",
     "score_mask",
@@ -74,8 +82,6 @@ pub const KERNELS: &[KernelSource] = kernels![
     "sparsegpt_block",
     "spread",
     "squared_error",
-    "swiglu",
-    "swiglu_backward",
     "transpose",
     "vocab_gradient",
     "vocab_kl",
@@ -150,6 +156,12 @@ fn switched(defs: &Defs, switches: &[&'static str]) -> Vec<Defs> {
             defs.iter().copied().chain(on.map(|(_, &name)| (name, 1))).collect()
         })
         .collect()
+}
+
+/// Defs of all nonlinearities.
+fn activations(lanes: Vec<u32>) -> Vec<Defs> {
+    let kinds = ActivationKind::ALL.map(super::activation::kind_def);
+    lanes.into_iter().flat_map(|lanes| kinds.map(|kind| vec![kind, ("LANES", lanes)])).collect()
 }
 
 impl KernelSource {
@@ -267,14 +279,21 @@ impl KernelSource {
                 .flat_map(|defs| switched(&defs, &["CAP", "WINDOW"]))
                 .collect(),
             "attention_backward_lanes" => switched(&vec![("SUBGROUP", SUBGROUP)], &["CAP", "WINDOW"]),
-            "rms_norm_lanes" | "rms_norm_backward_lanes" => {
-                vec![vec![("SUBGROUP", SUBGROUP)]]
+            "norm_lanes" => switched(&vec![("SUBGROUP", SUBGROUP)], &["LAYER", "BIAS"]),
+            "norm_backward_lanes" => switched(&vec![("SUBGROUP", SUBGROUP)], &["LAYER", "ACCUMULATE"]),
+            "norm" => sliced().iter().flat_map(|defs| switched(defs, &["LAYER", "BIAS"])).collect(),
+            "norm_backward" => {
+                sliced().iter().flat_map(|defs| switched(defs, &["LAYER", "ACCUMULATE"])).collect()
             }
-            "rms_norm" | "rms_norm_backward" | "vocab_gradient" | "vocab_kl" | "vocab_reduce" => sliced(),
+            "vocab_gradient" | "vocab_reduce" => {
+                sliced().iter().flat_map(|defs| switched(defs, &["CAP"])).collect()
+            }
+            "vocab_kl" => sliced().iter().flat_map(|defs| switched(defs, &["CAP", "DENSE_CAP"])).collect(),
             "squared_error" => sliced().iter().flat_map(|defs| switched(defs, &["WEIGHTS"])).collect(),
-            "swiglu" => {
-                lanes().into_iter().flat_map(|lanes| switched(&vec![("LANES", lanes)], &["OUT"])).collect()
+            "gated" | "activate" => {
+                activations(lanes()).iter().flat_map(|defs| switched(defs, &["OUT"])).collect()
             }
+            "gated_backward" | "activate_backward" => activations(lanes()),
             "rope" => {
                 lanes().into_iter().flat_map(|n| switched(&vec![("LANES", n)], &["BACKWARD"])).collect()
             }

@@ -28,7 +28,7 @@ pub use reader::{MaskReader, Masks};
 
 use std::collections::BTreeMap;
 
-use crate::model::Config;
+use crate::model::Architecture;
 
 /// The masks of a model's projections, by tensor name (`model.layers.0.mlp.up_proj.weight`). A projection without an
 /// entry stays dense.
@@ -66,7 +66,7 @@ impl MaskSet {
     ///
     /// # Errors
     /// [`MaskError::NoProjection`] and [`MaskError::Shape`].
-    pub fn check_model(&self, config: &Config) -> Result<(), MaskError> {
+    pub fn check_model(&self, config: &Architecture) -> Result<(), MaskError> {
         Masks::check_model(self, config)
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype as StoredDtype;
 
-use crate::model::{Checkpoint, Config, MESSAGE, Projection, Shard, clip};
+use crate::model::{Architecture, Checkpoint, MESSAGE, Projection, Shard, clip};
 
 use super::file::{self, MaskFile, Provenance, SourceTensor};
 use super::rank::{Packing, unpack};
@@ -33,7 +33,7 @@ pub trait Masks: Sync {
     ///
     /// # Errors
     /// [`MaskError::NoProjection`] and [`MaskError::Shape`].
-    fn check_model(&self, config: &Config) -> Result<(), MaskError> {
+    fn check_model(&self, config: &Architecture) -> Result<(), MaskError> {
         let projections = config.projections();
         let shapes: BTreeMap<&str, [usize; 2]> =
             projections.iter().map(|p| (p.name.as_str(), [p.rows, p.cols])).collect();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -10,16 +11,14 @@ use sha2::{Digest, Sha256};
 use super::parallel::in_parallel;
 use super::shard::MAX_NAME;
 use super::{
-    Config, Dtype, MESSAGE, ModelError, Shard, ShardEntry, TensorSpec, TensorView, clip, foreign_weights,
-    read_json_object,
+    Architecture, Dtype, MESSAGE, ModelError, Shard, ShardEntry, TensorPart, TensorSpec, TensorView, clip,
+    foreign_weights, read_json_object,
 };
 
-/// The output matrix.
-const OUTPUT: &str = "lm_head.weight";
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// More than any real index: 100 bytes a tensor.
-const LIMIT_INDEX: u64 = 256 << 20;
+pub(super) const LIMIT_INDEX: u64 = 256 << 20;
 
 /// Mapped weights in which every tensor of the configuration exists with the right shape and a supported type.
 /// The files must not be changed while this lives.
@@ -29,6 +28,16 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     /// Tensor name to (shard, entry). Holds also what the configuration does not call for.
     places: BTreeMap<String, (usize, usize)>,
+    /// Parts of stored tensors, by the names under which they are asked for.
+    parts: BTreeMap<String, Gathered>,
+}
+
+/// A part of a stored tensor.
+#[derive(Debug)]
+struct Gathered {
+    part: TensorPart,
+    /// Its bytes, once they were asked for, where they do not lie together.
+    bytes: OnceLock<Vec<u8>>,
 }
 
 impl Checkpoint {
@@ -39,11 +48,18 @@ impl Checkpoint {
     /// [`ModelError`] for damaged or missing files, an index that does not fit, and tensors that are missing or have
     /// another shape or type than the configuration and this program expect. NaN is not looked for here; see
     /// [`Checkpoint::check_finite`].
-    pub fn open(dir: &Path, config: &Config) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, config: &Architecture) -> Result<Self, ModelError> {
         let mut checkpoint = Self::open_files(dir)?;
         checkpoint.share_output(config);
         config.tensors().iter().try_for_each(|spec| checkpoint.check(spec))?;
+        checkpoint.name_parts(config);
         Ok(checkpoint)
+    }
+
+    /// Makes the parts of stored tensors known under their names; the stored tensors must have been checked.
+    pub(crate) fn name_parts(&mut self, config: &Architecture) {
+        let gathered = |part: TensorPart| (part.name.clone(), Gathered { part, bytes: OnceLock::new() });
+        self.parts = config.parts().into_iter().map(gathered).collect();
     }
 
     /// As [`Checkpoint::open`], not held against a configuration.
@@ -64,23 +80,25 @@ impl Checkpoint {
     }
 
     /// Lets the output matrix be the embedding, too, where the two are tied and only the former is stored, as transformers does.
-    fn share_output(&mut self, config: &Config) {
+    fn share_output(&mut self, config: &Architecture) {
         let embedding = config.embedding_name();
         if config.tie_word_embeddings
-            && !self.places.contains_key(embedding)
-            && let Some(&place) = self.places.get(OUTPUT)
+            && !self.places.contains_key(&embedding)
+            && let Some(&place) = self.places.get(&config.own_output_name())
         {
-            self.places.insert(embedding.to_string(), place);
+            self.places.insert(embedding, place);
         }
     }
 
     /// Whether the configuration ties the output matrix to the embedding, but both are stored, with different values. transformers 5 then
     /// does not tie them (5.23.0, and so since 5.0: "both are present in the checkpoints with different values, so we will NOT tie them").
-    pub fn unties(&self, config: &Config) -> bool {
+    pub fn unties(&self, config: &Architecture) -> bool {
         if !config.tie_word_embeddings {
             return false;
         }
-        let (Ok(embedding), Ok(output)) = (self.tensor(config.embedding_name()), self.tensor(OUTPUT)) else {
+        let (Ok(embedding), Ok(output)) =
+            (self.tensor(&config.embedding_name()), self.tensor(&config.own_output_name()))
+        else {
             return false;
         };
         if embedding.dtype == output.dtype {
@@ -102,7 +120,7 @@ impl Checkpoint {
                 places.entry(entry.name.clone()).or_insert((number, i));
             }
         }
-        Ok(Self { folder: dir.into(), shards, places })
+        Ok(Self { folder: dir.into(), shards, places, parts: BTreeMap::new() })
     }
 
     fn open_sharded(dir: &Path, index: &Path) -> Result<Self, ModelError> {
@@ -152,7 +170,7 @@ impl Checkpoint {
                 places.insert(tensor.clone(), place);
             }
         }
-        Ok(Self { folder: dir.into(), shards, places })
+        Ok(Self { folder: dir.into(), shards, places, parts: BTreeMap::new() })
     }
 
     /// A tensor that the configuration calls for: existence, shape, type.
@@ -179,20 +197,41 @@ impl Checkpoint {
         Some((shard, shard.entries().get(entry)?))
     }
 
-    /// A tensor by its name.
+    /// A tensor by its name; a part of a stored one by the part's name. Parts that do not lie together in the file are put
+    /// together in memory when they are first asked for, and stay there.
     ///
     /// # Errors
     /// [`ModelError::UnknownTensor`], and [`ModelError::Dtype`] for a tensor outside the configuration whose type is
     /// not supported.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, ModelError> {
         let unknown = || ModelError::UnknownTensor { name: name.into() };
-        let (shard, entry) = self.entry(name).ok_or_else(unknown)?;
+        let gathered = self.parts.get(name);
+        let stored = gathered.map_or(name, |g| &g.part.stored);
+        let (shard, entry) = self.entry(stored).ok_or_else(unknown)?;
         let dtype = Dtype::from_stored(entry.dtype).ok_or_else(|| ModelError::Dtype {
             path: shard.path().into(),
             tensor: name.into(),
             found: entry.dtype.to_string(),
         })?;
-        Ok(TensorView { name: &entry.name, dtype, shape: &entry.shape, data: shard.data(entry) })
+        let data = shard.data(entry);
+        match gathered {
+            None => Ok(TensorView { name: &entry.name, dtype, shape: &entry.shape, data }),
+            Some(Gathered { part, bytes }) => {
+                let data = match part.range(dtype.size()) {
+                    Some(range) => data.get(range).ok_or_else(unknown)?,
+                    None => bytes.get_or_init(|| part.gather(data, dtype.size())),
+                };
+                Ok(TensorView { name: &part.name, dtype, shape: &part.shape, data })
+            }
+        }
+    }
+
+    /// The projections that lie in a stored tensor as parts of it, or transposed; none where it is one itself.
+    pub fn parts_of<'s>(&'s self, stored: &'s str) -> impl Iterator<Item = &'s TensorPart> {
+        self.parts
+            .values()
+            .map(|g| &g.part)
+            .filter(move |part| part.stored == stored && part.shape.len() == 2)
     }
 
     /// The folder that was opened.
@@ -219,7 +258,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`ModelError::NotFinite`] for the first one in the order of the computation.
-    pub fn check_finite(&self, config: &Config) -> Result<(), ModelError> {
+    pub fn check_finite(&self, config: &Architecture) -> Result<(), ModelError> {
         let names: Vec<String> = config.tensors().into_iter().map(|spec| spec.name).collect();
         for result in self.parallel(&names, |tensor| tensor.check_finite())? {
             result?;

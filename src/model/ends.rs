@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Config, ModelError, read_json_object};
+use super::{Architecture, ModelError, read_json_object};
 
 /// More than any real generation_config.json.
 const LIMIT_BYTES: u64 = 1 << 20;
@@ -20,7 +20,7 @@ pub(super) fn token_ids(value: Option<&Value>) -> Vec<u32> {
     }
 }
 
-impl Config {
+impl Architecture {
     /// The tokens that end what the model of the folder `dir` writes: those of generation_config.json, where there is one that names
     /// some, else those of config.json (as in transformers).
     ///

@@ -51,12 +51,14 @@ pub enum ModelError {
         found: String,
     },
     /// A model type other than the supported ones.
-    #[error("{path}: model type {found} is not supported; supported are llama, mistral and qwen2")]
+    #[error("{path}: model type {found} is not supported; supported are {known}")]
     Family {
         /// The file.
         path: PathBuf,
         /// The value of `model_type`.
         found: String,
+        /// The supported ones.
+        known: String,
     },
     /// A feature of a supported family that is not implemented.
     #[error("{path}: {what} is not supported; {remedy}")]

@@ -1,12 +1,15 @@
 //! Models in Hugging Face layout on the host: configuration, weights, tokenizer, and which tensors are projections.
 //! No arithmetic and no GPU.
 
+mod architecture;
 mod checkpoint;
 mod config;
 mod ends;
 mod error;
+mod families;
 mod foreign;
 mod guard;
+mod ops;
 mod overlay;
 mod parallel;
 mod projection;
@@ -17,17 +20,23 @@ mod tensor;
 mod tokenizer;
 mod writer;
 
+pub use architecture::{
+    Architecture, AttentionShape, BlockShape, FeedForward, Gain, LayerShape, LearnedPositions, Names,
+    NormShape, Part, PlaceInTensor, QkNorm, QkSpread, QueryGrowth, RotaryShape, Scales, TensorPart,
+    TensorSpec,
+};
 pub(crate) use checkpoint::is_plain_name;
 pub use checkpoint::{Checkpoint, sha256_hex};
-pub use config::{Config, Family, TensorSpec};
 pub use error::ModelError;
+pub use families::family_names;
 pub(crate) use foreign::foreign_weights;
 pub(crate) use guard::quietly;
+pub use ops::{ActivationKind, NormKind};
 pub use overlay::Overlay;
 pub(crate) use parallel::in_parallel;
 pub use projection::{Projection, ProjectionKind};
 pub use quantization::stored_plain;
-pub use rope::{Llama3, Rope};
+pub use rope::{Llama3, Rope, RopeScaling, Yarn};
 pub use shard::{Shard, ShardEntry};
 pub use tensor::{Dtype, TensorView, encode};
 pub use tokenizer::Tokenizer;
@@ -42,9 +51,9 @@ use std::path::Path;
 /// embedding and both are stored with different values, both are used, as transformers 5 does, with a note in the log.
 ///
 /// # Errors
-/// [`ModelError`] for what [`Config::read`] and [`Checkpoint::open`] refuse.
-pub fn open(folder: &Path) -> Result<(Config, Checkpoint), ModelError> {
-    let mut config = Config::read(folder)?;
+/// [`ModelError`] for what [`Architecture::read`] and [`Checkpoint::open`] refuse.
+pub fn open(folder: &Path) -> Result<(Architecture, Checkpoint), ModelError> {
+    let mut config = Architecture::read(folder)?;
     let checkpoint = Checkpoint::open(folder, &config)?;
     if checkpoint.unties(&config) {
         log::warn!(

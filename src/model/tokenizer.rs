@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Config, MESSAGE, ModelError, clip, quietly, read_limited};
+use super::{Architecture, MESSAGE, ModelError, clip, quietly, read_limited};
 
 /// More than any real tokenizer.json.
 const LIMIT_BYTES: u64 = 512 << 20;
@@ -33,7 +33,7 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Read`], [`ModelError::SlowTokenizer`], [`ModelError::Tokenizer`], and [`ModelError::Vocabulary`] when it knows an id at or above the
     /// configuration's `vocab_size`.
-    pub fn open(dir: &Path, config: &Config) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, config: &Architecture) -> Result<Self, ModelError> {
         let path = dir.join("tokenizer.json");
         let others = ["tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"];
         if !path.exists()

@@ -1,11 +1,9 @@
 //! The activations of all windows, between the steps of a walk over the blocks: on the device where they fit, else in host
 //! memory, batch by batch through two slots on the device, so that copies and computation overlap.
 
-use super::forward::check_window;
 use super::{Embedding, NnError, Sizes};
 use crate::gpu::{Commands, Gpu, GpuError, Reading};
 use crate::kernel::{Activation, Layout, Rows, cut, f32_bytes};
-use crate::model::Config;
 
 /// Where activations are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -69,6 +67,17 @@ impl<'a> BatchView<'a> {
         Ok(piece.rows(0, rows, self.layout.t4())?)
     }
 
+    /// What the attention adds, where both parts of a block read its input.
+    ///
+    /// # Errors
+    /// When there is no room for it.
+    pub fn branch(&self, sizes: &Sizes) -> Result<Option<Rows<'a>>, NnError> {
+        match self.kept.last().filter(|_| sizes.parallel()) {
+            Some(last) => Ok(Some(last.rows(0, sizes.hidden(), self.layout.t4())?)),
+            None => Ok(None),
+        }
+    }
+
     /// The kept tensor in pieces of the feed-forward layer, with the first feature of each: the input of down.
     ///
     /// # Errors
@@ -110,10 +119,9 @@ impl<'g> Activations<'g> {
     /// Embeds `tokens`, windows of `sizes.layout.length`, in batches of `sizes.layout.windows`.
     ///
     /// # Errors
-    /// A token outside the vocabulary, windows that the model's attention does not span, or no room.
+    /// A token outside the vocabulary, windows longer than the model's learned positions, or no room.
     pub fn embed(
         gpu: &'g Gpu,
-        config: &Config,
         embedding: &Embedding<'_>,
         tokens: &[u32],
         sizes: Sizes,
@@ -121,7 +129,6 @@ impl<'g> Activations<'g> {
         keep: Keep,
     ) -> Result<Self, NnError> {
         let length = sizes.layout.length;
-        check_window(config, length)?;
         let layouts: Vec<Layout> = layouts(&sizes, tokens.len() / length).collect();
         let count = slots(place, layouts.len());
         let slots = layouts.iter().take(count).map(|l| Slot::new(gpu, &sizes, keep, l.t4()));

@@ -4,16 +4,16 @@ use super::{Masks, NnError, PlanItem};
 use crate::gpu::Gpu;
 use crate::kernel::MaskBuffer;
 use crate::mask::MaskSet;
-use crate::model::{Config, Projection};
+use crate::model::{Architecture, Projection};
 
-/// One mask buffer per projection, in the order of [`Config::projections`]; `None` = dense.
+/// One mask buffer per projection, in the order of [`Architecture::projections`]; `None` = dense.
 pub struct MaskBank {
     buffers: Vec<Option<MaskBuffer>>,
 }
 
 impl MaskBank {
     /// No masks: the dense model.
-    pub fn dense(config: &Config) -> Self {
+    pub fn dense(config: &Architecture) -> Self {
         Self { buffers: config.projections().iter().map(|_| None).collect() }
     }
 
@@ -21,7 +21,7 @@ impl MaskBank {
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn upload(gpu: &Gpu, config: &Config, set: &MaskSet) -> Result<Self, NnError> {
+    pub fn upload(gpu: &Gpu, config: &Architecture, set: &MaskSet) -> Result<Self, NnError> {
         let one = |p: &Projection| match set.masks.get(&p.name) {
             Some(mask) => Ok(Some(MaskBuffer::upload(gpu, &format!("masks:{}", p.name), mask)?)),
             None => Ok(None),
@@ -34,7 +34,7 @@ impl MaskBank {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn fill(&self, gpu: &Gpu, config: &Config, set: &MaskSet) -> Result<(), NnError> {
+    pub fn fill(&self, gpu: &Gpu, config: &Architecture, set: &MaskSet) -> Result<(), NnError> {
         for (p, buffer) in config.projections().iter().zip(&self.buffers) {
             if let (Some(buffer), Some(mask)) = (buffer, set.masks.get(&p.name)) {
                 gpu.upload(buffer.buffer(), 0, bytemuck::cast_slice(mask.words()))?;

@@ -1,7 +1,7 @@
 //! Errors of building and running a decoder.
 
 use crate::gpu::GpuError;
-use crate::model::ModelError;
+use crate::model::{ModelError, ProjectionKind};
 
 /// An error of the decoder.
 #[derive(Debug, thiserror::Error)]
@@ -22,21 +22,25 @@ pub enum NnError {
         /// Rows of the embedding.
         vocab: usize,
     },
-    /// A window longer than the attention of the model reaches.
+    /// A position that the model has no embedding for.
     #[error(
-        "windows of {window} tokens: the model's sliding attention reaches {reach} only, which is not supported; use \
-         --window {reach} or less"
+        "position {position}: the model has learned embeddings of {positions} positions; use --window {positions} or less"
     )]
-    SlidingWindow {
-        /// Tokens of a window.
-        window: usize,
-        /// The model's reach.
-        reach: usize,
+    Position {
+        /// The position.
+        position: usize,
+        /// Those there are.
+        positions: usize,
+    },
+    /// A projection that the architecture lacks.
+    #[error("the model's blocks have no {kind} projection")]
+    NoProjection {
+        /// Which.
+        kind: ProjectionKind,
     },
     /// A width that the kernels cannot read four at a time.
     #[error(
-        "{projection} has {cols} input features, which do not divide by 4; such models are not supported (no known model of \
-         the supported families is one)"
+        "{projection} has {cols} input features, which do not divide by 4; such models are not supported"
     )]
     Width {
         /// The projection.

@@ -4,9 +4,9 @@ use super::block::{BlockPass, block_masks};
 use super::{DecoderWeights, Embedding, HeadPass, NnError, Workspace};
 use crate::gpu::Commands;
 use crate::kernel::{Kernels, Layout, MaskBuffer, Rows};
-use crate::model::Config;
+use crate::model::Architecture;
 
-/// Masks of all projections in the order of [`Config::projections`]; `None` = dense.
+/// Masks of all projections in the order of [`Architecture::projections`]; `None` = dense.
 pub type Masks<'a> = &'a [Option<&'a MaskBuffer>];
 
 /// Windows of tokens that go through the model together.
@@ -44,8 +44,8 @@ impl TokenLoss {
 pub struct Decoder<'g, 'm> {
     /// The kernels it runs on.
     pub kernels: &'m Kernels<'g>,
-    /// The model's configuration.
-    pub config: &'m Config,
+    /// What the model computes.
+    pub config: &'m Architecture,
     /// Its weights.
     pub weights: &'m DecoderWeights,
     /// Its embedding, on the host.
@@ -62,14 +62,6 @@ fn attend<'g>(
     pass.attend(c, normed, attended)
 }
 
-/// Refuses windows that the model's sliding attention does not span.
-pub(super) fn check_window(config: &Config, window: usize) -> Result<(), NnError> {
-    match config.sliding_window {
-        Some(reach) if window > reach => Err(NnError::SlidingWindow { window, reach }),
-        _ => Ok(()),
-    }
-}
-
 impl<'g> Decoder<'g, '_> {
     /// Losses of `batch` under `masks`, as [`TokenLoss`]. Blocks until the result is there.
     ///
@@ -82,7 +74,6 @@ impl<'g> Decoder<'g, '_> {
         batch: &Batch,
         masks: Masks<'_>,
     ) -> Result<TokenLoss, NnError> {
-        check_window(self.config, batch.layout.length)?;
         self.embed(c, ws, batch)?;
         self.blocks(c, ws, batch.layout, masks, attend)?;
         let (hidden, t4) = (self.config.hidden_size, batch.layout.t4());
@@ -102,7 +93,7 @@ impl<'g> Decoder<'g, '_> {
     }
 
     /// Writes the residual stream in front of the first block.
-    pub(super) fn embed(&self, c: &mut Commands<'g>, ws: &Workspace, batch: &Batch) -> Result<(), NnError> {
+    fn embed(&self, c: &mut Commands<'g>, ws: &Workspace, batch: &Batch) -> Result<(), NnError> {
         let x = self.embedding.gather(&batch.ids, batch.layout)?;
         Ok(c.write(ws.x.buffer(), 0, &x)?)
     }
@@ -122,19 +113,16 @@ impl<'g> Decoder<'g, '_> {
     {
         let (config, t4) = (self.config, layout.t4());
         let x = ws.x.rows(0, config.hidden_size, t4)?;
-        let attended = ws.attended.rows(0, config.num_heads * config.head_dim, t4)?;
+        let attended = ws.attended.rows(0, config.query_rows(), t4)?;
+        let branch = ws.branch.as_ref().map(|b| b.rows(0, config.hidden_size, t4)).transpose()?;
+        let piece = |(first, rows)| Ok((first, ws.inner.rows(0, rows, t4)?));
+        let pieces = ws.sizes.pieces().map(piece).collect::<Result<Vec<_>, NnError>>()?;
         for (i, block) in self.weights.blocks.iter().enumerate() {
-            let masks = block_masks(masks, i);
+            let masks = block_masks(config, masks, i);
             let pass = BlockPass { kernels: self.kernels, config, ws: &ws.block, layout, block, masks };
             let normed = pass.attention_input(c, x)?;
             attend(c, (i, &pass), normed, attended)?;
-            pass.attention_output(c, attended, x)?;
-            let normed = pass.feed_forward_input(c, x)?;
-            for (first, rows) in ws.sizes.pieces() {
-                let inner = ws.inner.rows(0, rows, t4)?;
-                pass.inner(c, normed, first, inner)?;
-                pass.down(c, inner, first, x)?;
-            }
+            pass.behind_attention(c, attended, x, branch, pieces.iter().copied())?;
         }
         Ok(())
     }
@@ -156,7 +144,6 @@ impl<'g> Decoder<'g, '_> {
         masks: Masks<'_>,
     ) -> Result<Vec<Vec<f32>>, NnError> {
         let (layout, t4) = (batch.layout, batch.layout.t4());
-        check_window(self.config, layout.length)?;
         self.embed(c, ws, batch)?;
         self.blocks(c, ws, layout, masks, attend)?;
         let x = ws.x.rows(0, self.config.hidden_size, t4)?;

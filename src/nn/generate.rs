@@ -1,10 +1,9 @@
 //! Decoding token by token, with the keys and values of all tokens so far kept on the device.
 
-use super::forward::check_window;
-use super::{Batch, Decoder, Masks, NnError, PlanItem, Sizes, Workspace};
+use super::{Decoder, Masks, NnError, PlanItem, Sizes, Workspace};
 use crate::gpu::Commands;
 use crate::kernel::{Activation, Columns, Layout, Rows, f32_bytes};
-use crate::model::Config;
+use crate::model::Architecture;
 
 /// Keys and values of one block, each `[kv_heads * head_dim, sequences * capacity]`.
 struct Cache {
@@ -22,13 +21,16 @@ pub struct Generator<'a, 'g, 'm> {
     /// For one token of every sequence, which are the tokens of a single window there.
     ws: Workspace,
     seen: usize,
+    /// The tokens of every sequence, where the cache must be made again when a text outgrows the length that its rotations are
+    /// for.
+    ids: Vec<Vec<u32>>,
 }
 
 impl<'a, 'g, 'm> Generator<'a, 'g, 'm> {
     /// Makes room for `sequences` sequences of at most `capacity` tokens each.
     ///
     /// # Errors
-    /// When the device or one binding has no room; when the model's attention does not reach that far.
+    /// When the device or one binding has no room.
     pub fn new(
         decoder: &'a Decoder<'g, 'm>,
         masks: Masks<'a>,
@@ -36,20 +38,27 @@ impl<'a, 'g, 'm> Generator<'a, 'g, 'm> {
         capacity: usize,
     ) -> Result<Self, NnError> {
         let (config, gpu) = (decoder.config, decoder.kernels.gpu());
-        check_window(config, capacity)?;
         let room = Layout { windows: sequences, length: capacity };
-        let new = |name: &str| Activation::new(gpu, name, config.num_kv_heads * config.head_dim, room.t4());
+        let new = |name: &str| Activation::new(gpu, name, config.key_rows(), room.t4());
         let caches = (0..config.num_layers)
             .map(|_| Ok(Cache { keys: new("cache:keys")?, values: new("cache:values")? }))
             .collect::<Result<_, NnError>>()?;
         let sizes = Sizes::new(config, Self::step_layout(sequences), gpu.limits());
-        Ok(Self { decoder, masks, caches, room, ws: Workspace::new(gpu, config, sizes)?, seen: 0 })
+        Ok(Self {
+            decoder,
+            masks,
+            caches,
+            room,
+            ws: Workspace::new(gpu, config, sizes)?,
+            seen: 0,
+            ids: Vec::new(),
+        })
     }
 
     /// What [`Generator::new`] allocates for the cache.
-    pub fn plan(config: &Config, sequences: usize, capacity: usize) -> PlanItem {
+    pub fn plan(config: &Architecture, sequences: usize, capacity: usize) -> PlanItem {
         let room = Layout { windows: sequences, length: capacity };
-        let rows = 2 * config.num_layers * config.num_kv_heads * config.head_dim;
+        let rows = 2 * config.num_layers * config.key_rows();
         PlanItem::new("keys and values", f32_bytes(rows, 4 * room.t4()))
     }
 
@@ -73,15 +82,17 @@ impl<'a, 'g, 'm> Generator<'a, 'g, 'm> {
         if self.seen > 0 || layout.length == 0 || layout.length > self.room.length {
             return Err(NnError::Full { capacity: self.room.length, seen: self.seen, more: layout.length });
         }
+        self.ids = ids.chunks(layout.length).map(<[u32]>::to_vec).collect();
         let sizes = Sizes::new(decoder.config, layout, decoder.kernels.limits());
         let ws = Workspace::new(decoder.kernels.gpu(), decoder.config, sizes)?;
-        decoder.embed(c, &ws, &Batch { ids: ids.to_vec(), layout })?;
+        c.write(ws.x.buffer(), 0, &decoder.embedding.gather(ids, layout)?)?;
         let window = 4 * layout.window4();
         decoder.blocks(c, &ws, layout, self.masks, |c, (block, pass), normed, attended| {
             let [q, k, v] = pass.queries_keys_values(c, normed)?;
             let from = |rows| Columns { rows, window, at: 0 };
             self.store(c, block, from(k), from(v), layout.length)?;
-            Ok(pass.kernels.attention(c, q, k, v, attended, None, pass.heads(), layout)?)
+            let heads = decoder.config.heads(block, layout.length);
+            Ok(pass.kernels.attention(c, q, k, v, attended, None, heads, layout)?)
         })?;
         self.seen = layout.length;
         // The last token of every sequence, side by side.
@@ -101,9 +112,16 @@ impl<'a, 'g, 'm> Generator<'a, 'g, 'm> {
         if self.seen == self.room.length || ids.len() != windows {
             return Err(NnError::Full { capacity: self.room.length, seen: self.seen, more: 1 });
         }
+        self.ids.iter_mut().zip(ids).for_each(|(all, &id)| all.push(id));
+        if decoder.config.ropes.iter().any(|rope| rope.changes_beyond(self.seen)) {
+            let all = self.ids.concat();
+            self.seen = 0;
+            return self.prompt(c, &all);
+        }
         let layout = Self::step_layout(windows);
         self.ws.block.stand_at(c, decoder.config, layout, self.seen)?;
-        decoder.embed(c, &self.ws, &Batch { ids: ids.to_vec(), layout })?;
+        let seen = self.seen;
+        c.write(self.ws.x.buffer(), 0, &decoder.embedding.gather_at(ids, layout, |_| seen)?)?;
         self.seen += 1;
         decoder.blocks(c, &self.ws, layout, self.masks, |c, (block, pass), normed, attended| {
             let [q, k, v] = pass.queries_keys_values(c, normed)?;
@@ -117,7 +135,7 @@ impl<'a, 'g, 'm> Generator<'a, 'g, 'm> {
                 keys,
                 values,
                 attended,
-                pass.heads(),
+                decoder.config.heads(block, seen),
                 windows,
                 window,
                 seen,

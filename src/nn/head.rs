@@ -1,18 +1,20 @@
 //! The end of the model: last norm, output matrix, and the loss of every token, without ever holding all logits.
 
 use super::head_compare::{DenseSide, DenseSpace};
-use super::weights::{vector, vector_bytes};
+use super::weights::{NormWeights, vector, vector_bytes};
 use super::{Batch, NnError, Sizes, Tensors, TokenLoss};
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{Activation, Kernels, Layout, Product, Rows, Weight, cut, f32_bytes};
-use crate::model::{Checkpoint, Config, Dtype, ModelError};
+use crate::model::{Architecture, Checkpoint, Dtype, ModelError};
 
 /// Weights of the last norm and of the output matrix.
 pub struct HeadWeights {
-    /// Gain of the last norm.
-    pub final_norm: Buffer,
+    /// The last norm, with the architecture's scale of the logits on it.
+    pub final_norm: NormWeights,
     /// Output matrix `[vocab, hidden]` (the embedding when tied).
     pub output: Weight,
+    /// Its bias `[vocab]`.
+    pub bias: Option<Buffer>,
 }
 
 impl HeadWeights {
@@ -20,10 +22,21 @@ impl HeadWeights {
     ///
     /// # Errors
     /// What the checkpoint or the device report.
-    pub fn upload(gpu: &Gpu, tensors: Tensors<'_>, config: &Config) -> Result<Self, NnError> {
+    pub fn upload(gpu: &Gpu, tensors: Tensors<'_>, config: &Architecture) -> Result<Self, NnError> {
         Ok(Self {
-            final_norm: vector(gpu, tensors, config.final_norm_name())?,
-            output: Weight::upload(gpu, "weights:output", &tensors.tensor(config.output_name())?)?,
+            final_norm: NormWeights::upload(
+                gpu,
+                tensors,
+                config,
+                &config.final_norm_module(),
+                config.scales.logits,
+            )?,
+            output: Weight::upload(gpu, "weights:output", &tensors.tensor(&config.output_name())?)?,
+            bias: if config.output_bias {
+                Some(vector(gpu, tensors, &config.output_bias_name())?)
+            } else {
+                None
+            },
         })
     }
 
@@ -31,7 +44,7 @@ impl HeadWeights {
     ///
     /// # Errors
     /// A tensor that the checkpoint lacks.
-    pub fn bytes(checkpoint: &Checkpoint, config: &Config) -> Result<u64, NnError> {
+    pub fn bytes(checkpoint: &Checkpoint, config: &Architecture) -> Result<u64, NnError> {
         Self::bytes_as(config, &|name| Ok(checkpoint.tensor(name)?.dtype))
     }
 
@@ -40,12 +53,13 @@ impl HeadWeights {
     /// # Errors
     /// Those of `dtype`.
     pub fn bytes_as(
-        config: &Config,
+        config: &Architecture,
         dtype: &dyn Fn(&str) -> Result<Dtype, ModelError>,
     ) -> Result<u64, NnError> {
-        let dtype = dtype(config.output_name())?;
+        let dtype = dtype(&config.output_name())?;
         let output = Weight::device_bytes(config.vocab_size, config.hidden_size, dtype);
-        Ok(vector_bytes(config.hidden_size) + output.next_multiple_of(16))
+        let bias = if config.output_bias { vector_bytes(config.vocab_size) } else { 0 };
+        Ok(NormWeights::bytes(config) + output.next_multiple_of(16) + bias)
     }
 }
 
@@ -88,8 +102,8 @@ impl HeadSpace {
 pub struct HeadPass<'a, 'g> {
     /// The kernels it runs on.
     pub kernels: &'a Kernels<'g>,
-    /// The model's configuration.
-    pub config: &'a Config,
+    /// What the model computes.
+    pub config: &'a Architecture,
     /// The weights.
     pub weights: &'a HeadWeights,
     /// Buffers.
@@ -136,21 +150,21 @@ impl<'g> HeadPass<'_, 'g> {
         }
         for (first, rows) in self.chunks(rows) {
             let logits = self.logits_of(c, normed, first, rows, &ws.logits)?;
-            self.kernels.vocab_reduce(c, logits, first, targets, ws.state.rows(0, 3, x.t4)?)?;
+            let (state, cap) = (ws.state.rows(0, 3, x.t4)?, self.config.logit_cap);
+            self.kernels.vocab_reduce(c, logits, first, targets, state, cap)?;
             if let Some(dense) = dense {
                 let logits = dense.logits(c, first, rows)?;
-                self.kernels.vocab_reduce(c, logits, first, targets, dense.state()?)?;
+                self.kernels.vocab_reduce(c, logits, first, targets, dense.state()?, dense.cap())?;
             }
         }
         Ok(())
     }
 
     pub(super) fn norm(&self, c: &mut Commands<'g>, x: Rows<'_>, normed: Rows<'_>) -> Result<(), NnError> {
-        let gain = &self.weights.final_norm;
-        Ok(self.kernels.rms_norm(c, x, gain, self.config.rms_norm_eps, normed)?)
+        Ok(self.kernels.norm(c, x, &self.weights.final_norm.over_stream(self.config), normed)?)
     }
 
-    /// Logits of the vocabulary rows `first..first + rows` at the start of `out`.
+    /// Logits of the vocabulary rows `first..first + rows` at the start of `out`, before their cap.
     pub(super) fn logits_of<'o>(
         &self,
         c: &mut Commands<'g>,
@@ -160,9 +174,9 @@ impl<'g> HeadPass<'_, 'g> {
         out: &'o Activation,
     ) -> Result<Rows<'o>, NnError> {
         let logits = out.rows(0, rows, normed.t4)?;
-        let mut product = Product::new(&self.weights.output, normed, logits);
-        product.outputs = first..first + rows;
-        self.kernels.matmul(c, &product)?;
+        let bias = self.weights.bias.as_ref();
+        let product = Product { bias, ..Product::new(&self.weights.output, normed, logits) };
+        self.kernels.matmul(c, &Product { outputs: first..first + rows, ..product })?;
         Ok(logits)
     }
 
@@ -211,7 +225,8 @@ impl<'g> HeadPass<'_, 'g> {
             for (token, row) in out.iter_mut().enumerate() {
                 let t = token / layout.length * 4 * layout.window4() + token % layout.length;
                 for r in 0..rows {
-                    row[first + r] = chunk[r * 4 * t4 + t];
+                    let logit = chunk[r * 4 * t4 + t];
+                    row[first + r] = self.config.logit_cap.map_or(logit, |cap| cap * (logit / cap).tanh());
                 }
             }
         }

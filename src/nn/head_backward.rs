@@ -4,7 +4,7 @@ use super::head_compare::DenseSpace;
 use super::{Batch, HeadPass, HeadSpace, NnError, Sizes, TokenLoss};
 use crate::gpu::{Commands, Gpu, GpuError};
 use crate::kernel::{Activation, Masking, Rows, TransposedProduct, f32_bytes};
-use crate::model::Config;
+use crate::model::Architecture;
 
 /// What the head's gradient is of.
 #[derive(Clone, Copy)]
@@ -47,7 +47,7 @@ impl HeadSpace {
     ///
     /// # Errors
     /// When the device or one binding has no room.
-    pub fn training(gpu: &Gpu, config: &Config, sizes: &Sizes, kl: bool) -> Result<Self, NnError> {
+    pub fn training(gpu: &Gpu, config: &Architecture, sizes: &Sizes, kl: bool) -> Result<Self, NnError> {
         let (hidden, t4) = (config.hidden_size, sizes.layout.t4());
         let rows = training_rows(sizes.vocab_rows);
         let new = |name: &str, rows| Activation::new(gpu, &format!("activations:{name}"), rows, t4);
@@ -61,7 +61,7 @@ impl HeadSpace {
     }
 
     /// Bytes of [`HeadSpace::training`].
-    pub fn training_bytes(config: &Config, sizes: &Sizes, kl: bool) -> u64 {
+    pub fn training_bytes(config: &Architecture, sizes: &Sizes, kl: bool) -> u64 {
         let rows = training_rows(sizes.vocab_rows);
         let more = rows.saturating_sub(sizes.vocab_rows) + config.hidden_size;
         let t4 = sizes.layout.t4();
@@ -110,7 +110,8 @@ impl<'g> HeadPass<'_, 'g> {
             match &dense {
                 None => {
                     let state = ws.state.rows(0, 3, t4)?;
-                    self.kernels.vocab_gradient(c, logits, rows, first, &ws.targets, state, scale)?;
+                    let cap = self.config.logit_cap;
+                    self.kernels.vocab_gradient(c, logits, rows, first, &ws.targets, state, scale, cap)?;
                 }
                 Some(dense) => self.divergence(c, logits, (first, rows), again, dense, scale)?,
             }
@@ -122,8 +123,8 @@ impl<'g> HeadPass<'_, 'g> {
             self.kernels.matmul_transposed(c, &product)?;
         }
         c.clear(d_x.buffer, f32_bytes(d_x.count, 4 * t4))?;
-        let gain = &self.weights.final_norm;
-        self.kernels.rms_norm_backward(c, x, gain, self.config.rms_norm_eps, d_normed, d_x)?;
+        let norm = self.weights.final_norm.over_stream(self.config);
+        self.kernels.norm_backward(c, x, &norm, d_normed, d_x, true)?;
         let tokens = self.read_losses(c, &ws.state, batch.layout)?;
         let kl = match &dense {
             None => None,

@@ -4,7 +4,7 @@ use super::head_backward::shape;
 use super::{Batch, HeadPass, HeadSpace, HeadWeights, NnError, Sizes, TokenLoss};
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{Activation, Layout, Rows, f32_bytes};
-use crate::model::Config;
+use crate::model::Architecture;
 
 /// What the dense model's logits take.
 pub(super) struct DenseSpace {
@@ -76,6 +76,11 @@ impl<'a, 'g> DenseSide<'a, 'g> {
         self.pass.logits_of(c, self.normed()?, first, rows, &self.space.logits)
     }
 
+    /// The cap of its logits.
+    pub(super) fn cap(&self) -> Option<f32> {
+        self.pass.config.logit_cap
+    }
+
     pub(super) fn state(&self) -> Result<Rows<'a>, NnError> {
         Ok(self.space.state.rows(0, 3, self.x.t4)?)
     }
@@ -141,7 +146,19 @@ impl<'g> HeadPass<'_, 'g> {
         let of_dense = dense.space.logits.rows(0, logits.count, logits.t4)?;
         let state = self.ws.state.rows(0, 3, logits.t4)?;
         let (targets, kl) = (&self.ws.targets, &dense.space.kl);
-        Ok(self.kernels.vocab_kl(c, logits, of_dense, rows, state, dense.state()?, targets, scale, kl)?)
+        let caps = [self.config.logit_cap, dense.cap()];
+        Ok(self.kernels.vocab_kl(
+            c,
+            logits,
+            of_dense,
+            rows,
+            state,
+            dense.state()?,
+            targets,
+            scale,
+            kl,
+            caps,
+        )?)
     }
 
     /// Losses and divergences of `batch` from the residual streams `x` `[hidden, t]` behind the last blocks of this model and of
@@ -190,6 +207,6 @@ pub struct DenseHead<'a> {
     pub x: Rows<'a>,
     /// Its last norm and output matrix.
     pub weights: &'a HeadWeights,
-    /// Its configuration.
-    pub config: &'a Config,
+    /// What it computes.
+    pub config: &'a Architecture,
 }

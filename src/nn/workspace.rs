@@ -3,7 +3,7 @@
 use super::{BlockSpace, HeadSpace, NnError, PlanItem};
 use crate::gpu::{Gpu, Limits};
 use crate::kernel::{Activation, Layout, cut, f32_bytes};
-use crate::model::Config;
+use crate::model::Architecture;
 
 /// Rows of every activation for a batch of `layout`, under a binding limit.
 #[derive(Clone, Debug)]
@@ -17,33 +17,40 @@ pub struct Sizes {
     hidden: usize,
     queries: usize,
     ffn: usize,
+    parallel: bool,
 }
 
 impl Sizes {
     /// Sizes for `config` and `layout` on an adapter of these limits, or where one binding holds so many bytes.
-    pub fn new(config: &Config, layout: Layout, limits: impl Into<Limits>) -> Self {
+    pub fn new(config: &Architecture, layout: Layout, limits: impl Into<Limits>) -> Self {
         let (limits, tokens) = (limits.into(), 4 * layout.t4());
         Self {
             layout,
             ffn_rows: cut::feature_rows(limits, config.intermediate_size, tokens),
             vocab_rows: cut::vocabulary_rows(limits, config.vocab_size, tokens),
             hidden: config.hidden_size,
-            queries: config.num_heads * config.head_dim,
+            queries: config.query_rows(),
             ffn: config.intermediate_size,
+            parallel: config.block.parallel,
         }
     }
 
     /// The same for training on the loss of the model.
     #[must_use]
-    pub fn for_model_training(self, config: &Config, limits: impl Into<Limits>) -> Self {
+    pub fn for_model_training(self, config: &Architecture, limits: impl Into<Limits>) -> Self {
         let vocab_rows = cut::trained_vocabulary_rows(limits.into(), config.vocab_size, 4 * self.layout.t4());
         Self { vocab_rows, ..self }
     }
 
     /// The most windows of `length` tokens, up to `most`, of which every activation fits one binding. At
     /// least one: a single window that does not fit is reported when it is allocated.
-    pub fn windows_that_fit(config: &Config, length: usize, most: usize, limits: impl Into<Limits>) -> usize {
-        let widest = config.hidden_size.max(config.num_heads * config.head_dim);
+    pub fn windows_that_fit(
+        config: &Architecture,
+        length: usize,
+        most: usize,
+        limits: impl Into<Limits>,
+    ) -> usize {
+        let widest = config.hidden_size.max(config.query_rows());
         cut::windows(limits.into(), widest, length, most)
     }
 
@@ -58,10 +65,18 @@ impl Sizes {
     }
 
     /// Rows of the buffers that keep the input of o, or the pieces of the input of down, between two steps: as [`Sizes::pieces`],
-    /// the first with room for the input of o.
+    /// the first with room for the input of o. Where both parts of a block read its input, one more keeps what the attention adds.
     pub fn kept_pieces(&self) -> impl Iterator<Item = (usize, usize)> {
         let queries = self.queries;
-        self.pieces().map(move |(first, rows)| (first, if first == 0 { rows.max(queries) } else { rows }))
+        let pieces = self
+            .pieces()
+            .map(move |(first, rows)| (first, if first == 0 { rows.max(queries) } else { rows }));
+        pieces.chain(self.parallel.then_some((self.ffn, self.hidden)))
+    }
+
+    /// Whether both parts of a block read its input.
+    pub fn parallel(&self) -> bool {
+        self.parallel
     }
 
     /// All rows of the kept buffers.
@@ -70,8 +85,9 @@ impl Sizes {
     }
 
     /// What [`Workspace::new`] allocates.
-    pub fn plan(&self, config: &Config) -> PlanItem {
-        let own = f32_bytes(self.hidden + self.queries + self.ffn_rows, 4 * self.layout.t4());
+    pub fn plan(&self, config: &Architecture) -> PlanItem {
+        let branch = if self.parallel { self.hidden } else { 0 };
+        let own = f32_bytes(self.hidden + self.queries + self.ffn_rows + branch, 4 * self.layout.t4());
         PlanItem::new("activations", own + BlockSpace::bytes(config, self) + HeadSpace::bytes(self))
     }
 }
@@ -83,6 +99,7 @@ pub struct Workspace {
     pub(super) block: BlockSpace,
     pub(super) x: Activation,
     pub(super) attended: Activation,
+    pub(super) branch: Option<Activation>,
     pub(super) inner: Activation,
     pub(super) head: HeadSpace,
 }
@@ -92,13 +109,14 @@ impl Workspace {
     ///
     /// # Errors
     /// When the device or one binding has no room.
-    pub fn new(gpu: &Gpu, config: &Config, sizes: Sizes) -> Result<Self, NnError> {
+    pub fn new(gpu: &Gpu, config: &Architecture, sizes: Sizes) -> Result<Self, NnError> {
         let t4 = sizes.layout.t4();
         let new = |name: &str, rows| Activation::new(gpu, &format!("activations:{name}"), rows, t4);
         Ok(Self {
             block: BlockSpace::new(gpu, config, &sizes)?,
             x: new("residual", sizes.hidden)?,
             attended: new("attended", sizes.queries)?,
+            branch: sizes.parallel.then(|| new("branch", sizes.hidden)).transpose()?,
             inner: new("inner", sizes.ffn_rows)?,
             head: HeadSpace::new(gpu, &sizes)?,
             sizes,

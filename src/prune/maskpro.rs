@@ -18,7 +18,7 @@ use crate::gpu::{Buffer, Commands, Limits, PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Layout, SampleAt, f32_bytes};
 use crate::mask::soft::top_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
-use crate::model::{Checkpoint, Config, Projection};
+use crate::model::{Architecture, Checkpoint, Projection};
 use crate::nn::{Batch, Decoder, DecoderWeights, MaskBank, PlanItem, Sizes, Workspace};
 
 /// Which advantage the policy gradient uses.
@@ -78,7 +78,7 @@ pub struct Step {
 /// A tensor that the checkpoint lacks.
 pub fn plan(
     checkpoint: &Checkpoint,
-    config: &Config,
+    config: &Architecture,
     selection: &Selection,
     sizes: &Sizes,
     scratch: u64,
@@ -273,7 +273,7 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
 }
 
 /// Sizes of the workspace: as many windows of a batch at a time as fit one binding.
-pub fn sizes(config: &Config, window: usize, batch: usize, limits: impl Into<Limits>) -> Sizes {
+pub fn sizes(config: &Architecture, window: usize, batch: usize, limits: impl Into<Limits>) -> Sizes {
     let limits = limits.into();
     let windows = Sizes::windows_that_fit(config, window, batch, limits);
     Sizes::new(config, Layout { windows, length: window }, limits)

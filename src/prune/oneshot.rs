@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::learn::Stage;
 use crate::mask::Pattern;
-use crate::model::{Config, ProjectionKind};
+use crate::model::{Architecture, ProjectionKind};
 
 /// What chooses a projection's mask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -138,10 +138,10 @@ impl Input {
     }
 
     /// Its features.
-    pub fn width(self, config: &Config) -> usize {
+    pub fn width(self, config: &Architecture) -> usize {
         match self {
             Self::Attention | Self::FeedForward => config.hidden_size,
-            Self::AttentionOutput => config.num_heads * config.head_dim,
+            Self::AttentionOutput => config.query_rows(),
             Self::Down => config.intermediate_size,
         }
     }

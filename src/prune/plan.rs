@@ -7,7 +7,7 @@ use super::oneshot::{Input, OneShot, OneShotOptions, Repair};
 use super::solver::Solver;
 use crate::gpu::{Gpu, PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Kernels, MaskBuffer, Square, Weight, f32_bytes};
-use crate::model::{Config, Dtype, ModelError, ProjectionKind};
+use crate::model::{Architecture, Dtype, ModelError};
 use crate::nn::{Activations, BlockSpace, BlockWeights, Keep, Place, PlanItem, Sizes, total};
 
 /// Activations of at most this many bytes are kept on the device where nobody says otherwise.
@@ -30,7 +30,7 @@ pub struct Carried {
 
 impl Carried {
     /// Takes fewer windows together, down to one, until their activations take at most `bytes` on the device.
-    pub fn fit(&mut self, gpu: &Gpu, config: &Config, bytes: u64) {
+    pub fn fit(&mut self, gpu: &Gpu, config: &Architecture, bytes: u64) {
         loop {
             let sizes = self.sizes(gpu, config);
             self.together = sizes.layout.windows;
@@ -45,7 +45,7 @@ impl Carried {
     }
 
     /// Sizes of the batches of a stage, of which whole ones make a minibatch; those of most windows first.
-    pub fn sizes_for(&self, gpu: &Gpu, config: &Config, stage: &Stage) -> impl Iterator<Item = Sizes> {
+    pub fn sizes_for(&self, gpu: &Gpu, config: &Architecture, stage: &Stage) -> impl Iterator<Item = Sizes> {
         let most = self.sizes(gpu, config).layout.windows.min(stage.batch);
         (1..=most).rev().filter(|together| stage.batch.is_multiple_of(*together)).map(move |together| {
             let sizes = Self { together, ..*self }.sizes(gpu, config);
@@ -57,7 +57,7 @@ impl Carried {
     }
 
     /// Sizes of the batches.
-    pub fn sizes(&self, gpu: &Gpu, config: &Config) -> Sizes {
+    pub fn sizes(&self, gpu: &Gpu, config: &Architecture) -> Sizes {
         crate::eval::sizes(config, self.windows, self.window, self.together, gpu.limits())
     }
 }
@@ -76,7 +76,7 @@ pub struct WalkPlan {
 }
 
 /// Where activations go when nobody says: on the device up to 4 GiB, or what `budget` leaves for them.
-pub fn choose_place(gpu: &Gpu, config: &Config, carried: Carried, budget: Option<u64>) -> Place {
+pub fn choose_place(gpu: &Gpu, config: &Architecture, carried: Carried, budget: Option<u64>) -> Place {
     let (bytes, _) =
         Activations::bytes(&carried.sizes(gpu, config), carried.windows, Place::Gpu, Keep::Inputs);
     if bytes <= budget.map_or(ON_DEVICE, |b| b / 2) { Place::Gpu } else { Place::Host }
@@ -88,7 +88,7 @@ pub fn choose_place(gpu: &Gpu, config: &Config, carried: Carried, budget: Option
 /// Those of `dtype`.
 pub fn walk(
     kernels: &Kernels<'_>,
-    config: &Config,
+    config: &Architecture,
     dtype: &dyn Fn(&str) -> Result<Dtype, ModelError>,
     selection: &Selection,
     options: &OneShotOptions,
@@ -120,18 +120,17 @@ pub fn walk(
 }
 
 /// Operations of a block's forward pass: products and attention.
-pub(super) fn forward_flops(config: &Config, block: usize, windows: usize, window: usize) -> f64 {
+pub(super) fn forward_flops(config: &Architecture, block: usize, windows: usize, window: usize) -> f64 {
     let tokens = (windows * window) as f64;
-    let all = ProjectionKind::ALL.map(|kind| config.projection(block, kind));
-    let weights: f64 = all.iter().map(|p| (p.rows * p.cols) as f64).sum();
-    let heads = (config.num_heads * config.head_dim) as f64;
+    let weights: f64 = config.block_projections(block).map(|p| (p.rows * p.cols) as f64).sum();
+    let heads = config.query_rows() as f64;
     2.0 * weights * tokens + 2.0 * heads * window as f64 * tokens
 }
 
 /// One block of a plan.
 struct Block<'a, 'g> {
     kernels: &'a Kernels<'g>,
-    config: &'a Config,
+    config: &'a Architecture,
     dtype: &'a dyn Fn(&str) -> Result<Dtype, ModelError>,
     selection: &'a Selection,
     options: &'a OneShotOptions,
@@ -152,7 +151,7 @@ impl Block<'_, '_> {
         let (gpu, config) = (self.kernels.gpu(), self.config);
         let weights = BlockWeights::bytes(config, self.block, self.dtype)?;
         let mut largest = 0;
-        for p in ProjectionKind::ALL.map(|kind| config.projection(self.block, kind)) {
+        for p in config.block_projections(self.block) {
             largest = largest.max(Weight::device_bytes(p.rows, p.cols, (self.dtype)(&p.name)?));
         }
         let masked = self.kernels.scratch_bytes(largest);

@@ -13,7 +13,7 @@ use super::{Learned, PruneError, Selection};
 use crate::gpu::Commands;
 use crate::kernel::{Kernels, MaskBuffer, Square};
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Config, Overlay, Projection, ProjectionKind, TensorView, encode};
+use crate::model::{Architecture, Overlay, Projection, ProjectionKind, TensorView, encode};
 use crate::nn::{Access, Activations, BatchView, BlockPass, BlockSpace, BlockWeights, NnError};
 
 /// What a block got.
@@ -53,7 +53,7 @@ pub struct Schedule<'a, 'g> {
     /// The kernels it runs on.
     pub kernels: &'a Kernels<'g>,
     /// The model's configuration.
-    pub config: &'a Config,
+    pub config: &'a Architecture,
     /// The model's weights, with those of finished blocks that were re-fitted.
     pub tensors: &'a Overlay<'a>,
     /// What is pruned.
@@ -132,14 +132,13 @@ impl<'g> Schedule<'_, 'g> {
     fn start(&self, index: usize, activations: Option<&Activations<'_>>) -> Result<Current, PruneError> {
         let weights = BlockWeights::upload(self.kernels.gpu(), self.tensors, self.config, index)?;
         let batches = activations.map_or(0, Activations::batches);
-        let total = (Input::ALL.len() + 1) * batches + ProjectionKind::ALL.len();
+        let total = (Input::ALL.len() + 1) * batches + self.config.kinds_count();
         Ok(Current { index, weights, masks: Default::default(), done: 0, total })
     }
 
     /// The masks of a finished block, unless its weights have them in them or its inputs are not to see them.
     fn take_masks(&self, current: &mut Current, masks: &BTreeMap<String, BitMask>) -> Result<(), PruneError> {
-        for kind in ProjectionKind::ALL {
-            let name = self.config.projection(current.index, kind).name;
+        for Projection { name, kind, .. } in self.config.block_projections(current.index) {
             if let Some(mask) = masks.get(&name)
                 && self.options.inputs == Inputs::Pruned
                 && !self.tensors.replaces(&name)
@@ -191,7 +190,7 @@ impl<'g> Schedule<'_, 'g> {
         }
         let Current { index, weights, masks, done, total } = current;
         let masks = std::array::from_fn(|i| masks[i].as_ref());
-        activations.each(c, access(input), |c, batch: &BatchView<'_>| {
+        activations.each(c, access(input, sizes.parallel()), |c, batch: &BatchView<'_>| {
             if watch.stop() {
                 return Err(PruneError::Stopped);
             }
@@ -202,12 +201,13 @@ impl<'g> Schedule<'_, 'g> {
                 Some(Input::Attention) => rows.push(pass.attention_input(c, batch.x)?),
                 Some(Input::AttentionOutput) => {
                     let normed = pass.attention_input(c, batch.x)?;
-                    let attended = batch.kept(config.num_heads * config.head_dim)?;
+                    let attended = batch.kept(config.query_rows())?;
                     pass.attend(c, normed, attended)?;
                     rows.push(attended);
                 }
                 Some(Input::FeedForward) => {
-                    pass.attention_output(c, batch.kept(config.num_heads * config.head_dim)?, batch.x)?;
+                    let (attended, branch) = (batch.kept(config.query_rows())?, batch.branch(&sizes)?);
+                    pass.attention_output(c, attended, batch.x, branch)?;
                     if gram.is_some() {
                         rows.push(pass.feed_forward_input(c, batch.x)?);
                     }
@@ -223,6 +223,7 @@ impl<'g> Schedule<'_, 'g> {
                     for (first, piece) in batch.pieces(&sizes)? {
                         pass.down(c, piece, first, batch.x)?;
                     }
+                    pass.join(c, batch.branch(&sizes)?, batch.x)?;
                 }
             }
             if let Some((h, scratch)) = &gram {
@@ -256,7 +257,8 @@ impl<'g> Schedule<'_, 'g> {
             if watch.stop() {
                 return Err(PruneError::Stopped);
             }
-            let linear = &mut current.weights.linears[p.kind as usize];
+            let linear = current.weights.linears[p.kind as usize].as_mut();
+            let linear = linear.ok_or(NnError::NoProjection { kind: p.kind })?;
             let start = self.starts.and_then(|s| s.get(&p.name));
             let solved = solver.solve(c, &p.name, *number, &linear.weight, start)?;
             current.done += 1;
@@ -284,14 +286,17 @@ impl<'g> Schedule<'_, 'g> {
     }
 }
 
-/// What a step does with the tensors of a batch.
-fn access(input: Option<Input>) -> Access {
+/// What a step does with the tensors of a batch. Where both parts of a block read its input, what the attention adds is kept until the
+/// block's end.
+fn access(input: Option<Input>, parallel: bool) -> Access {
     let none = Access::default();
     match input {
         Some(Input::Attention) => Access { load_x: true, ..none },
         Some(Input::AttentionOutput) => Access { load_x: true, save_kept: true, ..none },
-        Some(Input::FeedForward) => Access { load_x: true, save_x: true, load_kept: true, ..none },
-        Some(Input::Down) => Access { load_x: true, save_kept: true, ..none },
+        Some(Input::FeedForward) => {
+            Access { load_x: true, save_x: !parallel, load_kept: true, save_kept: parallel }
+        }
+        Some(Input::Down) => Access { load_x: true, load_kept: parallel, save_kept: true, ..none },
         None => Access { load_x: true, save_x: true, load_kept: true, ..none },
     }
 }

@@ -2,9 +2,9 @@
 
 use super::PruneError;
 use crate::mask::Pattern;
-use crate::model::{Config, Projection};
+use crate::model::{Architecture, Projection};
 
-/// The projections of a model that are pruned, with their index in [`Config::projections`].
+/// The projections of a model that are pruned, with their index in [`Architecture::projections`].
 #[derive(Clone, Debug)]
 pub struct Selection {
     /// Index and projection, in the model's order.
@@ -31,7 +31,7 @@ impl Selection {
 /// [`PruneError::Indivisible`] for one whose rows do not divide by M, unless `skip_indivisible`;
 /// [`PruneError::NothingToPrune`].
 pub fn select(
-    config: &Config,
+    config: &Architecture,
     pattern: Pattern,
     only: &[String],
     skip_indivisible: bool,

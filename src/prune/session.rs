@@ -12,7 +12,7 @@ use crate::export::{MaskedModel, hf};
 use crate::gpu::{Commands, Gpu, GpuOptions};
 use crate::kernel::{Kernels, Preset, choose_preset};
 use crate::mask::{MaskFile, MaskSet, Provenance};
-use crate::model::{self, Checkpoint, Config, Overlay, Tokenizer};
+use crate::model::{self, Architecture, Checkpoint, Overlay, Tokenizer};
 use crate::nn::{Activations, Embedding, Keep, Place};
 
 /// A model folder in Hugging Face layout, opened and checked, and the device that it is pruned on.
@@ -20,7 +20,7 @@ use crate::nn::{Activations, Embedding, Keep, Place};
 /// It chooses and learns masks; weights stay as they are. What it is made of is public too, for more: [`Schedule`] and [`StageRun`] with
 /// what watches them, [`crate::nn`] for single passes.
 pub struct Session {
-    config: Config,
+    config: Architecture,
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
     preset: Preset,
@@ -42,7 +42,7 @@ impl Session {
     }
 
     /// What config.json says.
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> &Architecture {
         &self.config
     }
 
@@ -100,7 +100,7 @@ impl Session {
             let carried = self.carried(windows);
             let (tokens, sizes) = (windows.tokens(), carried.sizes(&self.gpu, config));
             let place = carried.place;
-            Some(Activations::embed(&self.gpu, config, &embedding, tokens, sizes, place, Keep::Inputs)?)
+            Some(Activations::embed(&self.gpu, &embedding, tokens, sizes, place, Keep::Inputs)?)
         } else {
             None
         };

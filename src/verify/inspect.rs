@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::mask::{BitMask, Census, MaskError, MaskReader, Masks, Pattern, npz};
-use crate::model::Config;
+use crate::model::Architecture;
 
 use super::VerifyError;
 use super::opened::Opened;
@@ -161,8 +161,10 @@ fn compare(name: &str, a: &BitMask, b: &BitMask, pattern: Option<Pattern>) -> Re
 }
 
 /// The configuration of a folder, where it has one that can be read.
-fn config_of(path: &Path) -> Option<Config> {
-    [path.to_path_buf(), path.join(RUN_MODEL)].iter().find_map(|dir| Some(Config::read_packed(dir).ok()?.0))
+fn config_of(path: &Path) -> Option<Architecture> {
+    [path.to_path_buf(), path.join(RUN_MODEL)]
+        .iter()
+        .find_map(|dir| Some(Architecture::read_packed(dir).ok()?.0))
 }
 
 /// A file or folder, opened.
@@ -172,20 +174,24 @@ struct Subject {
 }
 
 enum Content {
-    Mask(MaskReader),
-    Model(Opened),
+    Mask(Box<MaskReader>),
+    Model(Box<Opened>),
 }
 
 impl Subject {
-    fn open(path: &Path, config: Option<&Config>) -> Result<Self, VerifyError> {
+    fn open(path: &Path, config: Option<&Architecture>) -> Result<Self, VerifyError> {
         if path.is_dir() {
             let mask = path.join(RUN_MASK);
             return match [path.to_path_buf(), path.join(RUN_MODEL)]
                 .map(|p| (p.join("config.json").is_file(), p))
             {
-                [(true, dir), _] => Ok(Self { content: Content::Model(Opened::open(&dir)?), path: dir }),
+                [(true, dir), _] => {
+                    Ok(Self { content: Content::Model(Box::new(Opened::open(&dir)?)), path: dir })
+                }
                 _ if mask.is_file() => Self::open(&mask, config),
-                [_, (true, dir)] => Ok(Self { content: Content::Model(Opened::open(&dir)?), path: dir }),
+                [_, (true, dir)] => {
+                    Ok(Self { content: Content::Model(Box::new(Opened::open(&dir)?)), path: dir })
+                }
                 _ => Err(VerifyError::NothingInside { folder: path.into() }),
             };
         }
@@ -194,7 +200,7 @@ impl Subject {
             None if npz::is_npz(path)? => return Err(VerifyError::NoShapes { path: path.into() }),
             None => MaskReader::packed(path)?,
         };
-        Ok(Self { path: path.into(), content: Content::Mask(mask) })
+        Ok(Self { path: path.into(), content: Content::Mask(Box::new(mask)) })
     }
 
     fn kind(&self) -> &'static str {

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use crate::export::hf::REPORT;
 use crate::mask::{Masks, Pattern};
-use crate::model::{Checkpoint, Config};
+use crate::model::{Architecture, Checkpoint};
 
 use opened::Opened;
 use sidecar::Sidecar;
@@ -130,7 +130,7 @@ pub fn verify(dir: &Path, options: &Options<'_>) -> Result<Verdict, VerifyError>
     let source = match options.against {
         Some(path) => {
             // Its own configuration, so that a folder and source that do not fit give a problem and no error.
-            let config = Config::read(path)?;
+            let config = Architecture::read(path)?;
             Some(Checkpoint::open(path, &config)?)
         }
         None => None,
@@ -154,8 +154,12 @@ pub fn verify(dir: &Path, options: &Options<'_>) -> Result<Verdict, VerifyError>
     }
     let shapes = config.projections().into_iter().map(|p| (p.name, [p.rows, p.cols])).collect();
     let job = Job { config, pattern, options, sidecar: sidecar.as_ref(), shapes };
-    let order: BTreeMap<String, usize> =
+    let mut order: BTreeMap<String, usize> =
         config.tensors().into_iter().enumerate().map(|(i, spec)| (spec.name, i)).collect();
+    for part in config.parts() {
+        let place = order.get(&part.stored).copied().unwrap_or(usize::MAX);
+        order.insert(part.name, place);
+    }
     let mut found = opened.check(&job, source.as_ref());
     found.sort_by_key(|(name, _)| order.get(name).copied().unwrap_or(usize::MAX));
     let mut projections = Vec::new();
@@ -177,7 +181,7 @@ pub fn verify(dir: &Path, options: &Options<'_>) -> Result<Verdict, VerifyError>
 ///
 /// # Errors
 /// A folder that cannot be read.
-pub fn config(dir: &Path) -> Result<Config, VerifyError> {
+pub fn config(dir: &Path) -> Result<Architecture, VerifyError> {
     Opened::open(dir).map(|opened| opened.config().clone())
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::export::PackedFolder;
-use crate::model::{Checkpoint, Config, Dtype, in_parallel};
+use crate::model::{Architecture, Checkpoint, Dtype, TensorPart, TensorView, in_parallel};
 
 use super::VerifyError;
 use super::tensor::{Found, Job, Stored, Weights};
@@ -13,7 +13,7 @@ use super::tensor::{Found, Job, Stored, Weights};
 /// The mapped files of a folder.
 pub(super) enum Opened {
     /// Dense with zeros.
-    Dense(Config, Checkpoint),
+    Dense(Architecture, Checkpoint),
     /// With packed projections.
     Packed(PackedFolder),
 }
@@ -23,12 +23,12 @@ impl Opened {
         if let Some(packed) = PackedFolder::open(dir)? {
             return Ok(Self::Packed(packed));
         }
-        let config = Config::read(dir)?;
+        let config = Architecture::read(dir)?;
         let files = Checkpoint::open(dir, &config)?;
         Ok(Self::Dense(config, files))
     }
 
-    pub(super) fn config(&self) -> &Config {
+    pub(super) fn config(&self) -> &Architecture {
         match self {
             Self::Dense(config, _) => config,
             Self::Packed(packed) => packed.config(),
@@ -68,13 +68,38 @@ impl Opened {
             Self::Dense(_, files) => {
                 let sources = source.map(entries).unwrap_or_default();
                 let all: Vec<_> = entries(files).into_iter().collect();
-                in_parallel(&all, |(place, stored)| {
-                    (stored.entry.name.clone(), job.tensor(stored, sources.get(place).copied()))
-                })
+                let found = in_parallel(&all, |(place, stored)| {
+                    check_stored(job, (files, stored), (source, sources.get(place).copied()))
+                });
+                found.into_iter().flatten().collect()
             }
             Self::Packed(packed) => check_packed(packed, job, source),
         }
     }
+}
+
+/// Checks a stored tensor, or each of the projections that lie in it.
+fn check_stored(
+    job: &Job<'_>,
+    (files, stored): (&Checkpoint, &Stored<'_>),
+    (source, of_source): (Option<&Checkpoint>, Option<Stored<'_>>),
+) -> Vec<(String, Found)> {
+    let name = &stored.entry.name;
+    let part = |part: &TensorPart| {
+        let found = match (files.tensor(&part.name), part.shape.as_slice()) {
+            (Ok(view), &[rows, cols]) => {
+                let like = |s: &TensorView<'_>| s.dtype == view.dtype && s.shape == view.shape;
+                let source = source.and_then(|s| s.tensor(&part.name).ok()).filter(like);
+                let (name, dtype, data) = (view.name, view.dtype, view.data);
+                let weights = Weights { name, dtype, shape: [rows, cols], data, unpacked: false };
+                job.projection(&weights, source.map(|s| s.data))
+            }
+            _ => job.tensor(stored, of_source),
+        };
+        (part.name.clone(), found)
+    };
+    let parts: Vec<_> = files.parts_of(name).map(part).collect();
+    if parts.is_empty() { vec![(name.clone(), job.tensor(stored, of_source))] } else { parts }
 }
 
 /// Every tensor of every file, by file and name.
@@ -95,9 +120,10 @@ fn check_packed(packed: &PackedFolder, job: &Job<'_>, source: Option<&Checkpoint
     };
     let all: Vec<Stored<'_>> =
         entries(packed.files()).into_values().filter(|s| !packed.is_part(&s.entry.name)).collect();
-    let mut found = in_parallel(&all, |stored| {
-        (stored.entry.name.clone(), job.tensor(stored, of_source(&stored.entry.name)))
+    let found = in_parallel(&all, |stored| {
+        check_stored(job, (packed.files(), stored), (source, of_source(&stored.entry.name)))
     });
+    let mut found: Vec<_> = found.into_iter().flatten().collect();
     // One after another: each takes the memory of a whole weight.
     for (name, &shape) in &job.shapes {
         let Some(dtype) = packed.packed(name) else { continue };

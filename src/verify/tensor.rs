@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::export::LayoutError;
 use crate::mask::{MaskError, Pattern};
-use crate::model::{Config, Dtype, Shard, ShardEntry};
+use crate::model::{Architecture, Dtype, Shard, ShardEntry};
 
 use super::scan::{Reference, Scan, scan};
 use super::sidecar::Sidecar;
@@ -30,7 +30,7 @@ pub(super) struct Weights<'a> {
 
 /// What all tensors are checked by.
 pub(super) struct Job<'a> {
-    pub(super) config: &'a Config,
+    pub(super) config: &'a Architecture,
     pub(super) pattern: Pattern,
     pub(super) options: &'a Options<'a>,
     pub(super) sidecar: Option<&'a Sidecar>,

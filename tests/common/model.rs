@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use maskwright::gpu::{Commands, Gpu};
-use maskwright::kernel::{Kernels, Layout, Preset};
+use maskwright::kernel::{Activation, Kernels, Layout, Preset, Rows};
 use maskwright::mask::{BitMask, MaskSet, Pattern};
-use maskwright::model::{Checkpoint, Config};
+use maskwright::model::{Architecture, Checkpoint};
 use maskwright::nn::{Batch, Decoder, DecoderWeights, Embedding, MaskBank, Sizes, TokenLoss, Workspace};
 use safetensors::SafeTensors;
 
@@ -41,13 +41,13 @@ macro_rules! every_fixture {
 }
 
 pub struct Model {
-    pub config: Config,
+    pub config: Architecture,
     pub checkpoint: Checkpoint,
 }
 
 impl Model {
     pub fn open(folder: &Path) -> Self {
-        let config = Config::read(folder).unwrap_or_else(|e| panic!("{e}"));
+        let config = Architecture::read(folder).unwrap_or_else(|e| panic!("{e}"));
         let checkpoint = Checkpoint::open(folder, &config).unwrap_or_else(|e| panic!("{e}"));
         Self { config, checkpoint }
     }
@@ -74,6 +74,21 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
+/// The folder of one of the models of every family (tests/fixtures/README.md).
+pub fn family_folder(name: &str) -> PathBuf {
+    fixtures().join("families").join(name)
+}
+
+/// The names of all of them.
+pub fn family_models() -> Vec<String> {
+    let folders = std::fs::read_dir(fixtures().join("families")).expect("tests/fixtures/families");
+    let folders = folders.map(|entry| entry.expect("an entry")).filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> =
+        folders.map(|entry| entry.file_name().into_string().expect("a name")).collect();
+    names.sort();
+    names
+}
+
 /// `expected/NAME.safetensors`.
 pub struct Expected {
     bytes: Vec<u8>,
@@ -81,8 +96,16 @@ pub struct Expected {
 
 impl Expected {
     pub fn of(name: &str) -> Self {
-        let path = fixtures().join("expected").join(format!("{name}.safetensors"));
-        Self { bytes: std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())) }
+        Self::open(&fixtures().join("expected").join(format!("{name}.safetensors")))
+    }
+
+    /// Of one of the models of every family.
+    pub fn of_family(name: &str) -> Self {
+        Self::open(&family_folder(name).join("expected.safetensors"))
+    }
+
+    fn open(path: &Path) -> Self {
+        Self { bytes: std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())) }
     }
 
     fn file(&self) -> SafeTensors<'_> {
@@ -104,15 +127,18 @@ impl Expected {
         self.file().tensor(name).is_ok().then(|| self.f32(name))
     }
 
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        self.read(name, i64::from_le_bytes).into_iter().map(|id| id as u32).collect()
+    }
+
     /// The two windows.
     pub fn batch(&self) -> Batch {
         let shape = self.file().tensor("input_ids").expect("input_ids").shape().to_vec();
-        let ids = self.read("input_ids", i64::from_le_bytes).into_iter().map(|id| id as u32).collect();
-        Batch { ids, layout: Layout { windows: shape[0], length: shape[1] } }
+        Batch { ids: self.ids("input_ids"), layout: Layout { windows: shape[0], length: shape[1] } }
     }
 
     /// The masks of all projections.
-    pub fn masks(&self, config: &Config) -> MaskSet {
+    pub fn masks(&self, config: &Architecture) -> MaskSet {
         let mut set = MaskSet::new(Pattern::new(2, 4).expect("2:4"));
         for p in config.projections() {
             let words = self.read(&format!("mask.{}", p.name), u32::from_le_bytes);
@@ -147,4 +173,32 @@ pub fn forward(gpu: &Gpu, preset: &Preset, model: &Model, batch: &Batch, masks: 
     let logits = decoder.logits(&mut c, &ws, batch, &bank.refs()).unwrap_or_else(|e| panic!("{e}"));
     let losses = decoder.losses(&mut c, &ws, batch, &bank.refs()).unwrap_or_else(|e| panic!("{e}"));
     Output { logits, losses }
+}
+
+/// All of an activation that was made for this.
+pub fn whole(of: &Activation) -> Rows<'_> {
+    let (rows, t4) = of.shape();
+    of.rows(0, rows, t4).expect("rows")
+}
+
+/// `[windows, length, features]` as `[features, t]`.
+pub fn feature_major(values: &[f32], features: usize, layout: Layout) -> Vec<f32> {
+    let mut out = vec![0.0; features * 4 * layout.t4()];
+    for (token, row) in values.chunks_exact(features).enumerate() {
+        let t = token / layout.length * 4 * layout.window4() + token % layout.length;
+        for (f, &v) in row.iter().enumerate() {
+            out[f * 4 * layout.t4() + t] = v;
+        }
+    }
+    out
+}
+
+/// `[features, t]` as `[windows, length, features]`.
+pub fn token_major(values: &[f32], features: usize, layout: Layout) -> Vec<f32> {
+    let mut out = Vec::new();
+    for token in 0..layout.windows * layout.length {
+        let t = token / layout.length * 4 * layout.window4() + token % layout.length;
+        out.extend((0..features).map(|f| values[f * 4 * layout.t4() + t]));
+    }
+    out
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use maskwright::export::{ct24, torch24};
 use maskwright::mask::{MaskFile, Provenance};
-use maskwright::model::{Checkpoint, Config};
+use maskwright::model::{Architecture, Checkpoint};
 use safetensors::Dtype as Stored;
 use serde_json::Value;
 
@@ -18,9 +18,9 @@ use crate::host_fixture::{
 pub const CASES: u64 = 10_000;
 
 /// A dense model in one file or two, with tensors that the configuration does not call for.
-pub fn dense(dir: &Path, changes: Value, sharded: bool) -> Config {
+pub fn dense(dir: &Path, changes: Value, sharded: bool) -> Architecture {
     write_config(dir, &config_with(changes));
-    let config = Config::read(dir).unwrap();
+    let config = Architecture::read(dir).unwrap();
     let mut all = tensors(&config);
     let extra =
         |dtype, shape: &[usize], data: Vec<u8>| host_fixture::Tensor { dtype, shape: shape.into(), data };
@@ -35,7 +35,7 @@ pub fn dense(dir: &Path, changes: Value, sharded: bool) -> Config {
     config
 }
 
-pub fn mask_file(dir: &Path, config: &Config, pattern: &str, path: &Path) {
+pub fn mask_file(dir: &Path, config: &Architecture, pattern: &str, path: &Path) {
     let checkpoint = Checkpoint::open(dir, config).unwrap();
     let set = masks(&checkpoint, config, pattern.parse().unwrap());
     MaskFile::new(set, Provenance::new("magnitude", 3), &checkpoint).unwrap().write(path).unwrap();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use maskwright::export::hf::{self, Summary};
 use maskwright::export::{ExportError, MaskedModel};
 use maskwright::mask::{BitMask, MaskFile, MaskSet, Pattern, Provenance};
-use maskwright::model::{Checkpoint, Config, Overlay, Shard};
+use maskwright::model::{Architecture, Checkpoint, Overlay, Shard};
 use maskwright::prune::Selection;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -92,7 +92,7 @@ pub fn write_config(dir: &Path, config: &Value) {
 }
 
 /// The tensors that a configuration calls for, with small numbers of changing sign; blocks take turns in type.
-pub fn tensors(config: &Config) -> Tensors {
+pub fn tensors(config: &Architecture) -> Tensors {
     let mut state = 1u32;
     let mut all = Tensors::new();
     for spec in config.tensors() {
@@ -157,16 +157,16 @@ pub fn write_tokenizer(dir: &Path, words: u32, opening: u32) {
 }
 
 /// A whole tiny model folder in one file; its configuration.
-pub fn model(dir: &Path) -> Config {
+pub fn model(dir: &Path) -> Architecture {
     write_config(dir, &config());
-    let config = Config::read(dir).unwrap();
+    let config = Architecture::read(dir).unwrap();
     write_safetensors(&dir.join("model.safetensors"), &tensors(&config));
     write_tokenizer(dir, 12, 1);
     config
 }
 
 /// The message of the error that opening the folder's weights must give.
-pub fn open_error(dir: &Path, config: &Config) -> String {
+pub fn open_error(dir: &Path, config: &Architecture) -> String {
     Checkpoint::open(dir, config).expect_err("a broken model must not open").to_string()
 }
 
@@ -192,7 +192,7 @@ pub fn magnitude_masks(checkpoint: &Checkpoint, selection: &Selection, pattern: 
 }
 
 /// Magnitude masks of every projection.
-pub fn masks(checkpoint: &Checkpoint, config: &Config, pattern: Pattern) -> MaskSet {
+pub fn masks(checkpoint: &Checkpoint, config: &Architecture, pattern: Pattern) -> MaskSet {
     let mut set = MaskSet::new(pattern);
     for p in config.projections() {
         let weight = checkpoint.tensor(&p.name).unwrap();
@@ -208,7 +208,7 @@ pub fn masks(checkpoint: &Checkpoint, config: &Config, pattern: Pattern) -> Mask
 /// Writes the masked model, dense with zeros; the seed in its report is 7.
 pub fn export_hf(
     checkpoint: &Checkpoint,
-    config: &Config,
+    config: &Architecture,
     masks: &MaskSet,
     out: &Path,
 ) -> Result<Summary, ExportError> {
@@ -218,11 +218,11 @@ pub fn export_hf(
 
 /// A model in two shards, the folder `dense`, and a magnitude mask of all its projections but `left`, the file `mask`. The
 /// columns of down_proj do not fit torch24.
-pub fn packable(dir: &Path, pattern: Pattern, left: &[&str]) -> Config {
+pub fn packable(dir: &Path, pattern: Pattern, left: &[&str]) -> Architecture {
     let source = dir.join("dense");
     let sizes = json!({ "hidden_size": 64, "intermediate_size": 96, "head_dim": 16 });
     write_config(&source, &config_with(sizes));
-    let config = Config::read(&source).unwrap();
+    let config = Architecture::read(&source).unwrap();
     write_shards(&source, &tensors(&config));
     let checkpoint = Checkpoint::open(&source, &config).unwrap();
     let mut set = masks(&checkpoint, &config, pattern);

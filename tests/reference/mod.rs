@@ -4,6 +4,7 @@
 //! Activations are `[features, tokens]`, tokens contiguous, as on the device.
 #![allow(dead_code, unused_imports)] // every test binary uses a part of it
 
+mod activation;
 mod attention;
 mod attention_backward;
 mod backward;
@@ -15,6 +16,7 @@ mod head;
 mod inclusion;
 mod lstsq;
 mod matmul;
+mod norm;
 mod panel;
 mod prox;
 mod score;
@@ -22,20 +24,24 @@ mod soft;
 mod sparsegpt;
 mod vocab;
 
+pub use activation::{
+    activate, activate_backward, add_scaled, clamp_backward, clamp_to, erfc, gated, gated_backward,
+};
 pub use attention::{attention, attention_lanes, attention_step, copy_columns};
 pub use attention_backward::{
     AttentionCase, attention_backward_kv, attention_backward_lanes, attention_backward_q, attention_delta,
     log_sum_exp,
 };
-pub use backward::{rms_norm_backward, rms_norm_backward_lanes, squared_error, swiglu_backward};
+pub use backward::squared_error;
 pub use descent::{descent, group_gain, row_error};
-pub use elementwise::{peak, rms_norm, rms_norm_lanes, rope, rope_backward, swiglu};
+pub use elementwise::{Rotary, peak, rope, rope_backward};
 pub use factor::{damp, factor_block};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use head::{Head, HeadTwin};
 pub use inclusion::{inclusion, inclusion_gradient};
 pub use lstsq::{LstsqState, LstsqTwin, damped_error, least_squares, lstsq_residual, lstsq_step};
 pub use matmul::{Product, mask_apply, matmul_lanes, matmul_rows, matmul_tile};
+pub use norm::{Norm, norm, norm_backward, norm_backward_lanes, norm_lanes};
 pub use panel::{row_dot, spread};
 pub use prox::{prox_objective, prox_sweeps, prox24};
 pub use score::{abs_sum_cols, abs_sum_rows, best_exchange, score_mask, scores};

@@ -8,15 +8,15 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::options::Trains;
-use super::run::StageRun;
+use super::run::{MaskBuffers, StageRun};
 use super::sink::GradientSpace;
 use super::state::BlockState;
 use super::steps::Minibatch;
 use super::{LearnWatch, MEASURED, Snapshot, StepReport, copy_rows, minibatch_order};
 use crate::gpu::{Buffer, Commands};
-use crate::kernel::{Activation, MaskBuffer, Masking, f32_bytes};
+use crate::kernel::{Activation, Masking, f32_bytes};
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Config, ProjectionKind};
+use crate::model::Architecture;
 use crate::nn::{Access, Activations, BlockWeights, Sizes, TrainSpace};
 use crate::prune::{BlockResult, Learned, PruneError};
 
@@ -54,7 +54,7 @@ pub(super) struct Block<'b> {
 
 impl Blockwise<'_, '_> {
     /// Bytes on the device beside weights, state and streams: buffers of a block, and the gradients.
-    pub(super) fn space_bytes(config: &Config, sizes: &Sizes) -> u64 {
+    pub(super) fn space_bytes(config: &Architecture, sizes: &Sizes) -> u64 {
         let t = 4 * sizes.layout.t4();
         TrainSpace::bytes(config, sizes) + f32_bytes(2 * config.hidden_size + 1, t)
     }
@@ -86,10 +86,10 @@ impl<'g> Blockwise<'_, 'g> {
         let sums = parts > 1 || sizes.pieces().count() > 1;
         let gradients = GradientSpace::new(gpu, self.run.config, sums)?;
         for index in 0..self.run.config.num_layers {
-            let names = ProjectionKind::ALL.map(|kind| self.run.config.projection(index, kind).name);
+            let mut projections = self.run.config.block_projections(index);
             let mut weights = BlockWeights::upload(gpu, self.run.dense, self.run.config, index)?;
             let energy = self.advance_dense(c, &space, &weights, &mut streams.dense)?;
-            if names.iter().any(|name| self.run.tensors.replaces(name)) {
+            if projections.any(|p| self.run.tensors.replaces(&p.name)) {
                 drop(weights);
                 weights = BlockWeights::upload(gpu, self.run.tensors, self.run.config, index)?;
             }
@@ -166,13 +166,8 @@ impl<'g> Blockwise<'_, 'g> {
         &self,
         index: usize,
         masks: &BTreeMap<String, BitMask>,
-    ) -> Result<Vec<Option<MaskBuffer>>, PruneError> {
-        let names = ProjectionKind::ALL.map(|kind| self.run.config.projection(index, kind).name);
-        let upload = |name: &String| {
-            let mask = masks.get(name).or_else(|| self.run.start.get(name));
-            mask.map(|m| MaskBuffer::upload(self.run.kernels.gpu(), "masks:block", m)).transpose()
-        };
-        Ok(names.iter().map(upload).collect::<Result<_, _>>()?)
+    ) -> Result<MaskBuffers, PruneError> {
+        self.run.mask_buffers(index, |name| masks.get(name).or_else(|| self.run.start.get(name)))
     }
 
     /// Error of the block over the windows that are measured, under `masks`, as a share of the energy of its update.
@@ -208,10 +203,11 @@ impl<'g> Blockwise<'_, 'g> {
     ) -> Result<(BlockResult, Option<BlockWeights>), PruneError> {
         let started = Instant::now();
         let (stage, index) = (self.run.stage, block.index);
-        let own: BTreeMap<String, BitMask> = ProjectionKind::ALL
-            .map(|kind| self.run.config.projection(index, kind).name)
-            .into_iter()
-            .filter_map(|name| Some((name.clone(), self.run.start.get(&name)?.clone())))
+        let own: BTreeMap<String, BitMask> = self
+            .run
+            .config
+            .block_projections(index)
+            .filter_map(|p| Some((p.name.clone(), self.run.start.get(&p.name)?.clone())))
             .collect();
         let before = self.error(c, space, block, &own, streams)?;
         let state = BlockState::new(self.run, index)?;

@@ -14,9 +14,9 @@ use super::state::BlockState;
 use super::{Fitted, LearnWatch, MEASURED, Snapshot, StepReport, minibatch_order};
 use crate::calib::Windows;
 use crate::gpu::Commands;
-use crate::kernel::{Activation, Layout, MaskBuffer, Masking, Rows, f32_bytes};
+use crate::kernel::{Activation, Layout, Masking, Rows, f32_bytes};
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Config, ProjectionKind};
+use crate::model::{Architecture, Projection};
 use crate::nn::{
     Activations, Batch, BlockWeights, Embedding, HeadLoss, HeadPass, HeadSpace, HeadWeights, Sizes, Tensors,
     TrainSpace,
@@ -64,7 +64,7 @@ struct Space {
 
 impl EndToEnd<'_, '_> {
     /// Bytes of the buffers of a step of `parts` parts.
-    pub(super) fn space_bytes(config: &Config, sizes: &Sizes, parts: usize, kl: bool) -> u64 {
+    pub(super) fn space_bytes(config: &Architecture, sizes: &Sizes, parts: usize, kl: bool) -> u64 {
         let stream = f32_bytes(config.hidden_size, 4 * sizes.layout.t4());
         let kept = (config.num_layers + 2) * parts + 1;
         TrainSpace::bytes(config, sizes) + HeadSpace::training_bytes(config, sizes, kl) + kept as u64 * stream
@@ -352,11 +352,7 @@ impl<'g> EndToEnd<'_, 'g> {
             (windows.count() / self.run.stage.batch).min(MEASURED.div_ceil(self.run.stage.batch));
         let load = |index: usize| -> Result<_, PruneError> {
             let weights = BlockWeights::upload(gpu, tensors, self.run.config, index)?;
-            let buffers = ProjectionKind::ALL
-                .map(|kind| self.run.config.projection(index, kind).name)
-                .iter()
-                .map(|name| masks.get(name).map(|m| MaskBuffer::upload(gpu, "masks:block", m)).transpose())
-                .collect::<Result<Vec<_>, _>>()?;
+            let buffers = self.run.mask_buffers(index, |name| masks.get(name))?;
             Ok((weights, buffers))
         };
         let resident = self.run.residency == Residency::Resident;
@@ -425,7 +421,7 @@ impl<'g> EndToEnd<'_, 'g> {
         for index in 0..self.run.config.num_layers {
             let mut result = BlockResult { block: index, ..Default::default() };
             result.learned = (index == 0).then(|| learned.clone());
-            for name in ProjectionKind::ALL.map(|kind| self.run.config.projection(index, kind).name) {
+            for Projection { name, .. } in self.run.config.block_projections(index) {
                 let masks = if kept { &set } else { self.run.start };
                 if let Some(mask) = masks.get(&name) {
                     result.masks.insert(name.clone(), mask.clone());

@@ -58,7 +58,7 @@ impl Layer<'_, '_> {
             return Ok(start.clone());
         }
         let scale = (-2.0 * weight.rows() as f64 / self.energy) as f32;
-        for rows in self.panels.iter().cloned() {
+        for rows in self.panels.clone() {
             let change = self.change.rows(0, rows.len(), weight.k4())?;
             let gradient = self.products.rows(0, rows.len(), weight.k4())?;
             for step in 0..stage.steps {

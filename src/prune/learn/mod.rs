@@ -24,7 +24,7 @@ use std::time::Instant;
 use crate::calib::{PythonRandom, Windows};
 use crate::gpu::Commands;
 use crate::kernel::{Activation, Kernels, Masking, Rows, f32_bytes};
-use crate::model::{Checkpoint, Config, ModelError, TensorView};
+use crate::model::{Architecture, Checkpoint, ModelError, TensorView};
 use crate::nn::{Access, Activations, BlockWeights, TensorSource, Tensors, TrainPass, TrainSpace};
 use crate::prune::{BlockResult, PruneError};
 
@@ -125,7 +125,7 @@ pub trait LearnWatch {
 pub fn dense_outputs<'g>(
     kernels: &Kernels<'g>,
     c: &mut Commands<'g>,
-    config: &Config,
+    config: &Architecture,
     dense: &Checkpoint,
     stream: &mut Activations<'g>,
 ) -> Result<(), PruneError> {

@@ -9,7 +9,7 @@ use super::state::BlockState;
 use super::{ModelLoss, Objective, Residency, Stage, Trains};
 use crate::gpu::{PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Kernels, MaskBuffer, Weight, f32_bytes};
-use crate::model::{Config, Dtype, ModelError};
+use crate::model::{Architecture, Dtype, ModelError};
 use crate::nn::{Activations, BlockWeights, HeadWeights, Keep, Place, PlanItem, Sizes};
 use crate::prune::plan::forward_flops;
 use crate::prune::{PruneError, Selection};
@@ -19,7 +19,7 @@ pub struct Planned<'a, 'g> {
     /// The kernels it runs on.
     pub kernels: &'a Kernels<'g>,
     /// The model's configuration.
-    pub config: &'a Config,
+    pub config: &'a Architecture,
     /// Stored types by tensor name.
     pub dtype: &'a dyn Fn(&str) -> Result<Dtype, ModelError>,
     /// What is pruned.

@@ -7,20 +7,23 @@ use super::endtoend::EndToEnd;
 use super::{LearnWatch, ModelLoss, Objective, Residency, Stage, dense_outputs};
 use crate::calib::Windows;
 use crate::gpu::Commands;
-use crate::kernel::{Kernels, Layout};
+use crate::kernel::{Kernels, Layout, MaskBuffer};
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Checkpoint, Config, Overlay, ProjectionKind};
+use crate::model::{Architecture, Checkpoint, Overlay, ProjectionKind};
 use crate::nn::{
-    Activations, BlockWeights, Embedding, Keep, Place, Sizes, TrainLinear, TrainPass, TrainSpace,
+    Activations, BlockWeights, Embedding, Keep, Place, Sizes, TrainLinears, TrainPass, TrainSpace,
 };
 use crate::prune::{PruneError, Selection};
+
+/// The masks of a block on the device, in the order of [`ProjectionKind::ALL`]; none: dense, or no such projection.
+pub(super) type MaskBuffers = [Option<MaskBuffer>; ProjectionKind::ALL.len()];
 
 /// A stage on the block or the model objective, and what it works on.
 pub struct StageRun<'a, 'g> {
     /// The kernels it runs on.
     pub kernels: &'a Kernels<'g>,
     /// The model's configuration.
-    pub config: &'a Config,
+    pub config: &'a Architecture,
     /// The dense model.
     pub dense: &'a Checkpoint,
     /// Its weights, with those that earlier stages and finished blocks changed.
@@ -55,7 +58,7 @@ impl<'g> StageRun<'_, 'g> {
         let embedding = Embedding::new(dense, config)?;
         let stream = || {
             let (tokens, sizes) = (windows.tokens(), self.sizes.clone());
-            Activations::embed(kernels.gpu(), config, &embedding, tokens, sizes, self.place, Keep::Residual)
+            Activations::embed(kernels.gpu(), &embedding, tokens, sizes, self.place, Keep::Residual)
         };
         if stage.objective == Objective::Model {
             let outputs = match stage.loss {
@@ -73,13 +76,30 @@ impl<'g> StageRun<'_, 'g> {
         Blockwise { run: self }.train_all(c, streams, finished, watch)
     }
 
+    /// The masks of block `index` on the device, as `mask` knows them by the projections' names.
+    ///
+    /// # Errors
+    /// When the device has no room.
+    pub(super) fn mask_buffers<'m>(
+        &self,
+        index: usize,
+        mask: impl Fn(&str) -> Option<&'m BitMask>,
+    ) -> Result<MaskBuffers, PruneError> {
+        let mut out = MaskBuffers::default();
+        for p in self.config.block_projections(index) {
+            let upload = |m| MaskBuffer::upload(self.kernels.gpu(), "masks:block", m);
+            out[p.kind as usize] = mask(&p.name).map(upload).transpose()?;
+        }
+        Ok(out)
+    }
+
     /// A pass through one block.
     pub(super) fn pass<'a>(
         &'a self,
         ws: &'a TrainSpace,
         block: &'a BlockWeights,
         layout: Layout,
-        linears: [TrainLinear<'a>; ProjectionKind::ALL.len()],
+        linears: TrainLinears<'a>,
     ) -> TrainPass<'a, 'g> {
         TrainPass { kernels: self.kernels, config: self.config, ws, layout, block, linears }
     }

@@ -10,7 +10,7 @@ use super::options::{At, Stage};
 use super::state::BlockState;
 use crate::gpu::{Commands, Gpu};
 use crate::kernel::{Activation, Kernels, cut, f32_bytes};
-use crate::model::{Config, ProjectionKind};
+use crate::model::{Architecture, ProjectionKind};
 use crate::nn::{BlockWeights, GradientSink, NnError, WeightGradient};
 use crate::prune::PruneError;
 
@@ -21,7 +21,7 @@ type Strips = Vec<(Range<usize>, Activation)>;
 pub(super) struct GradientSpace {
     strip: Activation,
     /// Strips of every projection, where gradients add up.
-    sums: Option<Vec<Strips>>,
+    sums: Option<[Strips; ProjectionKind::ALL.len()]>,
 }
 
 /// Strips of a projection.
@@ -34,19 +34,18 @@ impl GradientSpace {
     ///
     /// # Errors
     /// When the device has no room.
-    pub fn new(gpu: &Gpu, config: &Config, sums: bool) -> Result<Self, PruneError> {
+    pub fn new(gpu: &Gpu, config: &Architecture, sums: bool) -> Result<Self, PruneError> {
         let new = |rows: usize, cols: usize| Activation::new(gpu, "gradients:strip", rows, cols / 4);
-        let mut all = Vec::new();
+        let mut all = [const { Vec::new() }; ProjectionKind::ALL.len()];
         let (mut most, mut shape) = (0, (4, 4));
-        for kind in ProjectionKind::ALL {
-            let p = config.projection(0, kind);
+        for p in config.block_projections(0) {
             let rows = cut::gradient_rows(gpu.limits(), p.rows, p.cols);
             if rows * p.cols > most {
                 (most, shape) = (rows * p.cols, (rows, p.cols));
             }
             if sums {
                 let strip = |r: Range<usize>| Ok::<_, PruneError>((r.clone(), new(r.len(), p.cols)?));
-                all.push(strips(gpu, p.rows, p.cols).map(strip).collect::<Result<Vec<_>, _>>()?);
+                all[p.kind as usize] = strips(gpu, p.rows, p.cols).map(strip).collect::<Result<_, _>>()?;
             }
         }
         let shape = if sums { (4, 4) } else { shape };
@@ -54,8 +53,8 @@ impl GradientSpace {
     }
 
     /// Bytes of [`GradientSpace::new`].
-    pub fn bytes(gpu: &Gpu, config: &Config, sums: bool) -> u64 {
-        let shapes = ProjectionKind::ALL.map(|kind| config.projection(0, kind));
+    pub fn bytes(gpu: &Gpu, config: &Architecture, sums: bool) -> u64 {
+        let shapes: Vec<_> = config.block_projections(0).collect();
         if sums {
             return shapes.iter().map(|p| f32_bytes(p.rows, p.cols)).sum::<u64>() + f32_bytes(4, 4);
         }
@@ -123,7 +122,7 @@ impl<'g> GradientSink<'g> for Stepper<'_, 'g> {
         kind: ProjectionKind,
         g: WeightGradient<'_>,
     ) -> Result<(), NnError> {
-        let cols = self.weights.linears[kind as usize].weight.cols();
+        let cols = self.weights.linear(kind)?.weight.cols();
         let outputs = g.first_output..g.first_output + g.d_y.count;
         let d_y = |rows: &Range<usize>| g.d_y.part(rows.start - outputs.start, rows.len());
         let Some(sums) = &self.space.sums else {

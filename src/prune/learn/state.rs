@@ -10,8 +10,8 @@ use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{AdamState, Kernels, MaskBuffer, Masking, Rows, SampleAt, StateType, Weight, f32_bytes};
 use crate::mask::soft::top_of;
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Config, Dtype, Projection, ProjectionKind, TensorView, encode};
-use crate::nn::{BlockWeights, NnError, Tensors, TrainLinear};
+use crate::model::{Architecture, Dtype, Projection, ProjectionKind, TensorView, encode};
+use crate::nn::{BlockWeights, NnError, Tensors, TrainLinears};
 use crate::prune::{PruneError, Selection};
 
 /// Number of projections of a block.
@@ -63,8 +63,8 @@ impl BlockState {
         let StageRun { kernels, config, tensors, selection, stage, start, .. } = *run;
         let gpu = kernels.gpu();
         let mut out = Self { trained: Default::default(), fixed: Default::default() };
-        for kind in ProjectionKind::ALL {
-            let p = config.projection(index, kind);
+        for p in config.block_projections(index) {
+            let kind = p.kind;
             let mask = start.get(&p.name);
             let Some(&(number, _)) = selection.pruned.iter().find(|(_, s)| s.name == p.name) else {
                 let label = format!("masks:{}", p.name);
@@ -84,13 +84,12 @@ impl BlockState {
     /// Bytes of [`BlockState::new`] by plan item.
     pub fn bytes(
         stage: &Stage,
-        config: &Config,
+        config: &Architecture,
         index: usize,
         selection: &Selection,
     ) -> BTreeMap<&'static str, u64> {
         let mut out = BTreeMap::new();
-        for kind in ProjectionKind::ALL {
-            let p = config.projection(index, kind);
+        for p in config.block_projections(index) {
             if selection.pruned.iter().any(|(_, s)| s.name == p.name) {
                 for (item, bytes) in projection_bytes(stage, p.rows, p.cols) {
                     *out.entry(item).or_default() += bytes;
@@ -115,16 +114,10 @@ impl BlockState {
     }
 
     /// The projections as step `at` sees them.
-    pub fn linears<'a>(
-        &'a self,
-        stage: &'a Stage,
-        at: &At,
-        weights: &'a BlockWeights,
-    ) -> [TrainLinear<'a>; KINDS] {
+    pub fn linears<'a>(&'a self, stage: &'a Stage, at: &At, weights: &'a BlockWeights) -> TrainLinears<'a> {
         let mut out = weights.train_linears(|kind| Masking::from(self.fixed[kind as usize].as_ref()));
         for kind in ProjectionKind::ALL {
-            if let Some(t) = &self.trained[kind as usize] {
-                let linear = &mut out[kind as usize];
+            if let (Some(t), Some(linear)) = (&self.trained[kind as usize], &mut out[kind as usize]) {
                 linear.masking = t.masking(stage, at);
                 if let Some(weight) = &t.weight {
                     linear.weight = weight;
@@ -192,7 +185,7 @@ impl BlockState {
         let Some(t) = &self.trained[kind as usize] else {
             return Ok(());
         };
-        let weight = &weights.linears[kind as usize].weight;
+        let weight = &weights.linear(kind)?.weight;
         if let Some(logits) = &t.logits {
             let of = t.weight.as_ref().unwrap_or(weight);
             logits.update(kernels, c, stage, at, of, gradient, rows.clone())?;

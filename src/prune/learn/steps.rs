@@ -6,8 +6,7 @@ use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
 use crate::gpu::Commands;
 use crate::kernel::{Layout, Rows};
-use crate::model::ProjectionKind;
-use crate::nn::TrainLinear;
+use crate::nn::TrainLinears;
 use crate::prune::PruneError;
 
 /// Which windows a step works on: batches `number * parts..` of the streams, `parts` of them.
@@ -36,7 +35,7 @@ impl<'g> Blockwise<'_, 'g> {
         space: &Space,
         block: &Block<'_>,
         streams: &Streams<'g>,
-        linears: [TrainLinear<'_>; ProjectionKind::ALL.len()],
+        linears: TrainLinears<'_>,
         minibatch: Minibatch,
     ) -> Result<f64, PruneError> {
         let mut sum = 0.0;
@@ -54,7 +53,7 @@ impl<'g> Blockwise<'_, 'g> {
         space: &Space,
         block: &Block<'_>,
         streams: &Streams<'g>,
-        linears: [TrainLinear<'_>; ProjectionKind::ALL.len()],
+        linears: TrainLinears<'_>,
         i: usize,
         scale: f32,
     ) -> Result<f64, PruneError> {

@@ -1,6 +1,7 @@
-// silu(gate[i]) * up[i], silu(g) = g / (1 + exp(-g)), into gate, or with OUT into a third tensor.
+// f(gate[i]) * up[i] into gate, or with OUT into a third tensor, for the nonlinearity f of KIND (shared/activation.wgsl).
 //
 // gate, up, out: count vec4 each. Dispatch: count invocations, the grid folded into two dimensions.
+#import maskwright::activation::activated
 
 struct Params {
     count: u32,
@@ -23,9 +24,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec
         @builtin(local_invocation_index) lane: u32) {
     let i = (wg.y * grid.x + wg.x) * #{LANES}u + lane;
     if i < p.count {
-        let g = gate[i];
-        // exp overflows beyond 88; WGSL lets a driver assume that there are no infinities.
-        let y = g / (1.0 + exp(min(-g, vec4<f32>(80.0)))) * up[i];
+        let y = activated(gate[i]) * up[i];
 #ifdef OUT
         out[i] = y;
 #else

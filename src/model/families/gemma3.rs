@@ -1,0 +1,82 @@
+//! Gemma 3: a Gemma 2 without the cap on scores, with normed queries and keys, five of six blocks sliding, and another rotary
+//! embedding for those. Of the models that also see, the language part.
+
+use super::gemma2::with_four_norms;
+use super::{
+    ActivationKind, Architecture, Defaults, Family, Keys, MAX_POSITIONS, ModelError, QkSpread, Ropes, finish,
+    gemma, is_last_of, sliding, token_ids,
+};
+
+pub(super) const TEXT: Family = Family { name: "gemma3_text", read: read_text };
+pub(super) const FAMILY: Family = Family { name: "gemma3", read };
+
+const DEFAULTS: Defaults = Defaults {
+    activation: ("hidden_activation", ActivationKind::GeluTanh),
+    rope: Ropes::ByKind { full: 1e6, sliding: (Some("rope_local_base_freq"), 1e4) },
+    ..gemma::DEFAULTS
+};
+
+/// The published files of the models that see leave out what is as in the smallest one.
+const SIZES: &[(&str, usize)] = &[
+    ("vocab_size", 262_208),
+    ("hidden_size", 2304),
+    ("intermediate_size", 9216),
+    ("num_hidden_layers", 26),
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
+    ("head_dim", 256),
+    ("max_position_embeddings", 131_072),
+    ("sliding_window", 4096),
+    ("sliding_window_pattern", 6),
+];
+
+/// Under the second prefix transformers 5 keeps them in memory.
+const PREFIXES: &[(&str, &str)] = &[
+    ("language_model.model.", "language_model.lm_head"),
+    ("model.language_model.", "lm_head"),
+    ("model.", "lm_head"),
+];
+
+fn read_text(keys: Keys<'_>) -> Result<Architecture, ModelError> {
+    language_part(keys, TEXT.name)
+}
+
+fn language_part(keys: Keys<'_>, family: &'static str) -> Result<Architecture, ModelError> {
+    let keys = keys.with(&[], SIZES);
+    let mut out = with_four_norms(&keys, family, &DEFAULTS)?;
+    out.set_qk_norm(QkSpread::Shared, "self_attn.q_norm", "self_attn.k_norm");
+    out.logit_cap = keys.cap("final_logit_softcapping", None)?;
+    let window = keys.size_or("sliding_window", MAX_POSITIONS)?;
+    let full = is_last_of(keys.size("sliding_window_pattern", MAX_POSITIONS)?);
+    let sliding = sliding(&keys, out.num_layers, |block| !full(block))?;
+    out.set_windows(&keys, window, &sliding)?;
+    keys.pass_over(&[("attn_logit_softcapping", "transformers does not apply it in this family")]);
+    finish(&keys, out)
+}
+
+fn read(keys: Keys<'_>) -> Result<Architecture, ModelError> {
+    let Some(text) = keys.nested("text_config")? else {
+        return Err(keys.wrong("text_config", "an object".into(), "nothing"));
+    };
+    text.only(&[("model_type", TEXT.name)])?;
+    let mut out = language_part(text, FAMILY.name)?;
+    // What stands beside it decides here.
+    out.tie_word_embeddings = keys.flag("tie_word_embeddings", true)?;
+    out.logit_cap = None;
+    out.names.set_prefixes(PREFIXES);
+    out.bos_token_id = token_ids(keys.get("bos_token_id")).first().copied().or(out.bos_token_id);
+    let ends = token_ids(keys.get("eos_token_id"));
+    if !ends.is_empty() {
+        out.eos_token_ids = ends;
+    }
+    out.dtype = keys.dtype().or(out.dtype);
+    keys.pass_over(&[
+        ("vision_config", "the part that sees stays as it is"),
+        ("mm_tokens_per_image", "the part that sees stays as it is"),
+        ("image_token_index", "the part that sees stays as it is"),
+        ("image_token_id", "the part that sees stays as it is"),
+        ("boi_token_index", "the part that sees stays as it is"),
+        ("eoi_token_index", "the part that sees stays as it is"),
+    ]);
+    finish(&keys, out)
+}

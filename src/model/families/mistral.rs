@@ -1,0 +1,14 @@
+//! Mistral: a Llama all of whose blocks may slide.
+
+use super::{Architecture, Defaults, Family, Keys, MAX_POSITIONS, ModelError, base, finish};
+
+pub(super) const FAMILY: Family = Family { name: "mistral", read };
+
+fn read(keys: Keys<'_>) -> Result<Architecture, ModelError> {
+    // A window of 4096 where the key is missing altogether, none where it is null.
+    let keys = keys.with(&[], &[("num_key_value_heads", 8), ("sliding_window", 4096)]);
+    let mut out = base(&keys, FAMILY.name, &Defaults::LLAMA)?;
+    let window = keys.size_or("sliding_window", MAX_POSITIONS)?;
+    out.set_window(&keys, window)?;
+    finish(&keys, out)
+}
