@@ -130,19 +130,19 @@ impl Model {
         Ok(model)
     }
 
-    /// The first `most` windows of a text, or all; and how many tokens those are, or the text with its tail has.
+    /// The first `most` windows of a text, or all, whose length was given as `option`; and how many tokens those are, or the text with its tail has.
     pub(super) fn windows(
         &self,
         text: &Path,
         options: &TextOptions,
-        window: usize,
+        (option, window): (&str, usize),
         most: Option<usize>,
     ) -> Result<(Windows, usize), CliError> {
         let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
         let tokens = tokens_of(&tokenizer, text, options)?;
         let most = most.unwrap_or(usize::MAX);
         let count = tokens.len().min(most.saturating_mul(window));
-        self.warn_of_long(window);
+        self.warn_of_long(option, window);
         Ok((Windows::new(tokens, window)?.first(most), count))
     }
 
@@ -156,15 +156,15 @@ impl Model {
         window: usize,
     ) -> Result<Windows, CliError> {
         let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
-        self.warn_of_long(window);
+        self.warn_of_long("--window", window);
         Ok(read_windows_of(&tokenizer, text, options, segments, count, window)?)
     }
 
     /// Says when a text is longer than the model was made for.
-    pub(super) fn warn_of_long(&self, window: usize) {
+    pub(super) fn warn_of_long(&self, option: &str, window: usize) {
         if window > self.config.max_position_embeddings {
             log::warn!(
-                "windows of {window} tokens are longer than the {} the model was made for",
+                "{option}: windows of {window} tokens are longer than the {} the model was made for",
                 self.config.max_position_embeddings
             );
         }

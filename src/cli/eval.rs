@@ -59,7 +59,7 @@ impl Texts {
         let (mut ids, mut parts) = (Vec::new(), Vec::new());
         let options = args.texts.options();
         for text in &args.text {
-            let (windows, tokens) = model.windows(text, &options, args.window, args.windows)?;
+            let (windows, tokens) = model.windows(text, &options, ("--window", args.window), args.windows)?;
             let first = ids.len() / args.window;
             parts.push((tokens, first..first + windows.count()));
             ids.extend_from_slice(windows.tokens());

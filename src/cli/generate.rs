@@ -65,7 +65,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let ends = model.config.end_tokens(&model.folder)?;
     let prompt = prompt_ids(&model, &tokenizer, &args.prompt)?;
     let set = args.mask.as_ref().map(|path| model.mask(path, None)).transpose()?;
-    model.warn_of_long(prompt.len() + args.tokens as usize);
+    model.warn_of_long("the prompt and --tokens", prompt.len() + args.tokens as usize);
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let weights = DecoderWeights::upload(&gpu, &model.checkpoint, &model.config, |_| ())?;

@@ -122,6 +122,7 @@ impl Cli {
             (&mut cli.command, command.find_subcommand(WITH_FILE), matches.subcommand_matches(WITH_FILE))
         {
             prune.resolved = config_file::resolved(sub, given);
+            prune.given = config_file::given(sub, given);
         }
         Ok(cli)
     }

@@ -1,5 +1,6 @@
 //! `maskwright prune`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ use super::walk::{Walk, WalkArgs, WalkWindows, conditions};
 use super::{CliError, Outcome, help};
 use crate::calib::Windows;
 use crate::export;
+use crate::folder::{RunFolder, Unfinished};
 use crate::gpu::Commands;
 use crate::hub::Need;
 use crate::kernel::Kernels;
@@ -26,7 +28,7 @@ use crate::model::{Architecture, Overlay};
 use crate::nn::total;
 use crate::prune::learn::{Objective, Stage};
 use crate::prune::plan::{Carried, WalkPlan};
-use crate::prune::{BlockStore, OneShot, OneShotOptions, RunFolder, Selection, StartMask, select};
+use crate::prune::{BlockStore, OneShot, OneShotOptions, Selection, StartMask, select};
 
 /// What chooses the mask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -130,6 +132,9 @@ pub(super) struct Args {
     /// The options as a file of options.
     #[arg(skip)]
     pub(super) resolved: String,
+    /// The options that were given, with another value than their default.
+    #[arg(skip)]
+    pub(super) given: BTreeSet<String>,
     /// Nothing goes to standard output.
     #[arg(skip)]
     pub(super) silent: bool,
@@ -212,11 +217,18 @@ impl Args {
     }
 
     /// Says which options nothing in the run reads.
-    fn warn_of_unused(&self, layer: Option<&Stage>, stages: &[Stage]) {
+    fn warn_of_unused(
+        &self,
+        layer: Option<&Stage>,
+        stages: &[Stage],
+        walk: Option<&OneShotOptions>,
+        calib: bool,
+    ) {
         let stages: Vec<&Stage> = layer.into_iter().chain(stages).collect();
-        let readers = Readers { stages: &stages, policy: self.policy() };
-        for (option, what) in readers.unused(&self.train, &self.learn).iter().filter(|_| !self.silent) {
-            log::warn!("{option} does nothing in this run: it is for {what}");
+        let (method, policy, eval) = (self.method, self.policy(), self.eval.is_some());
+        let readers = Readers { method, stages: &stages, walk, policy, calib, eval };
+        for (option, what) in readers.unused(&self.given).iter().filter(|_| !self.silent) {
+            log::warn!("--{option} does nothing in this run: it is for {what}");
         }
     }
 
@@ -250,8 +262,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     args.resolve();
     let args = &args;
     let (layer, stages) = args.stages()?;
-    args.warn_of_unused(layer.as_ref(), &stages);
-    let options = args.walk_options(layer, &stages)?;
+    let options = args.walk_options(layer.clone(), &stages)?;
     if args.resume.is_some() && args.policy() {
         let message = "--resume does not go on with maskpro on the model's loss; a mask learned so far continues with \
              --start FILE";
@@ -259,6 +270,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     }
     let needed =
         args.policy() || !stages.is_empty() || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
+    args.warn_of_unused(layer.as_ref(), &stages, options.as_ref(), needed);
     // A plan needs no text, only the number of windows and their length, which are options.
     let no_text = needed && !args.policy() && args.calib.is_none();
     if args.dry_run {
@@ -273,17 +285,17 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     let selection = args.select(&model.config, device)?;
     let choice = args.choice(&model.config);
     let calib = match &args.calib {
-        Some(text) => Some(choice.read(&model, text, &args.windows.texts.options())?),
+        Some(text) if needed => Some(choice.read(&model, text, &args.windows.texts.options())?),
         None if needed => {
             let message = format!("--method {} needs --calib TEXT", args.method.name());
             return Err(CliError::Usage(message));
         }
-        None => None,
+        _ => None,
     };
     let eval = match &args.eval {
         Some(text) => {
             let options = args.windows.texts.options();
-            Some(model.windows(text, &options, args.eval_window, args.eval_windows)?)
+            Some(model.windows(text, &options, ("--eval-window", args.eval_window), args.eval_windows)?)
         }
         None => None,
     };
@@ -389,11 +401,28 @@ impl Job<'_> {
         let start_path = self.args.start.file().filter(|_| given.is_some());
         let choice = self.calib.as_ref().map(|_| self.choice);
         let (model, selection) = (self.model, self.selection);
-        let conditions = conditions(model, selection, options, &kernels, choice, windows, start_path);
-        let (mut folder, earlier) = match &self.args.resume {
-            Some(run) => RunFolder::reopen(run)?,
-            None => (RunFolder::create(out)?, Vec::new()),
+        let conditions = conditions(model, selection, options, &kernels, choice, windows, start_path)?;
+        let provenance = self.provenance();
+        let prepared = self.prepare(&kernels, &self.stages, &conditions)?;
+        // All that can be refused is refused before the first byte changes.
+        let (mut folder, mut kept, earlier) = match &self.args.resume {
+            Some(run) => {
+                let unfinished = Unfinished::open(run)?;
+                let kept = BlockStore::open(unfinished.paths(), &conditions, pattern, provenance)?;
+                self.check_stages(unfinished.paths(), &prepared)?;
+                let (folder, earlier) = unfinished.go_on()?;
+                kept.remove_leftovers()?;
+                (folder, kept, earlier)
+            }
+            None => {
+                let folder = RunFolder::create(out)?;
+                let kept = BlockStore::create(folder.paths(), conditions.clone(), pattern, provenance)?;
+                (folder, kept, Vec::new())
+            }
         };
+        if folder.resumed() {
+            self.device.note(|| format!("{} blocks are finished", kept.len()));
+        }
         let walk = json!(options);
         let shown =
             if self.stages.is_empty() { walk } else { json!({ "walk": walk, "stages": self.stages }) };
@@ -403,16 +432,8 @@ impl Job<'_> {
         folder.phase("set-up");
         let stop = stop_flag()?;
         let mut tensors = Overlay::new(&self.model.checkpoint);
-        let (mut masks, mut reports, mut store) = (given.clone(), Vec::new(), None);
+        let (mut masks, mut reports) = (given.clone(), Vec::new());
         if let Some(options) = options {
-            let provenance = self.provenance();
-            let mut kept = match &self.args.resume {
-                Some(run) => BlockStore::open(run, &conditions, pattern, provenance)?,
-                None => BlockStore::create(folder.path(), conditions.clone(), pattern, provenance)?,
-            };
-            if self.args.resume.is_some() {
-                self.device.note(|| format!("{} blocks are finished", kept.len()));
-            }
             let walk = self.walk(options, given.as_ref());
             let keep = Some((&mut kept, &mut folder));
             // A stream of its own: what it keeps for read-back goes with it.
@@ -420,29 +441,19 @@ impl Job<'_> {
             let walked = walk.run(&kernels, &mut commands, windows, keep, &stop)?;
             if walked.stopped {
                 let done = format!("{} of {} blocks are finished", kept.len(), self.blocks());
-                return Ok(self.interrupted(&folder, &done, report, &info));
+                return Ok(self.interrupted(&mut folder, &done, report, &info));
             }
             folder.phase("walk over the blocks");
             kept.add_to(&mut tensors)?;
             (masks, reports) = (Some(MaskSet { pattern, masks: walked.masks }), walked.reports);
-            store = Some(kept);
         }
         let Some(masks) = masks else {
             return Err(CliError::Usage("a start mask is needed: --start".into()));
         };
         let start = if self.stages.is_empty() { given } else { Some(masks.clone()) };
-        let staged = self.run_stages(
-            &mut folder,
-            &kernels,
-            &self.stages,
-            masks,
-            tensors,
-            &conditions,
-            &earlier,
-            &stop,
-        )?;
+        let staged = self.run_stages(&mut folder, &kernels, prepared, masks, tensors, &earlier, &stop)?;
         if staged.stopped {
-            return Ok(self.interrupted(&folder, "the state of training is kept", report, &info));
+            return Ok(self.interrupted(&mut folder, "the state of training is kept", report, &info));
         }
         let made = Made {
             masks: staged.masks.clone(),
@@ -453,21 +464,20 @@ impl Job<'_> {
             reports,
         };
         let keep_weights = made.tensors.replaces_any() && self.args.no_model;
-        let outcome = self.finish(folder, &kernels, &mut Commands::new(&gpu)?, made, started, report)?;
+        let outcome = self.finish(&mut folder, &kernels, &mut Commands::new(&gpu)?, made, started, report)?;
         staged.finish(keep_weights)?;
-        if let Some(store) = store {
-            store.finish(keep_weights)?;
-        }
+        kept.finish(keep_weights)?;
         Ok(outcome)
     }
 
     fn interrupted(
         &self,
-        folder: &RunFolder,
+        folder: &mut RunFolder,
         done: &str,
         report: &Reporting,
         info: &Map<String, Value>,
     ) -> Outcome {
+        folder.keep();
         report.write(folder.path(), Value::Object(info.clone()), false);
         let path = folder.path().display();
         self.device.note(|| format!("interrupted: {done}; the same command with --resume {path} goes on"));

@@ -10,14 +10,15 @@ use super::report::Reporting;
 use super::worst::windows_json;
 use super::{CliError, Outcome};
 use crate::calib::Windows;
-use crate::eval::Streamed;
+use crate::eval::{Perplexity, Streamed};
 use crate::export::{MaskedModel, hf};
+use crate::folder::RunFolder;
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::{BitMask, MaskFile, MaskSet};
 use crate::model::{Overlay, Tokenizer};
 use crate::nn::{Embedding, PlanItem, total};
-use crate::prune::{EvalRow, ProjectionReport, RunFolder};
+use crate::prune::ProjectionReport;
 
 /// What a method has brought, for the files of the run.
 pub(super) struct Made<'a> {
@@ -29,6 +30,42 @@ pub(super) struct Made<'a> {
     /// [`Job::info`].
     pub(super) info: Map<String, Value>,
     pub(super) reports: Vec<ProjectionReport>,
+}
+
+/// One line of the closing table.
+#[derive(Clone, Debug, serde::Serialize)]
+struct EvalRow {
+    /// "dense", "start" or "result".
+    model: &'static str,
+    /// Perplexity on the evaluation text.
+    perplexity: f64,
+    /// Mean loss, nats per token.
+    nll: f64,
+    /// Windows measured.
+    windows: usize,
+    /// Tokens of a window.
+    window: usize,
+    /// Mean of `sum p_dense * (log p_dense - log p)`, nats per predicted token; the dense model has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kl_to_dense: Option<f64>,
+    /// Share of the predicted tokens with the dense model's most likely token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top1_agreement: Option<f64>,
+}
+
+impl EvalRow {
+    /// The row of a model, with divergence and agreement where it is not the dense one.
+    fn new(model: &'static str, measured: &Perplexity, to_dense: Option<(f64, f64)>) -> Self {
+        Self {
+            model,
+            perplexity: measured.perplexity,
+            nll: measured.nll,
+            windows: measured.windows,
+            window: measured.window,
+            kl_to_dense: to_dense.map(|(kl, _)| kl),
+            top1_agreement: to_dense.map(|(_, top1)| top1),
+        }
+    }
 }
 
 /// What the evaluation text says.
@@ -77,7 +114,7 @@ impl Job<'_> {
     /// Writes the files of the run, measures, prints.
     pub(super) fn finish<'g>(
         &self,
-        mut folder: RunFolder,
+        folder: &mut RunFolder,
         kernels: &Kernels<'g>,
         commands: &mut Commands<'g>,
         made: Made<'_>,
@@ -90,11 +127,11 @@ impl Job<'_> {
         let method_seconds = started.elapsed().as_secs_f64();
         made.masks.check()?;
         let provenance = self.provenance();
-        MaskFile::new(made.masks.clone(), provenance.clone(), checkpoint)?.write(&folder.mask())?;
+        MaskFile::new(made.masks.clone(), provenance.clone(), checkpoint)?.write(&folder.paths().mask())?;
         if !self.args.no_model {
             let (tensors, masks) = (made.tensors, &made.masks);
             let masked = MaskedModel { tensors, config, masks, provenance: &provenance };
-            hf::write(&masked, &folder.model())?;
+            hf::write(&masked, &folder.paths().model())?;
         }
         folder.phase("writing");
         let Measured { rows, windows } = self.measure(kernels, commands, &made)?;

@@ -97,7 +97,7 @@ impl<'g> Schedule<'_, 'g> {
             if activations.is_none() && index < finished.len() {
                 continue;
             }
-            let mut current = self.start(index, activations.as_ref())?;
+            let mut current = self.start(index, index < finished.len(), activations.as_ref())?;
             let mut result = BlockResult { block: index, ..Default::default() };
             if let Some(masks) = finished.get(index) {
                 self.take_masks(&mut current, masks)?;
@@ -129,8 +129,19 @@ impl<'g> Schedule<'_, 'g> {
         Ok(())
     }
 
-    fn start(&self, index: usize, activations: Option<&Activations<'_>>) -> Result<Current, PruneError> {
-        let weights = BlockWeights::upload(self.kernels.gpu(), self.tensors, self.config, index)?;
+    /// Brings a block to the device. Where inputs are not to see what pruning did, a finished one is the dense model's.
+    fn start(
+        &self,
+        index: usize,
+        finished: bool,
+        activations: Option<&Activations<'_>>,
+    ) -> Result<Current, PruneError> {
+        let gpu = self.kernels.gpu();
+        let weights = if finished && self.options.inputs == Inputs::Dense {
+            BlockWeights::upload(gpu, self.tensors.base(), self.config, index)?
+        } else {
+            BlockWeights::upload(gpu, self.tensors, self.config, index)?
+        };
         let batches = activations.map_or(0, Activations::batches);
         let total = (Input::ALL.len() + 1) * batches + self.config.kinds_count();
         Ok(Current { index, weights, masks: Default::default(), done: 0, total })

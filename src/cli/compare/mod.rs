@@ -24,8 +24,9 @@ use super::report;
 use super::train_args::Recipe;
 use super::{Cli, CliError, Command, Outcome};
 use crate::calib::Windows;
+use crate::folder::{RunFolder, RunLock, RunPaths};
 use crate::fsio::create_folder;
-use crate::prune::{PruneError, RunFolder};
+use crate::prune::PruneError;
 
 /// What may be compared.
 const NAMES: [&str; 11] = [
@@ -178,9 +179,8 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let choice = args.windows.learned(model.config.max_position_embeddings);
     let options = args.windows.texts.options();
     let calib = choice.read(&model, &args.calib, &options)?;
-    model.windows(&args.eval, &options, args.eval_window, None)?;
-    // Checks that it is new, and leaves nothing in it.
-    drop(RunFolder::create(&args.out)?);
+    model.windows(&args.eval, &options, ("--eval-window", args.eval_window), None)?;
+    RunFolder::check_new(&args.out)?;
     let job = Job { device, args, model, choice, calib, stop: stop_flag()? };
     let mut contenders: Vec<Contender> = Vec::new();
     for &contender in &args.methods {
@@ -194,6 +194,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let mut comparison = Comparison::new(&job, gpu.describe(), device.preset(&gpu)?.name);
     drop(gpu);
     create_folder(&args.out)?;
+    let _lock = RunLock::take(&RunPaths::new(&args.out))?;
     let mut outcome = Outcome::Done;
     for (i, &contender) in contenders.iter().enumerate() {
         let name = contender.name();
@@ -289,7 +290,9 @@ impl Job<'_> {
         let found = match self.attempt(contender) {
             Ok(Outcome::Done) => row::read(&self.model, &folder),
             // MaskPro writes the mask learned so far.
-            Ok(Outcome::Interrupted) if folder.join("run.json").exists() => row::read(&self.model, &folder),
+            Ok(Outcome::Interrupted) if RunPaths::new(&folder).run().exists() => {
+                row::read(&self.model, &folder)
+            }
             Ok(Outcome::Interrupted) | Err(CliError::Prune(PruneError::Stopped)) => {
                 Err("interrupted before it had a result".into())
             }

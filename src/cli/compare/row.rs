@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::cli::context::Model;
+use crate::folder::RunPaths;
 use crate::mask::MaskFile;
 use crate::model::read_limited;
 use crate::verify::{Options, verify};
@@ -74,7 +75,7 @@ impl Row {
 
 /// Reads a finished run of a `model`, and what is wrong with its mask.
 pub(super) fn read(model: &Model, folder: &Path) -> Result<(Found, Option<String>), String> {
-    let path = folder.join("run.json");
+    let path = RunPaths::new(folder).run();
     let text = read_limited(&path, LIMIT_BYTES, "give the folder of a run").map_err(|e| e.to_string())?;
     let run: Value = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", path.display()))?;
     let row = |name: &str| run["results"].as_array()?.iter().find(|r| r["model"] == name);
@@ -111,14 +112,14 @@ pub(super) fn read(model: &Model, folder: &Path) -> Result<(Found, Option<String
 
 /// What is wrong with the mask of a run, or with the model that was written under it.
 fn problem(model: &Model, folder: &Path, refitted: bool) -> Option<String> {
-    let file = match MaskFile::read(&folder.join("mask.safetensors")) {
+    let file = match MaskFile::read(&RunPaths::new(folder).mask()) {
         Ok(file) => file,
         Err(e) => return Some(e.to_string()),
     };
     if let Err(e) = file.set.check().and_then(|()| file.set.check_model(&model.config)) {
         return Some(e.to_string());
     }
-    let masked = folder.join("model");
+    let masked = RunPaths::new(folder).model();
     if !masked.is_dir() {
         return None;
     }
