@@ -270,7 +270,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     }
     let needed =
         args.policy() || !stages.is_empty() || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
-    args.warn_of_unused(layer.as_ref(), &stages, options.as_ref(), needed);
+    args.warn_of_unused(layer.as_ref(), &stages, options.as_ref(), needed || args.calib.is_some());
     // A plan needs no text, only the number of windows and their length, which are options.
     let no_text = needed && !args.policy() && args.calib.is_none();
     if args.dry_run {
@@ -285,12 +285,12 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     let selection = args.select(&model.config, device)?;
     let choice = args.choice(&model.config);
     let calib = match &args.calib {
-        Some(text) if needed => Some(choice.read(&model, text, &args.windows.texts.options())?),
+        Some(text) => Some(choice.read(&model, text, &args.windows.texts.options())?),
         None if needed => {
             let message = format!("--method {} needs --calib TEXT", args.method.name());
             return Err(CliError::Usage(message));
         }
-        _ => None,
+        None => None,
     };
     let eval = match &args.eval {
         Some(text) => {

@@ -15,7 +15,7 @@ pub(super) struct Readers<'a> {
     pub(super) walk: Option<&'a OneShotOptions>,
     /// Whether MaskPro learns on the model's loss.
     pub(super) policy: bool,
-    /// Whether the calibration text is read.
+    /// Whether a calibration text is read.
     pub(super) calib: bool,
     /// Whether anything is measured at the end.
     pub(super) eval: bool,
@@ -44,11 +44,12 @@ impl Readers<'_> {
         let logits = self.policy || self.any(|stage| stage.trains.masks() && stage.trains.logits());
         let on_model = |stage: &Stage| stage.objective == Objective::Model;
         let policy = self.policy || self.trains(&[Trains::MaskPro]);
-        let inputs = self.walk.is_some_and(OneShotOptions::needs_inputs);
+        // With a text also methods that need none tell the errors of outputs.
+        let inputs = self.calib && self.walk.is_some();
         let starts = learns || matches!(self.method, Method::Descent | Method::Given);
         Some(match option {
             "calib" | "windows" | "window" | "segments" | "seed" | "field" | "column" => {
-                (self.calib, "methods that look at the activations of a text")
+                (self.calib, "--calib and methods that look at a text")
             }
             "eval-window" | "eval-windows" => (self.eval, "--eval"),
             "start" => (starts, "descent, given and methods that learn"),
