@@ -18,6 +18,8 @@ mod hub;
 mod inspect;
 mod learn;
 mod method_args;
+#[cfg(test)]
+mod options_doc;
 mod output;
 mod plan;
 mod prune;

@@ -93,6 +93,16 @@ impl Readers<'_> {
     }
 }
 
+/// Who reads an option of `prune`, for those that not every run reads.
+#[cfg(test)]
+pub(super) fn readers() -> std::collections::BTreeMap<String, &'static str> {
+    let none = Readers { method: Method::Magnitude, stages: &[], walk: None, policy: false, calib: false, eval: false };
+    let command = super::full_command();
+    let prune = command.find_subcommand("prune").expect("the command");
+    let keys = prune.get_arguments().map(super::config_file::key);
+    keys.filter_map(|key| none.reads(&key).map(|(_, what)| (key, what))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
