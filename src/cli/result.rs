@@ -62,6 +62,7 @@ impl Job<'_> {
             "start": self.args.start.name(),
             "seed": self.args.windows.seed,
             "windows": self.calib.as_ref().map(Windows::count),
+            "windows_asked": self.calib.as_ref().map(|_| self.choice.windows),
             "window": self.calib.as_ref().map(Windows::window),
             "segments": self.calib.as_ref().map(|_| self.choice.name()),
             "only": self.args.select.only,

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::PruneError;
-use crate::eval::Perplexity;
+use crate::eval::{OVERFLOW, Perplexity};
 use crate::fsio;
 
 /// One line of the closing table.
@@ -30,6 +30,9 @@ pub struct EvalRow {
     /// Share of the predicted tokens with the dense model's most likely token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top1_agreement: Option<f64>,
+    /// Why the perplexity is null in JSON: it is beyond the largest number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<&'static str>,
 }
 
 impl EvalRow {
@@ -43,6 +46,7 @@ impl EvalRow {
             window: measured.window,
             kl_to_dense: to_dense.map(|(kl, _)| kl),
             top1_agreement: to_dense.map(|(_, top1)| top1),
+            note: (!measured.perplexity.is_finite()).then_some(OVERFLOW),
         }
     }
 }
