@@ -143,7 +143,11 @@ impl Model {
         let most = most.unwrap_or(usize::MAX);
         let count = tokens.len().min(most.saturating_mul(window));
         self.warn_of_long(option, window);
-        Ok((Windows::new(tokens, window)?.first(most), count))
+        let windows = Windows::new(tokens, window)?.first(most);
+        if most < usize::MAX {
+            warn_of_few(text, &windows, most);
+        }
+        Ok((windows, count))
     }
 
     /// `count` windows of `window` tokens for calibration.
@@ -157,7 +161,9 @@ impl Model {
     ) -> Result<Windows, CliError> {
         let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
         self.warn_of_long("--window", window);
-        Ok(read_windows_of(&tokenizer, text, options, segments, count, window)?)
+        let windows = read_windows_of(&tokenizer, text, options, segments, count, window)?;
+        warn_of_few(text, &windows, count);
+        Ok(windows)
     }
 
     /// Says when a text is longer than the model was made for.
@@ -196,6 +202,18 @@ impl Model {
             );
         }
         Ok(())
+    }
+}
+
+/// Says when a text gave fewer windows than were asked for.
+fn warn_of_few(text: &Path, windows: &Windows, asked: usize) {
+    if windows.count() < asked {
+        log::warn!(
+            "{} gives {} windows of {} tokens, not the {asked} asked for: the text is too short; use a longer one, or shorter windows",
+            text.display(),
+            windows.count(),
+            windows.window()
+        );
     }
 }
 

@@ -19,6 +19,8 @@ mod inspect;
 mod learn;
 mod method_args;
 #[cfg(test)]
+mod numbers;
+#[cfg(test)]
 mod options_doc;
 mod output;
 mod plan;
@@ -143,7 +145,19 @@ pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
         .format_target(false)
         .init();
-    let result = match cli.command {
+    match execute(cli) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(130),
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the command.
+fn execute(cli: Cli) -> Result<Outcome, CliError> {
+    match cli.command {
         Command::Devices(args) => devices::run(&cli.device, &args),
         Command::Eval(args) => eval::run(&cli.device, &args),
         Command::Generate(args) => generate::run(&cli.device, &args),
@@ -157,14 +171,6 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&cli.device, &args),
         Command::Completions(args) => Ok(shell::completions(&args)),
         Command::Man(args) => shell::man(&args),
-    };
-    match result {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted) => ExitCode::from(130),
-        Err(e) => {
-            eprintln!("error: {e}");
-            ExitCode::FAILURE
-        }
     }
 }
 

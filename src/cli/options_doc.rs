@@ -40,7 +40,9 @@ fn cell(text: &str) -> String {
 fn row(arg: &Arg, readers: Option<&BTreeMap<String, &'static str>>) -> String {
     let (text, default) = told(arg);
     let value = match (arg.get_action().takes_values(), arg.get_value_names()) {
-        (true, Some(names)) => format!(" {}", names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
+        (true, Some(names)) => {
+            format!(" {}", names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        }
         _ => String::new(),
     };
     let name = match arg.get_long() {
@@ -77,7 +79,8 @@ fn page(command: &Command) -> String {
                 continue;
             }
             seen.push(heading);
-            let args: Vec<&Arg> = own.iter().copied().filter(|arg| arg.get_help_heading() == heading).collect();
+            let args: Vec<&Arg> =
+                own.iter().copied().filter(|arg| arg.get_help_heading() == heading).collect();
             let title = heading.map_or("\n".into(), |heading| format!("\n### {heading}\n\n"));
             out.push_str(&table(&title, &args, readers));
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::calib_args::{CalibArgs, CalibChoice, at_least_one};
+use super::calib_args::{CalibArgs, CalibChoice, at_least_one, tokens_of_window};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs, start_file};
 use super::output::bytes;
@@ -100,7 +100,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
     /// Tokens of an evaluation window
-    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = tokens_of_window())]
     eval_window: usize,
     /// Only the first N windows of the evaluation text [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
@@ -211,6 +211,7 @@ impl Args {
         }
         let (pattern, seed) = (self.select.pattern, self.windows.seed);
         let mut stages = self.train.stages(self.method, &self.learn, &repairs, pattern, seed)?;
+        stages.iter_mut().for_each(|stage| stage.clamp = self.walk.clamp_weights);
         let in_walk = stages.first().is_some_and(|stage| stage.objective == Objective::Layer);
         let layer = in_walk.then(|| stages.remove(0));
         Ok((layer, stages))

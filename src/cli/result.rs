@@ -10,7 +10,7 @@ use super::report::Reporting;
 use super::worst::windows_json;
 use super::{CliError, Outcome};
 use crate::calib::Windows;
-use crate::eval::{Perplexity, Streamed};
+use crate::eval::{OVERFLOW, Perplexity, Streamed};
 use crate::export::{MaskedModel, hf};
 use crate::folder::RunFolder;
 use crate::gpu::Commands;
@@ -51,6 +51,9 @@ struct EvalRow {
     /// Share of the predicted tokens with the dense model's most likely token.
     #[serde(skip_serializing_if = "Option::is_none")]
     top1_agreement: Option<f64>,
+    /// Why the perplexity is null in JSON: it is beyond the largest number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'static str>,
 }
 
 impl EvalRow {
@@ -64,6 +67,7 @@ impl EvalRow {
             window: measured.window,
             kl_to_dense: to_dense.map(|(kl, _)| kl),
             top1_agreement: to_dense.map(|(_, top1)| top1),
+            note: (!measured.perplexity.is_finite()).then_some(OVERFLOW),
         }
     }
 }
@@ -99,6 +103,7 @@ impl Job<'_> {
             "start": self.args.start.name(),
             "seed": self.args.windows.seed,
             "windows": self.calib.as_ref().map(Windows::count),
+            "windows_asked": self.calib.as_ref().map(|_| self.choice.windows),
             "window": self.calib.as_ref().map(Windows::window),
             "segments": self.calib.as_ref().map(|_| self.choice.name()),
             "only": self.args.select.only,

@@ -163,7 +163,7 @@ impl Job<'_> {
                 folder: &mut *folder,
                 stop: stop.clone(),
                 kept: Instant::now(),
-                every: Duration::from_secs_f64(self.args.train.keep_every),
+                every: Duration::try_from_secs_f64(self.args.train.keep_every).unwrap_or(Duration::MAX),
                 layers,
                 by_block: stage.objective != Objective::Model,
             };

@@ -57,6 +57,9 @@ impl Readers<'_> {
             "inputs" => (inputs, "methods that go layer by layer and look at a text"),
             "activations" => (inputs || !self.stages.is_empty(), "methods that look at a text"),
             "repair-damp" => (self.walk.is_some_and(|w| w.repair == Repair::Lstsq), "--repair lstsq"),
+            "clamp-weights" => {
+                (weights || self.walk.is_some_and(|w| w.repair != Repair::None), "--repair and --joint")
+            }
             "damp" => (self.walks(OneShot::SparseGpt), "sparsegpt"),
             "tolerance" | "max-sweeps" => (self.walks(OneShot::Descent), "descent"),
             "estimator" => (self.policy, "maskpro on the model's loss"),
@@ -96,7 +99,14 @@ impl Readers<'_> {
 /// Who reads an option of `prune`, for those that not every run reads.
 #[cfg(test)]
 pub(super) fn readers() -> std::collections::BTreeMap<String, &'static str> {
-    let none = Readers { method: Method::Magnitude, stages: &[], walk: None, policy: false, calib: false, eval: false };
+    let none = Readers {
+        method: Method::Magnitude,
+        stages: &[],
+        walk: None,
+        policy: false,
+        calib: false,
+        eval: false,
+    };
     let command = super::full_command();
     let prune = command.find_subcommand("prune").expect("the command");
     let keys = prune.get_arguments().map(super::config_file::key);

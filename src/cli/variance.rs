@@ -89,8 +89,8 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         |p, mask| start.logits(&model, &options, p, mask),
         |_, _| (),
     )?;
-    let total = args.warm_up + args.samples;
-    let mut progress = Progress::new("samples", u64::from(total), device.quiet);
+    let total = u64::from(args.warm_up) + u64::from(args.samples);
+    let mut progress = Progress::new("samples", total, device.quiet);
     let rows = measure(&mut learner, args.select.pattern, args.warm_up, args.samples, |n| {
         progress.at(u64::from(n), String::new);
     })?;

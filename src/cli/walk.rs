@@ -69,6 +69,9 @@ pub(super) struct WalkArgs {
     /// Damping of the least squares of --repair lstsq, as a share of the mean of the Gram matrix's diagonal
     #[arg(long, value_name = "SHARE", default_value_t = 3e-2)]
     repair_damp: f64,
+    /// Clamp re-fitted and trained weights to the largest number of the type they are stored in; without it one beyond ends the run
+    #[arg(long)]
+    pub(super) clamp_weights: bool,
     /// sparsegpt: damping of the Gram matrix, as a share of the mean of its diagonal
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     damp: f64,
@@ -117,6 +120,7 @@ impl WalkArgs {
             repair_damp: self.repair_damp,
             tolerance: self.tolerance,
             max_sweeps: self.max_sweeps,
+            clamp: self.clamp_weights,
             ..OneShotOptions::new(pattern, method)
         })
     }

@@ -8,7 +8,7 @@ use crate::folder::FolderError;
 use crate::fsio::FsError;
 use crate::gpu::GpuError;
 use crate::mask::MaskError;
-use crate::model::ModelError;
+use crate::model::{Dtype, ModelError};
 use crate::nn::NnError;
 
 /// An error of a pruning run.
@@ -47,6 +47,26 @@ pub enum PruneError {
         step: u32,
         /// The loss.
         loss: f64,
+    },
+    /// Re-fitted weights that their stored type cannot hold.
+    #[error(
+        "{count} re-fitted weights of {tensor} do not fit in {dtype}, the first is {value} at [{}, {}], beyond {most}: clamp them with \
+         --clamp-weights (--resume goes on with what is finished), or prune the model stored in BF16 or F32",
+        position[0], position[1]
+    )]
+    Unstorable {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        dtype: Dtype,
+        /// The first such weight.
+        value: f32,
+        /// Its row and column.
+        position: [usize; 2],
+        /// How many there are.
+        count: usize,
+        /// The largest number of the type.
+        most: f32,
     },
     /// A minibatch that does not go through the model in equal parts.
     #[error("--batch {batch} is not a multiple of the {together} windows that go through a block together")]

@@ -13,6 +13,7 @@ mod select;
 mod session;
 mod solver;
 mod statistics;
+mod stored;
 pub mod variance;
 
 pub use checkpoint::BlockStore;

@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 
 use super::oneshot::{Input, Inputs, OneShotOptions, ProjectionReport};
 use super::solver::Solver;
+use super::stored::stored;
 use super::{Learned, PruneError, Selection};
 use crate::gpu::Commands;
 use crate::kernel::{Kernels, MaskBuffer, Square};
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Architecture, Overlay, Projection, ProjectionKind, TensorView, encode};
+use crate::model::{Architecture, Overlay, Projection, ProjectionKind, TensorView};
 use crate::nn::{Access, Activations, BatchView, BlockPass, BlockSpace, BlockWeights, NnError};
 
 /// What a block got.
@@ -279,11 +280,10 @@ impl<'g> Schedule<'_, 'g> {
             if let Some(weights) = &solved.weights {
                 // As they are stored, which may be wider than on the device.
                 let dtype = self.tensors.tensor(&p.name)?.dtype;
-                let bytes = encode(dtype, weights);
                 let shape = [p.rows, p.cols];
-                let view = TensorView { name: &p.name, dtype, shape: &shape, data: &bytes };
-                view.check_finite().map_err(NnError::from)?;
+                let bytes = stored(&p.name, dtype, shape, weights, self.options.clamp)?;
                 if pass_on {
+                    let view = TensorView { name: &p.name, dtype, shape: &shape, data: &bytes };
                     linear.weight.overwrite(c, &view)?;
                 }
                 result.weights.insert(p.name.clone(), bytes);

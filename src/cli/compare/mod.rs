@@ -16,7 +16,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use self::row::Row;
 use self::table::Comparison;
-use super::calib_args::{CalibArgs, CalibChoice, at_least_one};
+use super::calib_args::{CalibArgs, CalibChoice, at_least_one, tokens_of_window};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::SelectArgs;
 use super::prune::{self, Method};
@@ -119,7 +119,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     eval: PathBuf,
     /// Tokens of an evaluation window
-    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = tokens_of_window())]
     eval_window: usize,
     /// Only the first N windows of the evaluation text [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one())]

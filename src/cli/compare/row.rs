@@ -81,22 +81,27 @@ pub(super) fn read(model: &Model, folder: &Path) -> Result<(Found, Option<String
     let row = |name: &str| run["results"].as_array()?.iter().find(|r| r["model"] == name);
     let missing = |what: &str| format!("{} has no {what}", path.display());
     let number = |row: &Value, key: &str| row[key].as_f64().ok_or_else(|| missing(key));
+    // Null where it is beyond the largest number.
+    let perplexity = |row: &Value| match row["nll"].as_f64() {
+        Some(nll) if row["perplexity"].is_null() => Ok(nll.exp()),
+        _ => number(row, "perplexity"),
+    };
     let (dense, result) = row("dense").zip(row("result")).ok_or_else(|| missing("results"))?;
     let dense = Dense {
-        perplexity: number(dense, "perplexity")?,
+        perplexity: perplexity(dense)?,
         nll: number(dense, "nll")?,
         windows: dense["windows"].as_u64().unwrap_or_default(),
         window: dense["window"].as_u64().unwrap_or_default(),
     };
-    let perplexity = number(result, "perplexity")?;
+    let nll = number(result, "nll")?;
     // Of one objective, of each of several, or none of a method that does not learn.
     let stages = run["options"]["stages"].as_array().map_or(&[][..], Vec::as_slice);
     let steps = std::iter::once(&run["options"]).chain(stages).filter_map(|o| o["steps"].as_u64()).collect();
     let wrong = problem(model, folder, run["kept_weights_changed"] == true);
     let found = Found {
-        perplexity,
-        nll: number(result, "nll")?,
-        perplexity_ratio: perplexity / dense.perplexity,
+        perplexity: perplexity(result)?,
+        nll,
+        perplexity_ratio: (nll - dense.nll).exp(),
         kl_to_dense: number(result, "kl_to_dense")?,
         top1_agreement: number(result, "top1_agreement")?,
         steps,
