@@ -88,7 +88,9 @@ fn check_export(dir: &Path, out: &Path, number: u64) -> Result<(), String> {
     if number % 4 == 2 && expected.len() > 1 {
         let written = index(out);
         // What the index promises and no file holds is not read, as in transformers.
-        let holds = |name: &str, file: &str| expected.get(file).is_some_and(|f| f.iter().any(|(held, _)| held == name));
+        let holds = |name: &str, file: &str| {
+            expected.get(file).is_some_and(|f| f.iter().any(|(held, _)| held == name))
+        };
         for (name, file) in index(&dir.join("dense")).into_iter().filter(|(name, file)| holds(name, file)) {
             let packed = format!("{}.compressed", name.strip_suffix(".weight").unwrap_or(&name));
             if written.get(&name).or(written.get(&packed)) != Some(&file) {

@@ -8,7 +8,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fsio", &[]),
     ("model", &["fsio"]),
     ("mask", &["fsio", "model"]),
-    ("calib", &["model"]),
+    ("calib", &["fsio", "model"]),
     ("hub", &["fsio", "model"]),
     ("export", &["fsio", "model", "mask"]),
     ("verify", &["export", "fsio", "mask", "model"]),

@@ -140,6 +140,10 @@ pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
         .format_target(false)
         .init();
+    // Without it a signal ends the process as it does any other.
+    if let Err(e) = context::watch_signals() {
+        log::warn!("{e}");
+    }
     let result = match cli.command {
         Command::Devices(args) => devices::run(&cli.device, &args),
         Command::Eval(args) => eval::run(&cli.device, &args),
@@ -152,7 +156,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&cli.device, &args),
         Command::Report(args) => report::run(&args),
         Command::Inspect(args) => inspect::run(&cli.device, &args),
-        Command::Completions(args) => Ok(shell::completions(&args)),
+        Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
     };
     match result {

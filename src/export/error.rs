@@ -20,7 +20,7 @@ pub enum ExportError {
     },
     /// A file or folder of the source cannot be read.
     #[error(
-        "cannot read {path}: {source}; every file of the model folder is copied, so all must be readable"
+        "cannot read {path}: {source}; whoever loads the model looks for it, so put it right or take it away"
     )]
     Read {
         /// The file or folder.

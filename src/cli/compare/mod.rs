@@ -24,8 +24,8 @@ use super::report;
 use super::train_args::Recipe;
 use super::{Cli, CliError, Command, Outcome};
 use crate::calib::Windows;
-use crate::fsio::create_folder;
-use crate::prune::{PruneError, RunFolder};
+use crate::fsio::{check_folder, create_folder};
+use crate::prune::PruneError;
 
 /// What may be compared.
 const NAMES: [&str; 11] = [
@@ -179,8 +179,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let options = args.windows.texts.options();
     let calib = choice.read(&model, &args.calib, &options)?;
     model.windows(&args.eval, &options, args.eval_window, None)?;
-    // Checks that it is new, and leaves nothing in it.
-    drop(RunFolder::create(&args.out)?);
+    check_folder(&args.out)?;
     let job = Job { device, args, model, choice, calib, stop: stop_flag()? };
     let mut contenders: Vec<Contender> = Vec::new();
     for &contender in &args.methods {
