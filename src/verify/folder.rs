@@ -108,7 +108,7 @@ fn other_files(
         let (own, other) = (folder.folder().join(relative), source.folder().join(relative));
         if !own.is_file() {
             entries.removed.push(add(relative, "is missing; the source has it"));
-        } else if described == relative.to_str() {
+        } else if described.is_some_and(|name| relative == Path::new(name)) {
             if !same_but_for_packing(&own, &other)? {
                 entries.changed.push(add(relative, "differs from the source's in more than the packing"));
             }

@@ -13,6 +13,7 @@ use flate2::write::GzEncoder;
 use maskwright::model::{Architecture, Checkpoint};
 
 use super::{export, make_pipe, setup};
+use crate::args;
 use crate::cli_tools::{command, fails, names, run, succeeds};
 use crate::host_fixture::{Scratch, edit_tensor, model, tensors, write_safetensors, write_tokenizer};
 

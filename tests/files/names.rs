@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use super::setup;
+use crate::args;
 use crate::cli_tools::{json, json_file, preset, succeeds};
 use crate::host_fixture::{Scratch, write_tokenizer};
 

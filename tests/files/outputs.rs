@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{export, hashes, make_pipe, setup, temporaries};
+use crate::args;
 use crate::cli_tools::{command, fails, names, run, succeeds, village};
 use crate::host_fixture::Scratch;
 

@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::{setup, temporaries};
+use crate::args;
 use crate::cli_tools::{command, json, names, village, village_text};
 use crate::host_fixture::Scratch;
 
