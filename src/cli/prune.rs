@@ -27,7 +27,9 @@ use crate::model::{Architecture, Overlay};
 use crate::nn::total;
 use crate::prune::learn::{Objective, Stage};
 use crate::prune::plan::{Carried, WalkPlan};
-use crate::prune::{BlockStore, OneShot, OneShotOptions, RunFolder, Selection, StartMask, select};
+use crate::prune::{
+    BlockStore, OneShot, OneShotOptions, PruneError, RunFolder, Selection, StartMask, select,
+};
 
 /// What chooses the mask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -301,7 +303,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     if !args.no_model {
         export::hf::check_destination(&model.checkpoint, out)?;
     }
-    check_room(out)?;
+    check_room(out).map_err(|source| PruneError::RunFolder { path: out.clone(), source })?;
     let report = args.report.serve(device, out, &args.resolved)?;
     if args.policy() {
         job.learn(RunFolder::create(out)?, &report)

@@ -53,7 +53,7 @@ fn first_entry(folder: &Path, given: &Path) -> Result<Option<Option<String>>, Fs
 pub fn check_folder(path: &Path) -> Result<(), FsError> {
     match first_entry(&Place::of(path)?.path, path)? {
         Some(Some(entry)) => Err(FsError::NotEmpty { path: path.into(), entry }),
-        _ => check_room(path),
+        _ => check_room(path).map_err(|e| FsError::os("write folder", path, e)),
     }
 }
 
@@ -61,11 +61,11 @@ pub fn check_folder(path: &Path) -> Result<(), FsError> {
 ///
 /// # Errors
 /// What the system refuses.
-pub fn check_room(path: &Path) -> Result<(), FsError> {
-    let place = Place::of(path)?;
-    let whole = std::path::absolute(&place.path).map_err(|e| FsError::os("write folder", path, e))?;
+pub fn check_room(path: &Path) -> io::Result<()> {
+    let place = Place::of(path).map_err(io::Error::other)?;
+    let whole = std::path::absolute(&place.path)?;
     let there = whole.ancestors().find(|p| p.symlink_metadata().is_ok()).map(Path::to_path_buf);
-    probe(path, &Place { parent: there.unwrap_or_else(|| place.parent.clone()), ..place })
+    probe(&Place { parent: there.unwrap_or_else(|| place.parent.clone()), ..place })
 }
 
 /// A folder in the making: it takes its name at [`PendingFolder::commit`] and is removed when dropped before.

@@ -128,7 +128,7 @@ impl OutputFile {
         if there.is_some() && !force {
             return Err(FsError::Exists { path: path.into() });
         }
-        probe(path, &place)?;
+        probe(&place).map_err(|e| FsError::os("write", path, e))?;
         Ok(Self { path: path.into(), force })
     }
 
@@ -170,11 +170,10 @@ fn belongs(target: &Path, input: &Path) -> bool {
 }
 
 /// Writes a block beside `place` and removes it again.
-pub(super) fn probe(given: &Path, place: &Place) -> Result<(), FsError> {
-    let fail = |e| FsError::os("write", given, e);
-    let (path, mut file) = place.temporary(&place.parent, Written::create_new).map_err(fail)?;
+pub(super) fn probe(place: &Place) -> io::Result<()> {
+    let (path, mut file) = place.temporary(&place.parent, Written::create_new)?;
     let written = file.write_all(&PROBE);
     drop(file);
     unfinished::discard(&path);
-    written.map_err(fail)
+    written
 }
