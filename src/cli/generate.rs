@@ -10,7 +10,7 @@ use super::output::{Progress, bytes, show_profile, with_profile};
 use super::{CliError, Outcome, help};
 use crate::eval::{Choice, Continuation, Generation, generate};
 use crate::fsio::{OutputFile, shown};
-use crate::gpu::Commands;
+use crate::gpu::{Commands, DeviceKind};
 use crate::hub::Need;
 use crate::kernel::{Kernels, cut, f32_bytes};
 use crate::model::Tokenizer;
@@ -20,6 +20,8 @@ use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, Generator, MaskBank, 
 const CACHE_BYTES: u64 = 1 << 30;
 /// The most sequences written together.
 const TOGETHER: usize = 128;
+/// The same on a software driver, which more make no faster: texts are finished, and kept when a signal comes, sooner.
+const TOGETHER_ON_CPU: usize = 32;
 
 #[derive(clap::Args)]
 #[command(after_help = help::GENERATE)]
@@ -240,9 +242,10 @@ impl Writer<'_, '_, '_> {
     fn together(&self, count: usize) -> usize {
         let (config, gpu) = (self.decoder.config, self.decoder.kernels.gpu());
         let capacity = self.prompt.len() + self.what.tokens;
+        let most = if gpu.kind() == DeviceKind::Cpu { TOGETHER_ON_CPU } else { TOGETHER };
         let all = Generator::plan(config, 1, capacity).bytes;
         let one = f32_bytes(config.num_kv_heads * config.head_dim, capacity.next_multiple_of(4));
-        let bound = cut::fitting(TOGETHER, one, gpu.limits().piece(), 1);
+        let bound = cut::fitting(most, one, gpu.limits().piece(), 1);
         let together = cut::fitting(bound, all, CACHE_BYTES, 1).min(count);
         self.device.note(|| {
             format!("{together} texts at a time, {} of keys and values", bytes(all * together as u64))

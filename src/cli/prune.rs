@@ -303,6 +303,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     if !args.no_model {
         export::hf::check_destination(&model.checkpoint, out)?;
     }
+    export::hf::check_outside(&model.checkpoint, out)?;
     check_room(out).map_err(|source| PruneError::RunFolder { path: out.clone(), source })?;
     let report = args.report.serve(device, out, &args.resolved)?;
     if args.policy() {

@@ -11,7 +11,7 @@ use crate::model::ModelError;
 #[non_exhaustive]
 pub enum ExportError {
     /// The destination lies inside the source folder, or is it.
-    #[error("{out} lies inside the model folder {source_folder}; write the masked model somewhere else")]
+    #[error("{out} lies inside the model folder {source_folder}; write it somewhere else")]
     InsideSource {
         /// The destination.
         out: PathBuf,

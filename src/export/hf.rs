@@ -78,16 +78,25 @@ pub(super) fn in_new_folder(
     Ok(Summary { folder: out.into(), ..result })
 }
 
+/// Whether `out` is neither the folder of `checkpoint` nor in it.
+///
+/// # Errors
+/// [`ExportError::InsideSource`], or that the folder cannot be read.
+pub fn check_outside(checkpoint: &Checkpoint, out: &Path) -> Result<(), ExportError> {
+    let source = checkpoint.folder();
+    if inside(source, out)? {
+        return Err(ExportError::InsideSource { out: out.into(), source_folder: source.into() });
+    }
+    Ok(())
+}
+
 /// Whether a masked copy of `checkpoint` can lie at `out`, as [`write()`] checks; to be asked before long work.
 ///
 /// # Errors
 /// [`ExportError::InsideSource`], or that something of the source cannot be read that the copy needs.
 pub fn check_destination(checkpoint: &Checkpoint, out: &Path) -> Result<(), ExportError> {
-    let source = checkpoint.folder();
-    if inside(source, out)? {
-        return Err(ExportError::InsideSource { out: out.into(), source_folder: source.into() });
-    }
-    list_others(source, &not_copied(checkpoint)).map(|_| ())
+    check_outside(checkpoint, out)?;
+    list_others(checkpoint.folder(), &not_copied(checkpoint)).map(|_| ())
 }
 
 /// How many weights that the masks prune are not zero in the tensors (-0.0 is not counted).

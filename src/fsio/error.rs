@@ -32,7 +32,7 @@ pub enum FsError {
         entry: String,
     },
     /// The destination of a folder is something else.
-    #[error("{path} exists and is no folder; give a new folder")]
+    #[error("cannot write folder {path}: it is there already and is no folder; give a new folder")]
     NotAFolder {
         /// The path given.
         path: PathBuf,

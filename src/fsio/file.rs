@@ -52,7 +52,7 @@ impl AtomicFile {
         let older = place.plain(path)?;
         let made = place.temporary(&place.parent, Written::create_new);
         let (temporary, file) = made.map_err(|e| FsError::os("write", path, e))?;
-        let kept = older.map_or(Ok(()), |older| file.set_permissions(older.permissions()));
+        let kept = older.map_or(Ok(()), |older| file.be_as(&older));
         let made = Self {
             given: path.into(),
             target: place.path,

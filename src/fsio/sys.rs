@@ -1,7 +1,7 @@
 //! The system calls that change files, in one place, so that a test can let each of them fail in turn.
 
 use std::cell::Cell;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -40,8 +40,15 @@ impl Written {
         attempt(|| OpenOptions::new().write(true).create_new(true).open(path)).map(Self)
     }
 
-    pub(super) fn set_permissions(&self, permissions: Permissions) -> io::Result<()> {
-        attempt(|| self.0.set_permissions(permissions))
+    /// Gives it the mode of the file that it will replace, and the owner where that may be.
+    pub(super) fn be_as(&self, older: &Metadata) -> io::Result<()> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{MetadataExt, fchown};
+            // Only root may, whose files nobody else could use then.
+            let _ = fchown(&self.0, Some(older.uid()), Some(older.gid()));
+        }
+        attempt(|| self.0.set_permissions(older.permissions()))
     }
 
     pub(super) fn sync(&self) -> io::Result<()> {

@@ -16,8 +16,10 @@ use super::{Given, Page, ReportError, Run};
 const CONNECTIONS: usize = 32;
 /// More than the head of any request of a browser.
 const REQUEST: usize = 16 << 10;
-/// How long a request and its answer may take.
+/// How long a request may take to come.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long its answer may take to go: a page of some mebibytes, through a tunnel perhaps.
+const PATIENCE_ANSWER: Duration = Duration::from_secs(30);
 /// Bytes behind the head of a request that are read and thrown away.
 const DRAINED: usize = 256 << 10;
 
@@ -136,7 +138,7 @@ fn turn_away(mut stream: TcpStream) {
     );
 }
 
-/// A connection, all of which takes [`PATIENCE`] at most.
+/// A connection, which takes [`PATIENCE`] and then [`PATIENCE_ANSWER`] at most.
 struct Client {
     stream: TcpStream,
     until: Instant,
@@ -172,6 +174,7 @@ impl Client {
     /// Ends the connection so that the answer arrives: bytes that nobody read would have it reset.
     fn end(&mut self) -> io::Result<()> {
         self.stream.shutdown(Shutdown::Write)?;
+        self.until = Instant::now() + PATIENCE;
         let (mut piece, mut all) = ([0; 2048], 0);
         while all < DRAINED {
             match self.read(&mut piece)? {
@@ -323,6 +326,7 @@ fn answer(mut client: Client, live: &Live, hosts: &Hosts) -> io::Result<()> {
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{more}Cache-Control: no-store\r\n\
          X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
     );
+    client.until = Instant::now() + PATIENCE_ANSWER;
     client.write_all(head.as_bytes())?;
     if !bare {
         client.write_all(body.as_bytes())?;

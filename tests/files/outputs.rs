@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
@@ -61,6 +61,17 @@ fn files_that_are_read_are_never_replaced() {
             fails(&to(&report, &dir.join(target), force), &["belongs to", "run, which this command reads"]);
         }
     }
+    // A run without a masked model, too.
+    let run = args![
+        "prune",
+        dir.join("dense"),
+        "--method",
+        "magnitude",
+        "--no-model",
+        "--out",
+        dir.join("dense/run")
+    ];
+    fails(run, &["dense/run lies inside the model folder", "somewhere else"]);
     let texts = ways(&dir).remove(3).1;
     fails(&to(&texts, &village().join("own.jsonl"), true), &["own.jsonl belongs to"]);
     // By way of links: to the folder, to a file of it, and from it, as in the hub's cache.
@@ -85,12 +96,16 @@ fn what_is_there_is_replaced_only_when_asked() {
     for (name, way) in ways(&dir) {
         let out = dir.join(&format!("{name}.jsonl"));
         fs::write(&out, "days of work").unwrap();
+        // Another one, where that may be.
+        let _ = chown(&out, Some(65534), None);
         fs::set_permissions(&out, Permissions::from_mode(0o640)).unwrap();
+        let owner = fs::metadata(&out).unwrap().uid();
         fails(&to(&way, &out, false), &["exists", "--force"]);
         assert_eq!(fs::read(&out).unwrap(), b"days of work", "{name}");
         succeeds(&to(&way, &out, true));
         assert_ne!(fs::read(&out).unwrap(), b"days of work", "{name}");
         assert_eq!(mode(&out), 0o640, "{name}: the mode stays");
+        assert_eq!(fs::metadata(&out).unwrap().uid(), owner, "{name}: the owner stays");
     }
     // Pages of the manual, of which one is there already: none is written.
     let man = dir.join("man1");
@@ -211,7 +226,7 @@ fn an_empty_folder_stays_the_folder_it_is() {
         assert_eq!((ran.code, found), (Some(0), whole), "{}", ran.err);
     }
     fs::write(dir.join("file"), "").unwrap();
-    fails(&to(&export(&dir, "hf"), &dir.join("file"), false), &["file exists and is no folder"]);
+    fails(&to(&export(&dir, "hf"), &dir.join("file"), false), &["file: it is there already and is no folder"]);
     fails(&to(&export(&dir, "hf"), &dir.join("new"), true), &["--force replaces a file"]);
 }
 
