@@ -159,6 +159,6 @@ fn what_cannot_be_compared() {
     let mut command = command();
     command.args(compare(dir.path(), "wanda", &[]));
     std::fs::write(dir.join("file"), "").expect("a file");
-    fails_in(command, 1, &["already exists and is not empty"]);
+    fails_in(command, 1, &["exists and is not empty (it holds file)"]);
     assert!(!out.exists());
 }

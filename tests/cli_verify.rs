@@ -217,3 +217,47 @@ fn a_real_model_passes() {
     let options = Options { mask: Some(&set), against: Some(&source), ..Options::default() };
     assert!(verify(&out, &options).unwrap().ok);
 }
+
+/// Files that nobody but an export may add, and what is said of the rest.
+#[test]
+fn added_files_are_found() {
+    let against: &[&str] = &["--against", "source"];
+    let dir = exported("2:4", true);
+    let ran = verify_with(&dir, against);
+    mentions(&ran.out, &["nothing else touched", "added, as exports write it: sparsity_report.json"]);
+    assert!(!verify_with(&dir, &[]).out.contains("nothing else touched"));
+    assert!(!verify_with(&dir, &["--against", "source", "--repaired"]).out.contains("nothing else touched"));
+    for name in ["modeling_llama.py", "README.md", "torch24.json.bak", "deep/er/tokenizer.json"] {
+        let dir = exported("2:4", true);
+        let path = dir.join("out").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "{}").unwrap();
+        wrong(&dir, against, &[name, "is not in the source, and no export writes it"]);
+        let ran = verify_with(&dir, against);
+        mentions(&ran.out, &[&format!("added: {name}"), "wrong: 1 tensors or files"]);
+        assert!(!ran.out.contains("nothing else touched"));
+        let found = json(&verify_with(&dir, &["--against", "source", "--json"]).out);
+        assert_eq!(found["entries"]["added"], json!([name]));
+    }
+    // An index beside a single file describes other files; one that the packed format does not write.
+    let dir = exported("2:4", true);
+    fs::write(dir.join("out/load_torch24.py"), "").unwrap();
+    wrong(&dir, against, &["load_torch24.py", "no export writes it"]);
+    // Removed, changed, and left out by the export.
+    let dir = exported("2:4", true);
+    fs::write(dir.join("source/vocab.json"), "{}").unwrap();
+    fs::write(dir.join("source/pytorch_model.bin"), "dense").unwrap();
+    fs::write(dir.join("out/config.json"), config_with(json!({"rms_norm_eps": 1e-6})).to_string()).unwrap();
+    let ran = verify_with(&dir, against);
+    mentions(
+        &ran.out,
+        &["removed: vocab.json", "changed: config.json", "left out by exports: pytorch_model.bin"],
+    );
+    // A hidden folder is not looked into, and nothing is said of it.
+    let dir = exported("2:4", true);
+    fs::create_dir_all(dir.join("out/.git")).unwrap();
+    let ran = verify_with(&dir, against);
+    assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
+    mentions(&ran.out, &["not compared: .git", "but for what was not compared"]);
+    assert!(!ran.out.contains("nothing else touched"));
+}

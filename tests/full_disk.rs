@@ -150,7 +150,7 @@ fn a_mask_that_cannot_be_replaced_stays() {
         let inner = command();
         let mut limited = Command::new("bash");
         limited.arg("-c").arg("trap '' XFSZ; ulimit -f 1; exec \"$@\"").arg("bash").arg(inner.get_program());
-        limited.args(&ways(dir.path())[3].1).arg(&out).env_remove("RUST_LOG");
+        limited.args(&ways(dir.path())[3].1).arg(&out).arg("--force").env_remove("RUST_LOG");
         fails_in(limited, 1, &["cannot write"]);
         assert_eq!(fs::read(&out).unwrap(), b"old");
         return;
@@ -158,7 +158,7 @@ fn a_mask_that_cannot_be_replaced_stays() {
     let out = disk.0.join("mask.safetensors");
     fs::write(&out, "old").unwrap();
     let mut command = command();
-    command.args(&ways(dir.path())[3].1).arg(&out);
+    command.args(&ways(dir.path())[3].1).arg(&out).arg("--force");
     fails_in(command, 1, &["cannot write", "free some space"]);
     assert_eq!(fs::read(&out).unwrap(), b"old");
     assert_eq!(names(&disk.0), ["mask.safetensors"]);

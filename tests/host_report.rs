@@ -64,7 +64,7 @@ fn report(dir: &Scratch, runs: &[PathBuf]) -> (String, Value) {
     let out = dir.join("report.html");
     let mut args = args!["report"].to_vec();
     args.extend(runs.iter().map(Into::into));
-    args.extend(args!["--out", out].to_vec());
+    args.extend(args!["--out", out, "--force"].to_vec());
     assert!(succeeds(&args).out.contains("written: "));
     let page = fs::read_to_string(out).unwrap();
     let data = page.split("id=\"data\">").nth(1).and_then(|rest| rest.split("</script>").next());

@@ -9,7 +9,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("folder", &["fsio"]),
     ("model", &["fsio"]),
     ("mask", &["fsio", "model"]),
-    ("calib", &["model"]),
+    ("calib", &["fsio", "model"]),
     ("hub", &["fsio", "model"]),
     ("export", &["fsio", "model", "mask"]),
     ("verify", &["export", "fsio", "mask", "model"]),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::CalibError;
-use crate::model::read_limited;
+use crate::model::read_named;
 
 /// More than any file of questions has.
 const LIMIT_BYTES: u64 = 1 << 30;
@@ -36,7 +36,7 @@ impl Question {
     /// # Errors
     /// A file that cannot be read, [`CalibError::NotUtf8`], [`CalibError::Empty`], and [`CalibError::Question`] with the first bad line.
     pub fn read_all(path: &Path) -> Result<Vec<Self>, CalibError> {
-        let bytes = read_limited(path, LIMIT_BYTES, "give JSON lines with context, choices and answer")?;
+        let bytes = read_named(path, LIMIT_BYTES, "give JSON lines with context, choices and answer")?;
         let text = String::from_utf8(bytes)
             .map_err(|e| CalibError::NotUtf8 { path: path.into(), at: e.utf8_error().valid_up_to() })?;
         let lines = text.trim_start_matches('\u{feff}').lines().enumerate();

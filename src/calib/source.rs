@@ -9,7 +9,8 @@ use flate2::read::MultiGzDecoder;
 use super::documents::Documents;
 use super::fields::{Fields, Piece};
 use super::{CalibError, parquet};
-use crate::model::read_limited;
+use crate::fsio::StandIn;
+use crate::model::{ModelError, read_named};
 
 /// More text than one file is meant to hold: plain text is tokenized in memory, at about a hundred bytes a character. A
 /// shard of C4 has about 0.8e9 bytes. Holds for what is stored and for what that decompresses to.
@@ -32,6 +33,12 @@ enum Packed {
     Not,
     Gzip,
     Zstd,
+}
+
+/// Whether a file is a text as it is, which may be a web page.
+fn is_prose(name: &str, packed: Packed) -> bool {
+    let made = [".jsonl", ".ndjson", ".json", ".parquet"];
+    packed == Packed::Not && !made.iter().any(|ending| name.ends_with(ending))
 }
 
 /// A file's name in small letters without the ending that says that it is compressed.
@@ -57,11 +64,11 @@ impl Source {
 
     fn read_at_most(path: &Path, fields: &mut Fields<'_>, limit: u64) -> Result<Self, CalibError> {
         let (name, packed) = inner_name(path);
-        let mut bytes = read_limited(
-            path,
-            limit,
-            "give a text, or JSON lines with a `text` each (.jsonl); .gz works too",
-        )?;
+        let mut bytes =
+            read_named(path, limit, "give a text, or JSON lines with a `text` each (.jsonl); .gz works too")?;
+        if let Some(found) = StandIn::of(&bytes).filter(|_| !is_prose(&name, packed)) {
+            return Err(ModelError::StandIn { path: path.into(), found }.into());
+        }
         if packed != Packed::Not {
             bytes = decompressed(path, &bytes, limit, packed)?;
         }
@@ -101,7 +108,7 @@ impl Source {
 /// The files of a folder that are texts by their names, sorted; hidden ones are not.
 fn texts_of(folder: &Path) -> Result<Vec<PathBuf>, CalibError> {
     let remedy = "check that it may be read";
-    let fail = |source| crate::model::ModelError::Read { path: folder.into(), source, remedy };
+    let fail = |source| ModelError::Read { path: folder.into(), source, remedy };
     let mut all = Vec::new();
     for entry in fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();

@@ -4,7 +4,7 @@
 //! list. What stands on the command line goes before what stands in the file.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, Id};
 use toml::{Table, Value};
 
 use super::CliError;
-use crate::model::read_limited;
+use crate::model::read_named;
 
 /// More than any options take.
 const LIMIT_BYTES: u64 = 1 << 20;
@@ -50,7 +50,7 @@ fn value_of(word: &str) -> Value {
 
 /// The options that `matches` of `command` have resolved to: given ones, and defaults but for options of all commands.
 pub(super) fn resolved(command: &Command, matches: &ArgMatches) -> String {
-    let mut table = Table::new();
+    let (mut table, mut nameless) = (Table::new(), String::new());
     // Defaults that a given option takes the place of: the method beside a recipe.
     let given = |arg: &&Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
     let replaced: Vec<&Id> = command
@@ -71,8 +71,15 @@ pub(super) fn resolved(command: &Command, matches: &ArgMatches) -> String {
             continue;
         }
         let value = if takes_value(arg) {
-            let words = matches.get_raw(id).into_iter().flatten();
-            let mut values: Vec<Value> = words.map(|word| value_of(&word.to_string_lossy())).collect();
+            let words: Option<Vec<&str>> =
+                matches.get_raw(id).into_iter().flatten().map(OsStr::to_str).collect();
+            let Some(words) = words else {
+                nameless.push_str(&format!(
+                    "# {key}: its name is no UTF-8, which this file must be; give it on the command line.\n"
+                ));
+                continue;
+            };
+            let mut values: Vec<Value> = words.into_iter().map(value_of).collect();
             match (arg.get_action(), values.len()) {
                 (ArgAction::Append, _) | (_, 2..) => Value::Array(values),
                 (_, 1) => values.remove(0),
@@ -83,7 +90,9 @@ pub(super) fn resolved(command: &Command, matches: &ArgMatches) -> String {
         };
         table.insert(key, value);
     }
-    format!("# The options of this run; `maskwright prune --config FILE --out DIR` repeats it.\n{table}")
+    format!(
+        "# The options of this run; `maskwright prune --config FILE --out DIR` repeats it.\n{nameless}{table}"
+    )
 }
 
 /// The keys of the options that were given, here or in a file, with another value than they have by default.
@@ -138,7 +147,7 @@ fn bad(path: &Path, problem: String) -> CliError {
 }
 
 fn read(path: &Path) -> Result<Table, CliError> {
-    let bytes = read_limited(path, LIMIT_BYTES, "give the config.toml of a run")?;
+    let bytes = read_named(path, LIMIT_BYTES, "give the config.toml of a run")?;
     let text = String::from_utf8_lossy(&bytes);
     text.parse::<Table>().map_err(|e| bad(path, format!("it is no TOML: {}", e.message())))
 }

@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use super::CliError;
 use crate::calib::{Segments, TextOptions, Windows, read_windows_of, tokens_of};
+use crate::fsio;
 use crate::gpu::{DeviceKind, Gpu, GpuOptions};
 use crate::hub::Need;
 use crate::kernel::{Preset, choose_preset};
@@ -20,7 +21,7 @@ const LAST: usize = 1000;
 #[derive(Clone, clap::Args)]
 #[command(next_help_heading = "Device and output")]
 pub(super) struct DeviceArgs {
-    /// Adapter: its number in `maskwright devices`, or a part of its name [default: the one marked there]
+    /// Adapter: its number in `maskwright devices`, or a part of its name that only it has [default: the one marked there]
     #[arg(long, global = true, value_name = "N|NAME", display_order = LAST)]
     pub(super) device: Option<String>,
     /// How kernels are cut into tiles: tile64, rows8, rows16, rows32, lanes16 or lanes32 [default: the fastest, measured once]
@@ -217,21 +218,41 @@ fn warn_of_few(text: &Path, windows: &Windows, asked: usize) {
     }
 }
 
-/// The process's flag that the first Ctrl-C sets; the second ends the process at once, without waiting for what the first has begun.
-pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
-    static STOP: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
-    // Nothing in here can panic half-way.
-    let mut made = STOP.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(stop) = &*made {
-        return Ok(stop.clone());
-    }
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
+/// What the handler of signals knows.
+struct Signals {
+    /// Set by the first signal.
+    stop: Arc<AtomicBool>,
+    /// Whether somebody looks at `stop`, since there is something to keep.
+    watched: AtomicBool,
+}
+
+fn signals() -> &'static Signals {
+    static SIGNALS: OnceLock<Signals> = OnceLock::new();
+    SIGNALS.get_or_init(|| Signals { stop: Arc::default(), watched: AtomicBool::new(false) })
+}
+
+/// Lets Ctrl-C (and SIGTERM, SIGHUP) remove what is half written and end the process with exit code 130: at once, or from [`stop_flag`] on
+/// the second one, without waiting for what the first has begun.
+///
+/// # Errors
+/// What the system refuses.
+pub(super) fn watch_signals() -> Result<(), CliError> {
+    ctrlc::set_handler(|| {
+        let Signals { stop, watched } = signals();
+        let first = !stop.swap(true, Ordering::SeqCst);
+        if first && watched.load(Ordering::SeqCst) {
+            return;
         }
+        fsio::discard_unfinished();
+        eprintln!("interrupted");
+        std::process::exit(130);
     })?;
-    *made = Some(stop.clone());
-    Ok(stop)
+    Ok(())
+}
+
+/// The process's flag that the first Ctrl-C sets, for a command that has something to keep from now on and looks at the flag.
+pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, CliError> {
+    let Signals { stop, watched } = signals();
+    watched.store(true, Ordering::SeqCst);
+    Ok(stop.clone())
 }

@@ -9,6 +9,7 @@ use super::context::{DeviceArgs, Model};
 use super::{CliError, Outcome, help};
 use crate::export::{ExportError, MaskedModel, ct24, hf, torch24};
 use crate::folder::RunPaths;
+use crate::fsio::{OutputFile, check_folder, shown};
 use crate::mask::{MaskFile, npz};
 use crate::model::Overlay;
 
@@ -29,6 +30,9 @@ pub(super) struct ExportArgs {
     /// Re-fitted weights: a safetensors file, or a folder of them [default: those of the run that the mask lies in, if it changed any]
     #[arg(long, value_name = "PATH")]
     weights: Option<PathBuf>,
+    /// Replace a file that is there already; for `mask` and `maskllm-npz`
+    #[arg(long)]
+    force: bool,
     /// Allow ct24, which is read by compressed-tensors 0.9.0 to 0.14.0.1 with transformers up to 5.10.0, and by vLLM 0.7.2 to 0.18.1.
     /// Newer transformers with compressed-tensors 0.15.0 or newer load it without an error and with random weights; vLLM 0.19.0
     /// and newer refuse it
@@ -64,6 +68,10 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
                 "--weights has no use with a format that holds only the mask".into(),
             ));
         }
+        let run = run_of(&args.mask);
+        let inputs = [Some(model.folder.as_path()), Some(args.mask.as_path()), run];
+        let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
+        OutputFile::check(&args.out, &inputs, args.force)?;
         match args.format {
             Format::MaskllmNpz => npz::write(&file, &model.config.projections(), &args.out)?,
             _ => {
@@ -72,11 +80,17 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
             }
         }
         match args.json {
-            true => println!("{}", json!({ "written": args.out })),
+            true => println!("{}", json!({ "written": shown(&args.out) })),
             false => println!("written: {}", args.out.display()),
         }
         return Ok(Outcome::Done);
     }
+    if args.force {
+        let message = "--force replaces a file, and this format writes a folder: give a new one with --out";
+        return Err(CliError::Usage(message.into()));
+    }
+    hf::check_destination(&model.checkpoint, &args.out)?;
+    check_folder(&args.out)?;
     let mut tensors = Overlay::new(&model.checkpoint);
     let sources = match &args.weights {
         Some(path) => vec![path.clone()],
@@ -111,7 +125,7 @@ fn told(summary: &hf::Summary) -> Value {
     let dense: Vec<Value> =
         summary.stored_dense.iter().map(|(name, reason)| json!({ "name": name, "reason": reason })).collect();
     json!({
-        "written": summary.folder,
+        "written": shown(&summary.folder),
         "projection_weights": summary.projection_weights,
         "pruned_weights": summary.pruned_weights,
         "weight_bytes": summary.weight_bytes,
@@ -128,6 +142,12 @@ fn print(summary: &hf::Summary) {
         summary.pruned_weights, summary.projection_weights, summary.weight_bytes
     );
     println!("written: {}", summary.folder.display());
+}
+
+/// The folder of the run that a mask lies in, where it lies in one.
+fn run_of(mask: &Path) -> Option<&Path> {
+    let folder = mask.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ["run.json", "metrics.jsonl"].iter().any(|name| folder.join(name).is_file()).then_some(folder)
 }
 
 /// Where the run that the mask lies in keeps re-fitted weights: in its model, or in the files of its blocks, of which those of later
@@ -202,6 +222,8 @@ pub(super) struct ApplyArgs {
 
 pub(super) fn apply(device: &DeviceArgs, args: &ApplyArgs) -> Result<Outcome, CliError> {
     let model = Model::open(device, &args.checkpoint)?;
+    hf::check_destination(&model.checkpoint, &args.out)?;
+    check_folder(&args.out)?;
     let file = model.mask_file(&args.mask, None)?;
     let differing = file.differing_sources(&model.checkpoint)?.len();
     let tensors = Overlay::new(&model.checkpoint);

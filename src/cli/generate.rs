@@ -1,13 +1,17 @@
 //! `maskwright generate`.
 
-use std::path::PathBuf;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::context::{DeviceArgs, Model};
+use super::context::{DeviceArgs, Model, stop_flag};
 use super::output::{Progress, bytes, show_profile, with_profile};
 use super::{CliError, Outcome, help};
 use crate::eval::{Choice, Continuation, Generation, generate};
-use crate::fsio::write_atomic;
-use crate::gpu::Commands;
+use crate::fsio::{OutputFile, shown};
+use crate::gpu::{Commands, DeviceKind};
+use crate::hub::Need;
 use crate::kernel::{Kernels, cut, f32_bytes};
 use crate::model::{OpenText, Tokenizer};
 use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, Generator, MaskBank, Masks};
@@ -16,6 +20,8 @@ use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, Generator, MaskBank, 
 const CACHE_BYTES: u64 = 1 << 30;
 /// The most sequences written together.
 const TOGETHER: usize = 128;
+/// The same on a software driver, which more make no faster: texts are finished, and kept when a signal comes, sooner.
+const TOGETHER_ON_CPU: usize = 32;
 
 #[derive(clap::Args)]
 #[command(after_help = help::GENERATE)]
@@ -40,6 +46,9 @@ pub(super) struct Args {
     /// Write texts to this file (.jsonl) [default: one text is shown]
     #[arg(long, value_name = "FILE", requires = "count")]
     out: Option<PathBuf>,
+    /// Replace a file that is there already
+    #[arg(long, requires = "out")]
+    force: bool,
     /// Texts to write; needed with --out
     #[arg(long, value_name = "N", requires = "out", value_parser = clap::value_parser!(u32).range(1..))]
     count: Option<u32>,
@@ -59,11 +68,38 @@ impl Args {
             t => Err(CliError::Usage(format!("--temperature {t}: 0 or a positive number is needed"))),
         }
     }
+
+    /// The file of texts, checked before any work; none where a text is shown.
+    fn corpus(&self, model: &Path) -> Result<Option<Corpus>, CliError> {
+        let (Some(path), Some(count)) = (&self.out, self.count) else { return Ok(None) };
+        if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl")) {
+            let path = path.display();
+            return Err(CliError::Usage(format!("--out {path}: JSON lines are written, name it .jsonl")));
+        }
+        if matches!(self.choice()?, Choice::Greedy) && count > 1 {
+            let message =
+                format!("{count} texts without --temperature would be the same one: use --temperature 1");
+            return Err(CliError::Usage(message));
+        }
+        let inputs: Vec<&Path> = std::iter::once(model).chain(self.mask.as_deref()).collect();
+        let file = OutputFile::check(path, &inputs, self.force)?;
+        Ok(Some(Corpus { file, count, stop: stop_flag()? }))
+    }
+}
+
+/// Texts for a file.
+struct Corpus {
+    file: OutputFile,
+    count: u32,
+    /// Whether to end and keep what is finished.
+    stop: Arc<AtomicBool>,
 }
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
     let choice = args.choice()?;
-    let model = Model::open_checked(device, &args.model)?;
+    let folder = device.model_folder(&args.model, Need::Whole)?;
+    let corpus = args.corpus(&folder)?;
+    let model = Model::open_checked(device, &folder)?;
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let ends = model.config.end_tokens(&model.folder)?;
     let prompt = prompt_ids(&model, &tokenizer, &ends, &args.prompt, args.past_end)?;
@@ -78,12 +114,12 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
     let what = Generation { tokens: args.tokens as usize, ends: &ends, choice, first: 0 };
     let writer = Writer { device, args, decoder: &decoder, tokenizer: &tokenizer, prompt: &prompt, what };
-    match args.out {
-        Some(_) => writer.corpus(masked.as_deref().unwrap_or(DENSE))?,
-        None => writer.show(masked.as_deref())?,
-    }
+    let outcome = match &corpus {
+        Some(corpus) => writer.corpus(corpus, masked.as_deref().unwrap_or(DENSE))?,
+        None => writer.show(masked.as_deref()).map(|()| Outcome::Done)?,
+    };
     show_profile(device, &gpu, args.json);
-    Ok(Outcome::Done)
+    Ok(outcome)
 }
 
 /// The ids of the prompt: what the tokenizer makes of it, or the opening token where that is nothing. Tokens that end a text are left
@@ -152,7 +188,10 @@ impl Writer<'_, '_, '_> {
             let Some(masks) = masks else { continue };
             let started = std::time::Instant::now();
             let mut bar = Progress::new(name, self.what.tokens as u64, self.device.quiet);
-            let progress = |done: usize, _: &[Continuation]| bar.at(done as u64, String::new);
+            let progress = |done: usize, _: &[Continuation]| {
+                bar.at(done as u64, String::new);
+                ControlFlow::Continue(())
+            };
             let out = generate(self.decoder, &mut commands, masks, self.prompt, 1, self.what, progress)?;
             bar.end();
             let seconds = started.elapsed().as_secs_f64();
@@ -185,61 +224,64 @@ impl Writer<'_, '_, '_> {
         Ok(self.tokenizer.decode(&[self.prompt, ids].concat())?)
     }
 
-    /// Texts into a file.
-    fn corpus(&self, masks: Masks<'_>) -> Result<(), CliError> {
-        let (Some(path), Some(count)) = (&self.args.out, self.args.count) else { return Ok(()) };
-        if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl")) {
-            let path = path.display();
-            return Err(CliError::Usage(format!("--out {path}: JSON lines are written, name it .jsonl")));
-        }
-        if matches!(self.what.choice, Choice::Greedy) && count > 1 {
-            let message =
-                format!("{count} texts without --temperature would be the same one: use --temperature 1");
-            return Err(CliError::Usage(message));
-        }
+    /// Texts into a file. What is finished when a signal comes is kept, in the order in which it would stand in the whole file.
+    fn corpus(&self, corpus: &Corpus, masks: Masks<'_>) -> Result<Outcome, CliError> {
+        let Corpus { file, count, stop } = corpus;
+        let (count, length) = (*count, self.what.tokens);
+        let stopped = || stop.load(Ordering::SeqCst);
         let together = self.together(count as usize);
         let mut ends = self.what.ends.to_vec();
         ends.extend(self.decoder.config.bos_token_id);
         let mut commands = Commands::new(self.decoder.kernels.gpu())?;
-        let mut bar = Progress::new("tokens", u64::from(count) * self.what.tokens as u64, self.device.quiet);
-        let (mut first, mut tokens) = (0, 0);
-        write_atomic(path, |file| -> Result<(), CliError> {
-            while first < count {
-                let sequences = together.min((count - first) as usize);
-                let prompts = self.prompt.repeat(sequences);
-                let what = Generation { ends: &ends, first, ..self.what };
-                let before = u64::from(first) * what.tokens as u64;
-                let progress = |done: usize, _: &[Continuation]| {
-                    bar.at(before + (done * sequences) as u64, || format!("{first} texts of {count}"));
-                };
-                let out = generate(self.decoder, &mut commands, masks, &prompts, sequences, what, progress)?;
-                for continuation in &out {
-                    let line = serde_json::json!({"text": self.text(&continuation.ids)?});
-                    file.put(format!("{line}\n").as_bytes())?;
-                    tokens += continuation.ids.len();
-                }
-                first += sequences as u32;
+        let mut bar = Progress::new("tokens", u64::from(count) * length as u64, self.device.quiet);
+        let (mut first, mut texts, mut tokens) = (0, 0u32, 0);
+        let mut out = file.begin()?;
+        while first < count && !stopped() {
+            let sequences = together.min((count - first) as usize);
+            let prompts = self.prompt.repeat(sequences);
+            let what = Generation { ends: &ends, first, ..self.what };
+            let before = u64::from(first) * length as u64;
+            let progress = |done: usize, _: &[Continuation]| {
+                bar.at(before + (done * sequences) as u64, || format!("{first} texts of {count}"));
+                if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let made = generate(self.decoder, &mut commands, masks, &prompts, sequences, what, progress)?;
+            for continuation in made.iter().filter(|c| c.ended || c.ids.len() == length) {
+                let line = serde_json::json!({"text": self.text(&continuation.ids)?});
+                out.put(format!("{line}\n").as_bytes())?;
+                texts += 1;
+                tokens += continuation.ids.len();
             }
-            Ok(())
-        })?;
+            first += sequences as u32;
+        }
         bar.end();
+        let (path, interrupted) = (file.path(), texts < count);
+        if interrupted && texts == 0 {
+            self.device.note(|| "interrupted before a text was finished: nothing is written".into());
+            return Ok(Outcome::Interrupted);
+        }
+        out.commit()?;
+        if interrupted {
+            self.device.note(|| format!("interrupted: {texts} of {count} texts are finished and kept"));
+        }
         match self.args.json {
             true => {
-                let out = serde_json::json!({"texts": count, "tokens": tokens, "written": path});
+                let out = serde_json::json!({"texts": texts, "tokens": tokens, "written": shown(path), "interrupted": interrupted});
                 println!("{}", with_profile(out, self.device, self.decoder.kernels.gpu()));
             }
-            false => println!("{count} texts, {tokens} tokens: {}", path.display()),
+            false => println!("{texts} texts, {tokens} tokens: {}", path.display()),
         }
-        Ok(())
+        Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
     }
 
     /// How many sequences are written together.
     fn together(&self, count: usize) -> usize {
         let (config, gpu) = (self.decoder.config, self.decoder.kernels.gpu());
         let capacity = self.prompt.len() + self.what.tokens;
+        let most = if gpu.kind() == DeviceKind::Cpu { TOGETHER_ON_CPU } else { TOGETHER };
         let all = Generator::plan(config, 1, capacity).bytes;
         let one = f32_bytes(config.num_kv_heads * config.head_dim, capacity.next_multiple_of(4));
-        let bound = cut::fitting(TOGETHER, one, gpu.limits().piece(), 1);
+        let bound = cut::fitting(most, one, gpu.limits().piece(), 1);
         let together = cut::fitting(bound, all, CACHE_BYTES, 1).min(count);
         self.device.note(|| {
             format!("{together} texts at a time, {} of keys and values", bytes(all * together as u64))

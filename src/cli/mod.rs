@@ -145,6 +145,10 @@ pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
         .format_target(false)
         .init();
+    // Without it a signal ends the process as it does any other.
+    if let Err(e) = context::watch_signals() {
+        log::warn!("{e}");
+    }
     match execute(cli) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Interrupted) => ExitCode::from(130),
@@ -169,7 +173,7 @@ fn execute(cli: Cli) -> Result<Outcome, CliError> {
         Command::Verify(args) => verify::run(&cli.device, &args),
         Command::Report(args) => report::run(&args),
         Command::Inspect(args) => inspect::run(&cli.device, &args),
-        Command::Completions(args) => Ok(shell::completions(&args)),
+        Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
     }
 }

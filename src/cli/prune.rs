@@ -19,7 +19,8 @@ use super::walk::{Walk, WalkArgs, WalkWindows, conditions};
 use super::{CliError, Outcome, help};
 use crate::calib::Windows;
 use crate::export;
-use crate::folder::{RunFolder, Unfinished};
+use crate::folder::{FolderError, RunFolder, Unfinished};
+use crate::fsio::check_room;
 use crate::gpu::Commands;
 use crate::hub::Need;
 use crate::kernel::Kernels;
@@ -307,10 +308,14 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     let Some(out) = args.out.as_ref().or(args.resume.as_ref()) else {
         return Err(CliError::Usage("--out DIR is needed".into()));
     };
+    // From here on there is something to keep.
+    stop_flag()?;
     // Before any work, so that a folder that cannot be written costs nothing.
     if !args.no_model {
         export::hf::check_destination(&model.checkpoint, out)?;
     }
+    export::hf::check_outside(&model.checkpoint, out)?;
+    check_room(out).map_err(FolderError::os(out))?;
     let report = args.report.serve(device, out, &args.resolved)?;
     if args.policy() {
         job.learn(RunFolder::create(out)?, &report)

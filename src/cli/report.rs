@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::context::DeviceArgs;
 use super::{CliError, Outcome, help};
 use crate::folder::RunPaths;
-use crate::fsio::FsError;
+use crate::fsio::{FsError, OutputFile};
 use crate::report::{Given, Live, Page, ReportError, Run, Server};
 
 #[derive(clap::Args)]
@@ -17,13 +17,18 @@ pub(super) struct Args {
     /// Folders of runs, also of unfinished ones
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
-    /// The page to write; an older one is replaced
+    /// The page to write; not in a folder of a run
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Replace a file that is there already
+    #[arg(long)]
+    force: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, CliError> {
-    Page::read(&args.runs)?.write(&args.out)?;
+    let runs: Vec<&Path> = args.runs.iter().map(PathBuf::as_path).collect();
+    let out = OutputFile::check(&args.out, &runs, args.force)?;
+    out.write_bytes(Page::read(&args.runs)?.html().as_bytes())?;
     println!("written: {}", args.out.display());
     Ok(Outcome::Done)
 }

@@ -13,6 +13,7 @@ use crate::calib::Windows;
 use crate::eval::{OVERFLOW, Perplexity, Streamed};
 use crate::export::{MaskedModel, hf};
 use crate::folder::RunFolder;
+use crate::fsio::shown;
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::{BitMask, MaskFile, MaskSet};
@@ -92,11 +93,11 @@ impl Job<'_> {
             "version": env!("CARGO_PKG_VERSION"),
             "adapter": kernels.gpu().describe(),
             "preset": kernels.preset().name,
-            "model": self.args.model,
+            "model": shown(&self.args.model),
             // Of a name on the hub: where it was read, which has its commit in it.
-            "model_folder": (self.model.folder != self.args.model).then_some(&self.model.folder),
-            "config": self.args.config,
-            "calib": self.args.calib,
+            "model_folder": (self.model.folder != self.args.model).then(|| shown(&self.model.folder)),
+            "config": self.args.config.as_deref().map(shown),
+            "calib": self.args.calib.as_deref().map(shown),
             "method": self.args.method.name(),
             "pattern": self.args.select.pattern,
             "options": options,

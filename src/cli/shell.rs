@@ -1,6 +1,6 @@
 //! `maskwright completions` and `maskwright man`, made of the same descriptions as the help texts.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::CommandFactory;
@@ -9,7 +9,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
 use super::{Cli, CliError, Outcome, complete};
-use crate::fsio::{FsError, create_folder, write_bytes};
+use crate::fsio::{FsError, OutputFile, create_folder};
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -22,11 +22,20 @@ pub(super) struct CompletionsArgs {
     shell: Shell,
 }
 
-pub(super) fn completions(args: &CompletionsArgs) -> Outcome {
+pub(super) fn completions(args: &CompletionsArgs) -> Result<Outcome, CliError> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), NAME, &mut script);
-    print!("{}", String::from_utf8_lossy(&script));
-    Outcome::Done
+    print_all(&script)
+}
+
+/// Prints; whoever reads only a part of it is no error.
+fn print_all(text: &[u8]) -> Result<Outcome, CliError> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Outcome::Done),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(Outcome::Done),
+        Err(e) => Err(FsError::os("write", "standard output", e).into()),
+    }
 }
 
 #[derive(clap::Args)]
@@ -40,6 +49,9 @@ pub(super) struct ManArgs {
     /// Write the pages of maskwright and all its commands into this folder [default: one page is printed]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Replace pages that are there already
+    #[arg(long, requires = "out")]
+    force: bool,
 }
 
 const NAME: &str = "maskwright";
@@ -56,15 +68,18 @@ pub(super) fn man(args: &ManArgs) -> Result<Outcome, CliError> {
             })?,
         };
         let page = page(command).map_err(|e| failed("the page", e))?;
-        print!("{}", String::from_utf8_lossy(&page));
-        return Ok(Outcome::Done);
+        return print_all(&page);
     };
     create_folder(folder)?;
+    let mut pages = Vec::new();
     for command in std::iter::once(&whole).chain(whole.get_subcommands()) {
         let path = folder.join(Man::new(command.clone()).get_filename());
         let page = page(command).map_err(|e| failed(&path.to_string_lossy(), e))?;
-        write_bytes(&path, &page)?;
-        println!("{}", path.display());
+        pages.push((OutputFile::check(&path, &[], args.force)?, page));
+    }
+    for (file, page) in pages {
+        file.write_bytes(&page)?;
+        println!("{}", file.path().display());
     }
     Ok(Outcome::Done)
 }

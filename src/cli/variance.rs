@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::calib_args::CalibArgs;
-use super::context::{DeviceArgs, Model, stop_flag};
+use super::context::{DeviceArgs, Model};
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs};
 use super::output::{Progress, show_profile, table, with_profile};
 use super::walk::WalkArgs;
@@ -70,7 +70,8 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         args.select.pattern,
         &windows,
         args.learn.batch(),
-        &stop_flag()?,
+        // Nothing is kept: a signal ends it at once.
+        &std::sync::Arc::default(),
     )?;
     let Some(start) = start else {
         return Ok(Outcome::Interrupted);

@@ -53,7 +53,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     if args.json {
         println!("{}", serde_json::json!(verdict));
     } else {
-        show(device, &verdict);
+        show(device, &verdict, args.repaired);
     }
     match verdict.problems.first() {
         None => Ok(Outcome::Done),
@@ -61,7 +61,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     }
 }
 
-fn show(device: &DeviceArgs, verdict: &Verdict) {
+fn show(device: &DeviceArgs, verdict: &Verdict, repaired: bool) {
     let yes = |refused: &Option<String>| if refused.is_none() { "yes" } else { "no" }.to_string();
     let row = |line: &Line| {
         let weights = (line.rows as f64 * line.cols as f64).max(1.0);
@@ -95,9 +95,26 @@ fn show(device: &DeviceArgs, verdict: &Verdict) {
     }
     let dense = verdict.projections.iter().filter(|l| l.dense).count();
     let masked = verdict.projections.len() - dense;
-    let what = match verdict.compared {
-        true => "kept weights and all other tensors and files held against the source",
-        false => "not held against a source",
+    let entries = &verdict.entries;
+    for (what, paths) in [
+        ("added", &entries.added),
+        ("removed", &entries.removed),
+        ("changed", &entries.changed),
+        ("added, as exports write it", &entries.of_the_export),
+        ("of the source, left out by exports", &entries.left_out),
+        ("not compared", &entries.not_compared),
+    ] {
+        paths.iter().for_each(|path| println!("{what}: {path}"));
+    }
+    let what = match (verdict.compared, repaired) {
+        (false, _) => "not held against a source",
+        (true, true) => "kept weights not compared (--repaired), other tensors and files as in the source",
+        (true, false) if entries.not_compared.is_empty() => {
+            "kept weights and all other tensors and files as in the source, nothing else touched"
+        }
+        (true, false) => {
+            "kept weights and all other tensors and files as in the source, but for what was not compared"
+        }
     };
     match verdict.ok {
         true => {

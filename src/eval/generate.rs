@@ -1,5 +1,7 @@
 //! What a model writes: greedy or sampled continuations of token sequences.
 
+use std::ops::ControlFlow;
+
 use crate::gpu::Commands;
 use crate::mask::philox::{key, philox4x32};
 use crate::nn::{Decoder, Generator, Masks, NnError};
@@ -71,7 +73,7 @@ pub struct Continuation {
 }
 
 /// Continues `sequences` prompts of equal length, `prompts` `[sequences, length]`, under `masks`. `progress` is called with the number
-/// of tokens done, and the sequences so far.
+/// of tokens done, and the sequences so far; where it breaks off, those are returned.
 ///
 /// # Errors
 /// What the device reports; a token outside the vocabulary; logits that are not finite.
@@ -82,7 +84,7 @@ pub fn generate<'g>(
     prompts: &[u32],
     sequences: usize,
     what: Generation<'_>,
-    mut progress: impl FnMut(usize, &[Continuation]),
+    mut progress: impl FnMut(usize, &[Continuation]) -> ControlFlow<()>,
 ) -> Result<Vec<Continuation>, NnError> {
     let length = prompts.len() / sequences.max(1);
     // The last token is not fed back.
@@ -101,7 +103,9 @@ pub fn generate<'g>(
             sequence.ended = what.ends.contains(&token);
             next[i] = token;
         }
-        progress(done, &out);
+        if progress(done, &out).is_break() {
+            break;
+        }
         if done == what.tokens || out.iter().all(|s| s.ended) {
             break;
         }

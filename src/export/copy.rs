@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::fsio::{self, FsError};
+use crate::fsio::{self, FsError, StandIn};
+use crate::model::ModelError;
 
 use super::ExportError;
 
@@ -16,18 +17,56 @@ const MAX_DEPTH: usize = 8;
 const WEIGHTS: [&str; 12] =
     ["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "ggml", "h5", "msgpack", "onnx", "onnx_data", "npz"];
 
+/// Beginnings and endings of the files that loaders look for besides the weights: without one of them the copy would be another model.
+const NEEDED: [&str; 8] = [
+    "config",
+    "generation_config",
+    "token",
+    "special_tokens",
+    "added_tokens",
+    "vocab",
+    "merges",
+    "chat_template",
+];
+const NEEDED_ENDINGS: [&str; 4] = ["py", "model", "jinja", "tiktoken"];
+
 /// What was copied and what was left out, relative to the source folder, sorted.
 #[derive(Default, Debug)]
 pub struct Copied {
     /// Copied unchanged.
     pub copied: Vec<PathBuf>,
-    /// Other copies of the dense weights, and hidden folders.
+    /// Other copies of the dense weights, hidden folders, and what is no file.
     pub left_out: Vec<PathBuf>,
+    /// What cannot be read, and why; also among those left out.
+    pub unreadable: Vec<(PathBuf, String)>,
+    /// Those among the copied that are pointers of Git LFS.
+    pub pointers: Vec<PathBuf>,
+}
+
+impl Copied {
+    /// Says in the log what is left out because it cannot be read, and which files are none.
+    pub fn warn(&self) {
+        for path in &self.pointers {
+            log::warn!(
+                "{} of the model folder {}, and is copied as it is; {}",
+                path.display(),
+                StandIn::LfsPointer.what(),
+                StandIn::LfsPointer.remedy()
+            );
+        }
+        for (path, problem) in &self.unreadable {
+            log::warn!(
+                "{} of the model folder is left out, since it cannot be read: {problem}",
+                path.display()
+            );
+        }
+    }
 }
 
 /// Copies what [`list_others`] says to copy.
 pub fn copy_others(source: &Path, target: &Path, skip: &[PathBuf]) -> Result<Copied, ExportError> {
     let list = list_others(source, skip)?;
+    list.warn();
     for relative in &list.copied {
         let to = target.join(relative);
         if let Some(parent) = to.parent() {
@@ -40,16 +79,33 @@ pub fn copy_others(source: &Path, target: &Path, skip: &[PathBuf]) -> Result<Cop
 
 /// What a copy takes along: everything under `source` except `skip` (relative paths), other weight files, and folders
 /// whose name starts with a dot. Links to files are followed (the Hugging Face cache is made of them), links to folders
-/// are not.
+/// are not. What cannot be read (a link to nothing, as the lock of an editor; the lost+found of a disk) is left out, too, unless loaders
+/// look for a file of its name.
 ///
 /// # Errors
-/// [`ExportError::Read`] and [`ExportError::TooDeep`].
+/// [`ExportError::Read`] for the folder itself and for what loaders need, and [`ExportError::TooDeep`].
 pub fn list_others(source: &Path, skip: &[PathBuf]) -> Result<Copied, ExportError> {
     let mut done = Copied::default();
     folder(source, Path::new(""), skip, &mut done, 0)?;
     done.copied.sort();
     done.left_out.sort();
+    done.unreadable.sort();
     Ok(done)
+}
+
+/// Whether a file is a pointer of Git LFS.
+fn is_pointer(file: File) -> bool {
+    let mut start = Vec::new();
+    file.take(256).read_to_end(&mut start).is_ok() && StandIn::of(&start) == Some(StandIn::LfsPointer)
+}
+
+/// Whether a loader looks for a file of this name.
+fn is_needed(path: &Path) -> bool {
+    // They look into the folder itself, not below it.
+    let alone = path.components().count() == 1;
+    let name = path.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    let ends = |(_, ending): (&str, &str)| NEEDED_ENDINGS.contains(&ending);
+    alone && (NEEDED.iter().any(|start| name.starts_with(start)) || name.rsplit_once('.').is_some_and(ends))
 }
 
 fn folder(
@@ -61,6 +117,15 @@ fn folder(
 ) -> Result<(), ExportError> {
     let here = source.join(below);
     let fail = |source| ExportError::Read { path: here.clone(), source };
+    let source_folder = source;
+    let leave_out = |relative: PathBuf, source: io::Error, done: &mut Copied| {
+        if is_needed(&relative) {
+            return Err(ExportError::Read { path: source_folder.join(&relative), source });
+        }
+        done.unreadable.push((relative.clone(), source.to_string()));
+        done.left_out.push(relative);
+        Ok(())
+    };
     if depth > MAX_DEPTH {
         return Err(ExportError::TooDeep { path: here });
     }
@@ -71,16 +136,32 @@ fn folder(
             continue;
         }
         let path = entry.path();
-        let unreadable = |source| ExportError::Read { path: path.clone(), source };
-        let kind = entry.file_type().map_err(unreadable)?;
-        let file = fs::metadata(&path).map_err(unreadable)?.is_file();
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
-        if kind.is_dir() && !hidden {
-            folder(source, &relative, skip, done, depth + 1)?;
-        } else if file && !is_weights(&relative) {
-            done.copied.push(relative);
-        } else {
-            done.left_out.push(relative);
+        let found = match entry.file_type().and_then(|kind| Ok((kind, fs::metadata(&path)?))) {
+            Ok((kind, found)) => (kind.is_dir(), found.is_file()),
+            Err(e) => {
+                leave_out(relative, e, done)?;
+                continue;
+            }
+        };
+        match found {
+            (true, _) if !hidden => match fs::read_dir(&path) {
+                Ok(_) => folder(source, &relative, skip, done, depth + 1)?,
+                Err(e) => leave_out(relative, e, done)?,
+            },
+            (_, true) if !is_weights(&relative) => match File::open(&path) {
+                Ok(file) => {
+                    if is_pointer(file) {
+                        if is_needed(&relative) {
+                            return Err(ModelError::StandIn { path, found: StandIn::LfsPointer }.into());
+                        }
+                        done.pointers.push(relative.clone());
+                    }
+                    done.copied.push(relative);
+                }
+                Err(e) => leave_out(relative, e, done)?,
+            },
+            _ => done.left_out.push(relative),
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use crate::model::ModelError;
 #[non_exhaustive]
 pub enum ExportError {
     /// The destination lies inside the source folder, or is it.
-    #[error("{out} lies inside the model folder {source_folder}; write the masked model somewhere else")]
+    #[error("{out} lies inside the model folder {source_folder}; write it somewhere else")]
     InsideSource {
         /// The destination.
         out: PathBuf,
@@ -20,7 +20,7 @@ pub enum ExportError {
     },
     /// A file or folder of the source cannot be read.
     #[error(
-        "cannot read {path}: {source}; every file of the model folder is copied, so all must be readable"
+        "cannot read {path}: {source}; whoever loads the model looks for it, so put it right or take it away"
     )]
     Read {
         /// The file or folder.

@@ -36,6 +36,14 @@ impl PackedFormat {
         }
     }
 
+    /// The files that it writes besides the weights and those of every format.
+    pub fn writes(self) -> &'static [&'static str] {
+        match self {
+            Self::Torch24 => &[torch24::INDEX, torch24::LOADER],
+            Self::Ct24 => &["model.safetensors.index.json"],
+        }
+    }
+
     /// The file that describes the weights.
     pub fn description(self) -> &'static str {
         match self {

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::fsio::{self, FsError, PendingFolder};
+use crate::fsio::{self, FsError, PendingFolder, shown};
 use crate::mask::{BitMask, MaskError, Masks};
 use crate::model::{Architecture, Checkpoint, Dtype, Overlay, ProjectionKind, Shard, ShardEntry};
 
-use super::copy::{copy_others, inside};
+use super::copy::{copy_others, inside, list_others};
 use super::{ExportError, MaskedModel};
 
 /// The sidecar's name.
@@ -78,16 +78,25 @@ pub(super) fn in_new_folder(
     Ok(Summary { folder: out.into(), ..result })
 }
 
-/// Whether a masked copy of `checkpoint` can lie at `out`, as [`write()`] checks; to be asked before long work.
+/// Whether `out` is neither the folder of `checkpoint` nor in it.
 ///
 /// # Errors
-/// [`ExportError::InsideSource`], or that the source cannot be read.
-pub fn check_destination(checkpoint: &Checkpoint, out: &Path) -> Result<(), ExportError> {
+/// [`ExportError::InsideSource`], or that the folder cannot be read.
+pub fn check_outside(checkpoint: &Checkpoint, out: &Path) -> Result<(), ExportError> {
     let source = checkpoint.folder();
     if inside(source, out)? {
         return Err(ExportError::InsideSource { out: out.into(), source_folder: source.into() });
     }
     Ok(())
+}
+
+/// Whether a masked copy of `checkpoint` can lie at `out`, as [`write()`] checks; to be asked before long work.
+///
+/// # Errors
+/// [`ExportError::InsideSource`], or that something of the source cannot be read that the copy needs.
+pub fn check_destination(checkpoint: &Checkpoint, out: &Path) -> Result<(), ExportError> {
+    check_outside(checkpoint, out)?;
+    list_others(checkpoint.folder(), &not_copied(checkpoint)).map(|_| ())
 }
 
 /// How many weights that the masks prune are not zero in the tensors (-0.0 is not counted).
@@ -294,7 +303,7 @@ fn report(model: &MaskedModel<'_>, lines: &[Line], left_out: &[PathBuf]) -> Stri
         "pruned_weights": pruned,
         "sparsity": pruned as f64 / total.max(1) as f64,
         "masked_projections_by_kind": kinds,
-        "not_copied": left_out,
+        "not_copied": left_out.iter().map(|path| shown(path)).collect::<Vec<_>>(),
         "projections": lines,
     });
     let mut text = format!("{value:#}");

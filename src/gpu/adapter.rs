@@ -122,24 +122,33 @@ pub(super) fn choose(infos: &[wgpu::AdapterInfo], wanted: Option<&str>) -> Resul
         };
         return Ok((best, reason));
     };
-    let by_number = wanted.parse::<usize>().ok().filter(|&i| i < infos.len());
-    let lower = wanted.to_lowercase();
-    let by_name = || {
-        (0..infos.len())
-            .filter(|&i| infos[i].name.to_lowercase().contains(&lower))
-            .min_by_key(|&i| (kind_of(&infos[i]), i))
+    let names: Vec<(&str, String)> =
+        infos.iter().map(|info| (info.name.as_str(), format!("{:?}", info.backend))).collect();
+    named(&names, wanted).map(|i| (i, format!("selected by {source}")))
+}
+
+/// Which of the adapters, by name and backend, is `wanted`: the number where it is one, else the one with this part of a name.
+fn named(adapters: &[(&str, String)], wanted: &str) -> Result<usize, GpuError> {
+    let told = |which: &[usize]| {
+        let one = |&i: &usize| adapters.get(i).map(|(name, backend)| format!("{i}: {name} ({backend})"));
+        which.iter().filter_map(one).collect::<Vec<_>>().join(", ")
     };
-    match by_number.or_else(by_name) {
-        Some(i) => Ok((i, format!("selected by {source}"))),
-        None => Err(GpuError::NoSuchAdapter {
-            wanted: wanted.to_string(),
-            found: infos
-                .iter()
-                .enumerate()
-                .map(|(i, a)| format!("{i}: {} ({:?})", a.name, a.backend))
-                .collect::<Vec<_>>()
-                .join(", "),
-        }),
+    let all: Vec<usize> = (0..adapters.len()).collect();
+    let lower = wanted.trim().to_lowercase();
+    let fits: Vec<usize> = match lower.parse::<usize>() {
+        Ok(number) => all.iter().copied().filter(|&i| i == number).collect(),
+        // As long a number as it may be, it is none of a name.
+        Err(_) if !lower.is_empty() && lower.bytes().all(|b| b.is_ascii_digit()) => Vec::new(),
+        Err(_) => {
+            let is_part =
+                |i: &usize| adapters.get(*i).is_some_and(|(name, _)| name.to_lowercase().contains(&lower));
+            all.iter().copied().filter(is_part).collect()
+        }
+    };
+    match fits.as_slice() {
+        [only] => Ok(*only),
+        [] => Err(GpuError::NoSuchAdapter { wanted: wanted.into(), found: told(&all) }),
+        several => Err(GpuError::SeveralAdapters { wanted: wanted.into(), found: told(several) }),
     }
 }
 
@@ -192,4 +201,47 @@ pub fn list_adapters(wanted: Option<&str>) -> Result<Vec<AdapterReport>, GpuErro
             }
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::named;
+
+    #[test]
+    fn a_number_is_an_index_and_a_name_must_fit_one() {
+        let cards = [
+            ("NVIDIA GeForce RTX 3080", "Vulkan".to_string()),
+            ("Intel(R) UHD Graphics 770", "Vulkan".into()),
+            ("NVIDIA GeForce RTX 4090", "Vulkan".into()),
+            ("llvmpipe (LLVM 15.0.7, 256 bits)", "Vulkan".into()),
+        ];
+        let find = |wanted: &str| named(&cards, wanted).map_err(|e| e.to_string());
+        assert_eq!(find("0"), Ok(0));
+        assert_eq!(find("3"), Ok(3));
+        assert_eq!(find("rtx 4090"), Ok(2));
+        assert_eq!(find("UHD"), Ok(1));
+        assert_eq!(find("LLVMPIPE"), Ok(3));
+        // Parts of names, but numbers: of the cards and of the driver.
+        for number in ["4", "7", "15", "256", "770", "3080", "99999999999999999999999999"] {
+            let told = find(number).unwrap_err();
+            assert!(
+                told.contains("no adapter") && told.contains("2: NVIDIA GeForce RTX 4090 (Vulkan)"),
+                "{told}"
+            );
+        }
+        for part in ["nvidia", "RTX", "", "e"] {
+            let told = find(part).unwrap_err();
+            assert!(
+                told.contains("several adapters") && told.contains("0: NVIDIA GeForce RTX 3080"),
+                "{told}"
+            );
+        }
+        let told = find("rtx").unwrap_err();
+        assert!(told.contains("2: NVIDIA") && !told.contains("llvmpipe"), "{told}");
+        // One card under two backends.
+        let twice = [("Radeon", "Vulkan".to_string()), ("Radeon", "Dx12".into())];
+        let told = named(&twice, "radeon").unwrap_err().to_string();
+        assert!(told.contains("0: Radeon (Vulkan), 1: Radeon (Dx12)"), "{told}");
+        assert_eq!(named(&twice, "1").ok(), Some(1));
+    }
 }

@@ -14,12 +14,20 @@ pub enum GpuError {
     },
     /// `--device` or `WGPU_ADAPTER_NAME` selects nothing.
     #[error(
-        "no adapter matches `{wanted}`; there are: {found}. Choose one by its number or a part of its name"
+        "no adapter matches `{wanted}`; there are: {found}. Choose one by its number, or by a part of its name that is no number"
     )]
     NoSuchAdapter {
         /// What was asked for.
         wanted: String,
         /// The adapters there are.
+        found: String,
+    },
+    /// `--device` or `WGPU_ADAPTER_NAME` is a part of several names.
+    #[error("`{wanted}` fits several adapters: {found}. Give the number of one, or more of its name")]
+    SeveralAdapters {
+        /// What was asked for.
+        wanted: String,
+        /// The adapters that it fits.
         found: String,
     },
     /// The driver refused to open the device.

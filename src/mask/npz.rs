@@ -16,7 +16,7 @@ use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use crate::fsio::{self, AtomicFile, FsError};
+use crate::fsio::{self, AtomicFile, FsError, open_plain};
 use crate::model::{ModelError, Projection, clip};
 
 use super::census::Census;
@@ -32,7 +32,7 @@ const REMEDY: &str = "check that the file exists and may be read";
 /// What the system refuses.
 pub fn is_npz(path: &Path) -> Result<bool, ModelError> {
     let mut start = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(4).read_to_end(&mut start));
+    let read = open_plain(path).and_then(|file| file.take(4).read_to_end(&mut start));
     read.map_err(|source| ModelError::Read { path: path.into(), source, remedy: REMEDY })?;
     Ok(start == b"PK\x03\x04" || start == b"PK\x05\x06")
 }

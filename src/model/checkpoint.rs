@@ -111,9 +111,10 @@ impl Checkpoint {
         }
     }
 
-    /// Maps these files of a folder. Of tensors with the same name the first file's counts.
+    /// Maps these files of a folder. Tensors with the same name must be the same.
     pub(crate) fn of_files(dir: &Path, names: &[&str]) -> Result<Self, ModelError> {
         let shards = names.iter().map(|name| Shard::open(&dir.join(name))).collect::<Result<Vec<_>, _>>()?;
+        check_same(&shards)?;
         let mut places = BTreeMap::new();
         for (number, shard) in shards.iter().enumerate() {
             for (i, entry) in shard.entries().iter().enumerate() {
@@ -164,6 +165,7 @@ impl Checkpoint {
             by_file.insert(file, entries);
             shards.push(shard);
         }
+        check_same(&shards)?;
         for (tensor, file) in weights {
             let file = file.as_str().unwrap_or("");
             if let Some(&place) = by_file.get(file).and_then(|entries| entries.get(tensor)) {
@@ -294,6 +296,26 @@ impl Checkpoint {
         let tensors = names.iter().map(|name| self.tensor(name)).collect::<Result<Vec<_>, _>>()?;
         Ok(in_parallel(&tensors, work))
     }
+}
+
+/// A tensor that lies in several files must be the same in all: which one a loader takes is its own choice.
+fn check_same(shards: &[Shard]) -> Result<(), ModelError> {
+    let mut seen: BTreeMap<&str, (&Shard, &ShardEntry)> = BTreeMap::new();
+    for (shard, entry) in shards.iter().flat_map(|shard| shard.entries().iter().map(move |e| (shard, e))) {
+        let &mut (first, other) = seen.entry(&entry.name).or_insert((shard, entry));
+        if std::ptr::eq(other, entry) {
+            continue;
+        }
+        let same = (entry.dtype, &entry.shape) == (other.dtype, &other.shape);
+        if !same || first.data(other) != shard.data(entry) {
+            return Err(ModelError::TwoValues {
+                tensor: entry.name.clone(),
+                first: first.path().into(),
+                second: shard.path().into(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A name that stays inside the folder on every system, since the export writes under the same name.

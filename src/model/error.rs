@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::fsio::StandIn;
+
 /// What can be wrong with a model folder or its tokenizer. Each message names the file or tensor, what was
 /// expected, what was found, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +19,27 @@ pub enum ModelError {
         source: io::Error,
         /// What to do.
         remedy: &'static str,
+    },
+    /// Something else lies in the place of a file.
+    #[error("{path} {}; {}", .found.what(), .found.remedy())]
+    StandIn {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: StandIn,
+    },
+    /// Two files hold the same tensor with different values.
+    #[error(
+        "{tensor} is in {first} and in {second}, with other values: the files are not of one model; remove the one that is left over, or \
+         download the model again"
+    )]
+    TwoValues {
+        /// The tensor.
+        tensor: String,
+        /// A weight file.
+        first: PathBuf,
+        /// Another one.
+        second: PathBuf,
     },
     /// A text file is larger than any real one of its kind.
     #[error(

@@ -19,6 +19,7 @@ mod shard;
 mod tensor;
 mod tokenizer;
 mod writer;
+mod zeros;
 
 pub use architecture::{
     Architecture, AttentionShape, BlockShape, FeedForward, Gain, LayerShape, LearnedPositions, Names,
@@ -47,6 +48,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use crate::fsio::{StandIn, open_plain};
+
 /// Opens a model folder: its configuration, and its weights checked against it. Where the configuration ties the output matrix to the
 /// embedding and both are stored with different values, both are used, as transformers 5 does, with a note in the log.
 ///
@@ -63,6 +66,9 @@ pub fn open(folder: &Path) -> Result<(Architecture, Checkpoint), ModelError> {
         );
         config.tie_word_embeddings = false;
     }
+    if let Some(told) = zeros::suspicious(&config, &checkpoint) {
+        log::warn!("{}: {told}", folder.display());
+    }
     Ok((config, checkpoint))
 }
 
@@ -77,10 +83,30 @@ pub(crate) fn clip(text: &str, most: usize) -> String {
     }
 }
 
-/// Reads a whole file of at most `limit` bytes, so that a wrong path to a huge file cannot exhaust the memory.
+/// Reads a whole file of at most `limit` bytes, so that a wrong path to a huge file cannot exhaust the memory. A pipe is not waited for,
+/// and what lies in the place of a file is known for what it is.
 pub(crate) fn read_limited(path: &Path, limit: u64, remedy: &'static str) -> Result<Vec<u8>, ModelError> {
     let fail = |source| ModelError::Read { path: path.into(), source, remedy };
-    let file = File::open(path).map_err(fail)?;
+    let bytes = read_all(path, open_plain(path).map_err(fail)?, limit, remedy)?;
+    match StandIn::of(&bytes) {
+        Some(found) => Err(ModelError::StandIn { path: path.into(), found }),
+        None => Ok(bytes),
+    }
+}
+
+/// As [`read_limited`] for a file that the user names, which may be a pipe (`<(zcat ...)`) and may hold a web page: only a pointer of Git
+/// LFS is known for what it is.
+pub(crate) fn read_named(path: &Path, limit: u64, remedy: &'static str) -> Result<Vec<u8>, ModelError> {
+    let fail = |source| ModelError::Read { path: path.into(), source, remedy };
+    let bytes = read_all(path, File::open(path).map_err(fail)?, limit, remedy)?;
+    match StandIn::of(&bytes) {
+        Some(found @ StandIn::LfsPointer) => Err(ModelError::StandIn { path: path.into(), found }),
+        _ => Ok(bytes),
+    }
+}
+
+fn read_all(path: &Path, file: File, limit: u64, remedy: &'static str) -> Result<Vec<u8>, ModelError> {
+    let fail = |source| ModelError::Read { path: path.into(), source, remedy };
     let size = file.metadata().map_err(fail)?.len();
     if size > limit {
         return Err(ModelError::TooLarge { path: path.into(), found: size, limit });

@@ -1,12 +1,12 @@
 //! One mapped safetensors file with its checked header.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use safetensors::{SafeTensorError, SafeTensors};
 
 use super::{MESSAGE, ModelError, clip};
+use crate::fsio::{StandIn, open_plain};
 
 /// The largest header that is parsed, in bytes. Real ones take about 100 bytes a tensor.
 const MAX_HEADER: u64 = 100_000_000;
@@ -49,17 +49,19 @@ impl Shard {
         let fail = |source| ModelError::Read { path: path.into(), source, remedy };
         let damaged =
             |problem: String| ModelError::Damaged { path: path.into(), problem: clip(&problem, MESSAGE) };
-        let file = File::open(path).map_err(fail)?;
+        // Not waited for where it is a pipe.
+        let file = open_plain(path).map_err(fail)?;
         let meta = file.metadata().map_err(fail)?;
-        if !meta.is_file() {
-            return Err(damaged("it is not a plain file".into()));
-        }
         if meta.len() < 8 {
             return Err(damaged(format!("it has only {} bytes", meta.len())));
         }
         // SAFETY: the mapping is read-only and private to this process's view. A file that another process shortens
         // while it is mapped would fault; that is documented as not allowed, as for every reader that maps weights.
         let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
+        // No header of a safetensors file begins as one of these: its length would have seven digits or more.
+        if let Some(found) = map.get(..map.len().min(4096)).and_then(StandIn::of) {
+            return Err(ModelError::StandIn { path: path.into(), found });
+        }
         check_prefix(&map).map_err(damaged)?;
         let (header, parsed) = SafeTensors::read_metadata(&map).map_err(|e| damaged(explain(&e)))?;
         let data_start = header + 8;
@@ -114,6 +116,11 @@ impl Shard {
         self.map.get(..self.data_start).unwrap_or(&[])
     }
 
+    /// The bytes of all tensors, one behind the other.
+    pub(super) fn tensor_bytes(&self) -> &[u8] {
+        self.map.get(self.data_start..).unwrap_or(&[])
+    }
+
     /// The bytes of one of the file's entries.
     pub fn data(&self, entry: &ShardEntry) -> &[u8] {
         let at = |offset: usize| self.data_start.checked_add(offset);
@@ -140,9 +147,6 @@ fn check_prefix(bytes: &[u8]) -> Result<(), String> {
         return Err(format!("it has only {} bytes", bytes.len()));
     };
     let header = u64::from_le_bytes(*length);
-    if bytes.starts_with(b"version https://git-lfs") {
-        return Err("it is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`".into());
-    }
     if header > MAX_HEADER {
         return Err(format!("its first 8 bytes give a header of {header} bytes, which cannot be"));
     }

@@ -24,7 +24,7 @@ pub enum NnError {
     },
     /// A position that the model has no embedding for.
     #[error(
-        "position {position}: the model has learned embeddings of {positions} positions; use --window {positions} or less"
+        "position {position}: the model has learned embeddings of {positions} positions; use windows of at most {positions} tokens, or a shorter prompt and fewer tokens behind it"
     )]
     Position {
         /// The position.

@@ -1,7 +1,6 @@
 //! The folder of a run, read for its report.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use serde::Serialize;
@@ -11,7 +10,7 @@ use super::ReportError;
 use super::curves::Curves;
 use super::grid::{Cell, cells};
 use crate::folder::{Phase, RunPaths};
-use crate::fsio::FsError;
+use crate::fsio::{FsError, StandIn, open_plain};
 
 /// A run as the page shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -229,7 +228,15 @@ fn phases(info: &Value, metrics: &Metrics) -> (Vec<Phase>, bool) {
 
 /// A JSON file: none where there is no file, the problem where it is no JSON.
 fn read_json(path: &Path) -> Result<Option<Result<Value, String>>, ReportError> {
-    match std::fs::read(path) {
+    let read = open_plain(path).and_then(|mut file| {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    match read {
+        Ok(bytes) if StandIn::of(&bytes).is_some_and(|found| found != StandIn::Answer) => {
+            let found = StandIn::of(&bytes).map_or("", StandIn::what);
+            Ok(Some(Err(format!("it {found}"))))
+        }
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(|e| e.to_string()))),
         Err(e) if no_file(&e) => Ok(None),
         Err(e) => Err(FsError::os("read", path, e).into()),
@@ -244,7 +251,7 @@ impl Metrics {
     /// None where there is no file.
     fn read(path: &Path) -> Result<Option<Self>, ReportError> {
         let fail = |e| FsError::os("read", path, e);
-        let file = match File::open(path) {
+        let file = match open_plain(path) {
             Ok(file) => file,
             Err(e) if no_file(&e) => return Ok(None),
             Err(e) => return Err(fail(e).into()),

@@ -1,23 +1,27 @@
 //! The page over HTTP while a run goes on: two addresses, `/` and `/data.json`, for a browser on the same machine.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::{Given, Page, ReportError, Run};
 
 /// Browsers at a time; others are turned away.
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 32;
 /// More than the head of any request of a browser.
 const REQUEST: usize = 16 << 10;
-/// How long a browser may keep silent.
+/// How long a request may take to come.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long its answer may take to go: a page of some mebibytes, through a tunnel perhaps.
+const PATIENCE_ANSWER: Duration = Duration::from_secs(30);
+/// Bytes behind the head of a request that are read and thrown away.
+const DRAINED: usize = 256 << 10;
 
 /// A run under way.
 pub struct Live {
@@ -75,6 +79,7 @@ impl Live {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    hosts: Hosts,
 }
 
 impl Server {
@@ -89,8 +94,8 @@ impl Server {
             Err(_) => address.to_socket_addrs().map_err(fail)?.collect(),
         };
         let listener = TcpListener::bind(places.as_slice()).map_err(fail)?;
-        let address = listener.local_addr().map_err(fail)?;
-        Ok(Self { listener, address })
+        let bound = listener.local_addr().map_err(fail)?;
+        Ok(Self { listener, address: bound, hosts: Hosts::new(bound, address) })
     }
 
     /// Where browsers find it.
@@ -101,7 +106,7 @@ impl Server {
     /// Answers in threads of its own until the process ends.
     pub fn start(self, live: Arc<Live>) {
         let open = Arc::new(AtomicUsize::new(0));
-        let local = self.address.ip().is_loopback();
+        let hosts = Arc::new(self.hosts);
         thread::spawn(move || {
             for stream in self.listener.incoming() {
                 let Ok(stream) = stream else {
@@ -111,12 +116,13 @@ impl Server {
                 };
                 if open.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS {
                     open.fetch_sub(1, Ordering::SeqCst);
+                    turn_away(stream);
                     continue;
                 }
-                let (live, open) = (live.clone(), open.clone());
+                let (live, open, hosts) = (live.clone(), open.clone(), hosts.clone());
                 thread::spawn(move || {
                     // A browser that went away is no news.
-                    let _ = answer(stream, &live, local);
+                    let _ = answer(Client::new(stream), &live, &hosts);
                     open.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -124,70 +130,208 @@ impl Server {
     }
 }
 
-/// The first line and the host of a request.
+/// One browser too many: told so as far as that takes no time.
+fn turn_away(mut stream: TcpStream) {
+    let _ = stream.set_nonblocking(true);
+    let _ = stream.write(
+        b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    );
+}
+
+/// A connection, which takes [`PATIENCE`] and then [`PATIENCE_ANSWER`] at most.
+struct Client {
+    stream: TcpStream,
+    until: Instant,
+}
+
+impl Client {
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, until: Instant::now() + PATIENCE }
+    }
+
+    /// What is left of the time.
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(into)
+    }
+
+    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.set_write_timeout(self.left()?)?;
+            match self.stream.write(bytes)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => bytes = bytes.get(n..).unwrap_or_default(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the connection so that the answer arrives: bytes that nobody read would have it reset.
+    fn end(&mut self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)?;
+        self.until = Instant::now() + PATIENCE;
+        let (mut piece, mut all) = ([0; 2048], 0);
+        while all < DRAINED {
+            match self.read(&mut piece)? {
+                0 => break,
+                n => all += n,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The hosts under whose names it is served. A name of a foreign site may be made to lead to this machine, and its pages would then read
+/// the report: so the name must be one of these.
+struct Hosts {
+    bound: SocketAddr,
+    /// As the address of `--serve` has it.
+    given: String,
+}
+
+impl Hosts {
+    fn new(bound: SocketAddr, address: &str) -> Self {
+        let given = address.rsplit_once(':').map_or("", |(host, _)| host);
+        Self { bound, given: given.to_ascii_lowercase() }
+    }
+
+    /// Whether a `Host` header names this server: the address it is bound to, the name that it was bound by, or for this machine alone
+    /// `localhost`; bound to all addresses, any address, but no foreign name. The port is another one behind a tunnel.
+    fn allow(&self, header: &str) -> bool {
+        let Some(host) = host_of(header) else { return false };
+        let own = self.bound.ip();
+        let literal = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let address: Option<IpAddr> = match literal {
+            Some(inner) => inner.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+            None => host.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
+        };
+        match address {
+            Some(address) => own.is_unspecified() || address == own,
+            None if literal.is_some() => false,
+            None => {
+                let here = own.is_loopback() || own.is_unspecified();
+                (here && host == "localhost") || (!self.given.is_empty() && host == self.given)
+            }
+        }
+    }
+}
+
+/// The host of a `Host` header, without its port; nothing for what is no such thing.
+fn host_of(header: &str) -> Option<String> {
+    let (host, port) = match header.rfind(']') {
+        Some(end) => header.split_at_checked(end + 1)?,
+        None => header.find(':').map_or((header, ""), |colon| header.split_at(colon)),
+    };
+    let is_port = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()) && digits.parse::<u16>().is_ok();
+    if !(port.is_empty() || port.strip_prefix(':').is_some_and(is_port)) {
+        return None;
+    }
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    (!host.is_empty() && host.bytes().all(plain)).then(|| host.to_ascii_lowercase())
+}
+
+/// What is answered: status, further headers, type, body.
+struct Answer {
+    status: &'static str,
+    more: &'static str,
+    kind: &'static str,
+    body: String,
+}
+
+impl Answer {
+    fn text(status: &'static str, body: &str) -> Self {
+        Self { status, more: "", kind: "text/plain; charset=utf-8", body: body.into() }
+    }
+}
+
+/// The first line and the hosts of a request.
 struct Request {
     method: String,
-    path: String,
-    host: String,
+    target: String,
+    hosts: Vec<String>,
 }
 
 impl Request {
-    fn read(stream: &mut TcpStream) -> io::Result<Self> {
+    /// Reads the head of a request; what is to be answered where it is none.
+    fn read(client: &mut Client) -> io::Result<Result<Self, Answer>> {
         let (mut head, mut piece) = (Vec::new(), [0; 2048]);
-        while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-            let n = stream.read(&mut piece)?;
-            if n == 0 || head.len() > REQUEST {
-                return Err(io::ErrorKind::InvalidData.into());
+        let end = loop {
+            if let Some(end) = head.windows(4).position(|end| end == b"\r\n\r\n") {
+                break end;
             }
-            head.extend_from_slice(piece.get(..n).unwrap_or_default());
+            if head.len() > REQUEST {
+                return Ok(Err(Answer::text("431 Request Header Fields Too Large", "too long a request\n")));
+            }
+            match client.read(&mut piece)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => head.extend_from_slice(piece.get(..n).unwrap_or_default()),
+            }
+        };
+        let head = String::from_utf8_lossy(head.get(..end).unwrap_or_default());
+        let mut lines = head.split("\r\n");
+        let words: Vec<&str> = lines.next().unwrap_or_default().split(' ').collect();
+        let [method, target, version] = *words.as_slice() else {
+            return Ok(Err(Answer::text("400 Bad Request", "no request of HTTP/1.1\n")));
+        };
+        if !version.starts_with("HTTP/1.") {
+            return Ok(Err(Answer::text("505 HTTP Version Not Supported", "HTTP/1.1 is spoken here\n")));
         }
-        let head = String::from_utf8_lossy(&head);
-        let mut lines = head.lines();
-        let mut words = lines.next().unwrap_or_default().split(' ').map(str::to_string);
-        let host = lines
-            .filter_map(|line| line.split_once(':'))
-            .find(|(name, _)| name.eq_ignore_ascii_case("host"))
-            .map_or(String::new(), |(_, host)| host.trim().to_ascii_lowercase());
-        Ok(Self { method: words.next().unwrap_or_default(), path: words.next().unwrap_or_default(), host })
+        let fields = lines.filter_map(|line| line.split_once(':'));
+        let hosts = fields.filter(|(name, _)| name.eq_ignore_ascii_case("host"));
+        let hosts = hosts.map(|(_, host)| host.trim().to_string()).collect();
+        Ok(Ok(Self { method: method.into(), target: target.into(), hosts }))
     }
 
-    /// Whether the browser was sent to this machine by its own name: a foreign site's name may be made to lead here, too.
-    fn is_local(&self) -> bool {
-        let name = match self.host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-            _ => &self.host,
+    fn answer(&self, live: &Live, hosts: &Hosts) -> Answer {
+        let [host] = self.hosts.as_slice() else {
+            return Answer::text("400 Bad Request", "a request names one host\n");
         };
-        name == "localhost" || name == "[::1]" || name.starts_with("127.")
+        if !hosts.allow(host) {
+            return Answer::text(
+                "403 Forbidden",
+                "this is not served under that name; use the address that was printed\n",
+            );
+        }
+        if !matches!(self.method.as_str(), "GET" | "HEAD") {
+            let only = Answer::text("405 Method Not Allowed", "only GET and HEAD\n");
+            return Answer { more: "Allow: GET, HEAD\r\n", ..only };
+        }
+        let (path, query) = self.target.split_once('?').unwrap_or((&self.target, ""));
+        match path {
+            "/" => Answer { kind: "text/html; charset=utf-8", ..Answer::text("200 OK", &live.page().html()) },
+            "/data.json" => {
+                let page = live.page();
+                match (query.strip_prefix("seen="), &page.live) {
+                    (Some(seen), Some(state)) if seen == state => Answer::text("204 No Content", ""),
+                    _ => Answer { kind: "application/json", ..Answer::text("200 OK", &page.json()) },
+                }
+            }
+            _ => Answer::text("404 Not Found", "there is / and /data.json\n"),
+        }
     }
 }
 
-fn answer(mut stream: TcpStream, live: &Live, local: bool) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let request = Request::read(&mut stream)?;
-    let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
-    let (status, kind, body) = match (request.method.as_str(), path) {
-        _ if local && !request.is_local() => {
-            ("403 Forbidden", "text/plain", "this is served on this machine only\n".into())
-        }
-        ("GET", "/") => ("200 OK", "text/html; charset=utf-8", live.page().html()),
-        ("GET", "/data.json") => {
-            let page = live.page();
-            match (query.strip_prefix("seen="), &page.live) {
-                (Some(seen), Some(state)) if seen == state => ("204 No Content", "text/plain", String::new()),
-                _ => ("200 OK", "application/json", page.json()),
-            }
-        }
-        ("GET", _) => ("404 Not Found", "text/plain", "there is / and /data.json\n".into()),
-        _ => ("405 Method Not Allowed", "text/plain", "only GET\n".into()),
-    };
+fn answer(mut client: Client, live: &Live, hosts: &Hosts) -> io::Result<()> {
+    let request = Request::read(&mut client)?;
+    let bare = request.as_ref().is_ok_and(|request| request.method == "HEAD");
+    let Answer { status, more, kind, body } =
+        request.map_or_else(|refused| refused, |r| r.answer(live, hosts));
     let length = body.len();
-    write!(
-        stream,
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n\
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{more}Cache-Control: no-store\r\n\
          X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
-    )?;
-    stream.write_all(body.as_bytes())
+    );
+    client.until = Instant::now() + PATIENCE_ANSWER;
+    client.write_all(head.as_bytes())?;
+    if !bare {
+        client.write_all(body.as_bytes())?;
+    }
+    client.end()
 }
 
 #[cfg(test)]
@@ -233,5 +377,115 @@ mod tests {
         assert!(get(address, "/", "elsewhere.example").starts_with("HTTP/1.1 403"));
         assert!(get(address, "/run.json", &host).starts_with("HTTP/1.1 404"));
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// What a server answers to these bytes.
+    fn ask(address: SocketAddr, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(request).unwrap();
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        text
+    }
+
+    fn serve() -> SocketAddr {
+        let server = Server::bind("127.0.0.1:0").unwrap();
+        let address = server.address;
+        server.start(Arc::new(Live::new(Path::new("no such run"), "")));
+        address
+    }
+
+    #[test]
+    fn only_its_own_names_are_hosts() {
+        let hosts = |bound: &str, given: &str| Hosts::new(bound.parse().unwrap(), given);
+        let local = hosts("127.0.0.1:8350", "127.0.0.1:8350");
+        for host in ["127.0.0.1:8350", "localhost:8350", "LocalHost:9000", "localhost"] {
+            assert!(local.allow(host), "{host}");
+        }
+        for host in [
+            "127.evil.example",
+            "127.evil.example:8350",
+            "127.0.0.1.evil.example:8350",
+            "127.0.0.2:8350",
+            "127.1:8350",
+            "localhost.evil.example:8350",
+            "localhost:",
+            "localhost:+8350",
+            "localhost:98350",
+            "[::1]:8350",
+            "[127.0.0.1]:8350",
+            "evil.example:8350@localhost:8350",
+            "evil@127.0.0.1:8350",
+            "127.0.0.1:8350/",
+            "127.0.0.1:8350 evil.example",
+            "",
+            ":8350",
+            "[::1",
+        ] {
+            assert!(!local.allow(host), "{host}");
+        }
+        let six = hosts("[::1]:80", "[::1]:80");
+        assert!(six.allow("[::1]") && six.allow("[0:0::1]:80") && six.allow("localhost"));
+        assert!(!six.allow("::1") && !six.allow("[::2]") && !six.allow("127.0.0.1"));
+        let named = hosts("192.168.1.5:8350", "Gpu-Box.lan:8350");
+        assert!(named.allow("gpu-box.lan:8350") && named.allow("192.168.1.5:8350"));
+        assert!(
+            !named.allow("localhost:8350") && !named.allow("192.168.1.6:8350") && !named.allow("lan:8350")
+        );
+        let all = hosts("0.0.0.0:8350", "0.0.0.0:8350");
+        assert!(all.allow("10.1.2.3:8350") && all.allow("localhost:8350") && !all.allow("evil.example:8350"));
+    }
+
+    #[test]
+    fn requests_are_get_and_head_and_short() {
+        let address = serve();
+        let begins = |request: &str, status: &str| {
+            let told = ask(address, request.replace("HOST", &address.to_string()).as_bytes());
+            assert!(told.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {told}");
+            told
+        };
+        let whole = begins("GET / HTTP/1.1\r\nHost: HOST\r\n\r\n", "200 OK");
+        let bare = begins("HEAD / HTTP/1.1\r\nHost: HOST\r\n\r\n", "200 OK");
+        assert_eq!(whole.split("\r\n\r\n").next(), bare.split("\r\n\r\n").next());
+        assert!(bare.ends_with("\r\n\r\n"), "{bare}");
+        let body = "x".repeat(100_000);
+        for method in ["POST", "PUT", "DELETE", "OPTIONS", "CONNECT", "get", "TRACE"] {
+            let told = begins(&format!("{method} / HTTP/1.1\r\nHost: HOST\r\n\r\n{body}"), "405");
+            assert!(told.contains("\r\nAllow: GET, HEAD\r\n"), "{told}");
+        }
+        for request in ["GET /", "nonsense", "GET  / HTTP/1.1", "GET / HTTP/1.1 more", ""] {
+            begins(&format!("{request}\r\nHost: HOST\r\n\r\n"), "400");
+        }
+        begins("GET / HTTP/2.0\r\nHost: HOST\r\n\r\n", "505");
+        begins("GET / HTTP/1.1\r\n\r\n", "400");
+        begins("GET / HTTP/1.1\r\nHost: HOST\r\nHost: evil.example\r\n\r\n", "400");
+        begins("GET http://evil.example/ HTTP/1.1\r\nHost: HOST\r\n\r\n", "404");
+        begins("GET /../../etc/passwd HTTP/1.1\r\nHost: HOST\r\n\r\n", "404");
+        begins(&format!("GET / HTTP/1.1\r\nHost: HOST\r\nX: {}", "x".repeat(REQUEST)), "431");
+        begins(&format!("GET /{} HTTP/1.1\r\n", "x".repeat(2 * REQUEST)), "431");
+    }
+
+    /// Hundreds that say nothing, or a byte now and then, hold a place for a few seconds only, and none beyond the bound.
+    #[test]
+    fn slow_clients_and_many_are_bounded() {
+        let address = serve();
+        let began = Instant::now();
+        let mut silent: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(address).unwrap()).collect();
+        // One byte at a time keeps no connection alive.
+        let mut dripping = silent.swap_remove(0);
+        let drip = thread::spawn(move || {
+            while dripping.write_all(b"G").is_ok() && began.elapsed() < 4 * PATIENCE {
+                thread::sleep(Duration::from_millis(200));
+            }
+            began.elapsed()
+        });
+        let request = format!("GET /data.json HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        let turned = ask(address, request.as_bytes());
+        assert!(turned.is_empty() || turned.starts_with("HTTP/1.1 503"), "{turned}");
+        while !ask(address, request.as_bytes()).starts_with("HTTP/1.1 200") {
+            assert!(began.elapsed() < 3 * PATIENCE, "no place came free");
+            thread::sleep(Duration::from_millis(100));
+        }
+        assert!(drip.join().unwrap() < 3 * PATIENCE);
     }
 }

@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use crate::export::PackedFolder;
 use crate::export::copy::{is_weights, list_others};
-use crate::export::hf::not_copied;
+use crate::export::hf::{REPORT, not_copied};
+use crate::export::{PackedFolder, PackedFormat};
+use crate::fsio::shown;
 use crate::model::{Checkpoint, Shard, read_json_object};
 
-use super::{Problem, VerifyError};
+use super::{Entries, Problem, VerifyError};
 
 /// More than any real config.json.
 const LIMIT_JSON: u64 = 16 << 20;
@@ -20,7 +21,7 @@ pub(super) fn compare(
     folder: &Checkpoint,
     source: &Checkpoint,
     problems: &mut Vec<Problem>,
-) -> Result<(), VerifyError> {
+) -> Result<Entries, VerifyError> {
     let mut add = |place: String, what: String| {
         problems.push(Problem { place, row: None, group: None, what });
     };
@@ -37,7 +38,13 @@ pub(super) fn compare(
             add(tensor, what);
         }
     }
-    other_files(folder, source, &not_copied(source), None, problems)
+    let mut entries = other_files(folder, source, &not_copied(source), None, problems)?;
+    let weights = |c: &Checkpoint, of: &Checkpoint| -> Vec<String> {
+        names(c).into_iter().filter(|n| !names(of).contains(n)).collect()
+    };
+    entries.removed.extend(weights(source, folder));
+    entries.added.extend(weights(folder, source));
+    Ok(entries)
 }
 
 /// The same for a folder of a packed format: every tensor of the source, packed or not, and nothing else.
@@ -45,7 +52,7 @@ pub(super) fn compare_packed(
     folder: &PackedFolder,
     source: &Checkpoint,
     problems: &mut Vec<Problem>,
-) -> Result<(), VerifyError> {
+) -> Result<Entries, VerifyError> {
     let files = folder.files();
     let projections = folder.config().projections();
     let shapes: BTreeMap<&String, [usize; 2]> =
@@ -79,42 +86,56 @@ pub(super) fn compare_packed(
     }
     let mut skip = not_copied(source);
     skip.push("model.safetensors.index.json".into());
-    let described = folder.format().description();
-    other_files(files, source, &skip, Some(described), problems)
+    other_files(files, source, &skip, Some(folder.format()), problems)
 }
 
-/// All files but weights. `described` is the one that says how the weights are packed, which an entry of its own may do.
+/// All files but weights. `packed` is the format, one file of which says how the weights are packed, which an entry of its own may do.
 fn other_files(
     folder: &Checkpoint,
     source: &Checkpoint,
     skip: &[PathBuf],
-    described: Option<&str>,
+    packed: Option<PackedFormat>,
     problems: &mut Vec<Problem>,
-) -> Result<(), VerifyError> {
-    let mut add = |place: String, what: String| {
-        problems.push(Problem { place, row: None, group: None, what });
+) -> Result<Entries, VerifyError> {
+    let mut entries = Entries::default();
+    let mut add = |place: &Path, what: &str| {
+        problems.push(Problem { place: shown(place), row: None, group: None, what: what.into() });
+        shown(place)
     };
-    for relative in &list_others(source.folder(), skip)?.copied {
+    let described = packed.map(PackedFormat::description);
+    let of_source = list_others(source.folder(), skip)?;
+    for relative in &of_source.copied {
         let (own, other) = (folder.folder().join(relative), source.folder().join(relative));
         if !own.is_file() {
-            add(relative.display().to_string(), "is missing; the source has it".into());
-        } else if described == relative.to_str() {
+            entries.removed.push(add(relative, "is missing; the source has it"));
+        } else if described.is_some_and(|name| relative == Path::new(name)) {
             if !same_but_for_packing(&own, &other)? {
-                add(
-                    relative.display().to_string(),
-                    "differs from the source's in more than the packing".into(),
-                );
+                entries.changed.push(add(relative, "differs from the source's in more than the packing"));
             }
         } else if !same_bytes(&own, &other)? {
-            add(relative.display().to_string(), "differs from the source's".into());
+            entries.changed.push(add(relative, "differs from the source's"));
         }
     }
-    for relative in list_others(folder.folder(), &not_copied(folder))?.left_out {
-        if is_weights(&relative) {
-            add(relative.display().to_string(), "is another weight file, which a loader may prefer".into());
+    entries.left_out = of_source.left_out.iter().map(|path| shown(path)).collect();
+    let weights = folder.files().iter().map(|shard| PathBuf::from(shard.file_name())).collect::<Vec<_>>();
+    let own = list_others(folder.folder(), &weights)?;
+    for relative in own.copied.iter().filter(|path| !of_source.copied.contains(path)) {
+        let written = relative.as_path() == Path::new(REPORT)
+            || packed.is_some_and(|format| format.writes().iter().any(|name| relative == Path::new(name)));
+        match written {
+            true => entries.of_the_export.push(shown(relative)),
+            false => entries.added.push(add(relative, "is not in the source, and no export writes it")),
         }
     }
-    Ok(())
+    for relative in &own.left_out {
+        match is_weights(relative) {
+            true => {
+                entries.added.push(add(relative, "is another weight file, which a loader may prefer"));
+            }
+            false => entries.not_compared.push(shown(relative)),
+        }
+    }
+    Ok(entries)
 }
 
 /// The first tensor in which the layout of two files differs.

@@ -22,6 +22,7 @@ const RUN_MODEL: &str = "model";
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Inspection {
     /// The file or folder that was read: of a run's folder its mask, or else its model.
+    #[serde(serialize_with = "crate::fsio::as_text")]
     pub path: PathBuf,
     /// `mask`, `dense`, `torch24` or `ct24`.
     pub kind: &'static str,

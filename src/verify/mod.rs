@@ -112,6 +112,25 @@ pub struct Verdict {
     pub weight_bytes: u64,
     /// Whether the tensors and files were held against a source.
     pub compared: bool,
+    /// Beside a source: what is here and not there, or there and not here.
+    pub entries: Entries,
+}
+
+/// The entries of a folder beside those of its source, relative to them.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize)]
+pub struct Entries {
+    /// Files that the source does not have and no export writes: each is also a problem.
+    pub added: Vec<String>,
+    /// Files that the source does not have, as exports write them.
+    pub of_the_export: Vec<String>,
+    /// Files of the source that are missing here; each is also a problem.
+    pub removed: Vec<String>,
+    /// Files that are other than the source's; each is also a problem.
+    pub changed: Vec<String>,
+    /// Files and folders of the source that exports leave out: other copies of the weights, hidden folders, what cannot be read.
+    pub left_out: Vec<String>,
+    /// Hidden folders here, and what cannot be read: not looked into.
+    pub not_compared: Vec<String>,
 }
 
 /// Verifies the folder `dir`.
@@ -135,12 +154,12 @@ pub fn verify(dir: &Path, options: &Options<'_>) -> Result<Verdict, VerifyError>
         }
         None => None,
     };
-    let mut problems = Vec::new();
+    let (mut problems, mut entries) = (Vec::new(), Entries::default());
     if let Some(source) = &source {
-        match &opened {
+        entries = match &opened {
             Opened::Dense(_, files) => folder::compare(files, source, &mut problems)?,
             Opened::Packed(packed) => folder::compare_packed(packed, source, &mut problems)?,
-        }
+        };
     }
     let mut add = |place: &str, what: &str| {
         problems.push(Problem { place: place.into(), row: None, group: None, what: what.into() });
@@ -174,7 +193,7 @@ pub fn verify(dir: &Path, options: &Options<'_>) -> Result<Verdict, VerifyError>
     let weight_bytes = files.files().iter().map(|s| s.len() as u64).sum();
     let (ok, compared) = (problems.is_empty(), source.is_some());
     let (pattern, format) = (pattern.to_string(), opened.format());
-    Ok(Verdict { format, pattern, ok, problems, projections, bytes, weight_bytes, compared })
+    Ok(Verdict { format, pattern, ok, problems, projections, bytes, weight_bytes, compared, entries })
 }
 
 /// The configuration of a folder of any of the formats that [`verify`] reads; its weights are there as it says.

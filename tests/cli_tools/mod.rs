@@ -111,7 +111,29 @@ pub fn fails_in(mut command: Command, code: i32, parts: &[&str]) -> String {
     for part in parts {
         assert!(errors[0].contains(part), "should mention {part:?}:\n{}", errors[0]);
     }
+    if code == 1 && command.get_program() == env!("CARGO_BIN_EXE_maskwright") {
+        names_its_options(&command, errors[0]);
+    }
     errors[0].to_owned()
+}
+
+/// An error that tells what to do tells it in options that the command has; what stands in backticks is another command.
+#[track_caller]
+fn names_its_options(command: &Command, error: &str) {
+    let outside: String = error.split('`').step_by(2).collect::<Vec<_>>().join(" ");
+    let words = outside.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+    let options: Vec<&str> =
+        words.filter(|word| word.strip_prefix("--").is_some_and(|name| name.len() > 1)).collect();
+    if options.is_empty() {
+        return;
+    }
+    let name = command.get_args().next().unwrap_or_default();
+    let help = self::command().arg(name).arg("--help").output().expect("the command starts");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    for option in options {
+        let has = |line: &str| line.split([' ', ',', '=', '[']).any(|word| word == option);
+        assert!(help.lines().any(has), "{name:?} has no {option}, of which its error speaks:\n{error}");
+    }
 }
 
 /// [`fails_in`] with the plain command and exit code 1, where the error is also the last line.

@@ -24,8 +24,8 @@ use super::report;
 use super::train_args::Recipe;
 use super::{Cli, CliError, Command, Outcome};
 use crate::calib::Windows;
-use crate::folder::{RunFolder, RunLock, RunPaths};
-use crate::fsio::create_folder;
+use crate::folder::{FolderError, RunFolder, RunLock, RunPaths};
+use crate::fsio::{check_room, create_folder};
 use crate::prune::PruneError;
 
 /// What may be compared.
@@ -181,6 +181,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let calib = choice.read(&model, &args.calib, &options)?;
     model.windows(&args.eval, &options, ("--eval-window", args.eval_window), None)?;
     RunFolder::check_new(&args.out)?;
+    check_room(&args.out).map_err(FolderError::os(&args.out))?;
     let job = Job { device, args, model, choice, calib, stop: stop_flag()? };
     let mut contenders: Vec<Contender> = Vec::new();
     for &contender in &args.methods {

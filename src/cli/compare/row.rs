@@ -19,6 +19,7 @@ pub(super) struct Row {
     /// Method or recipe.
     pub(super) method: String,
     /// Its folder.
+    #[serde(serialize_with = "crate::fsio::as_text")]
     run: PathBuf,
     #[serde(flatten)]
     pub(super) found: Option<Found>,

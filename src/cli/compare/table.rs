@@ -1,13 +1,13 @@
 //! The comparison: as JSON, as a table, as Markdown.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use super::row::{Dense, Found, Row};
 use super::{Job, file_name};
 use crate::cli::CliError;
 use crate::cli::output::table;
-use crate::fsio::write_bytes;
+use crate::fsio::{shown, write_bytes};
 use crate::mask::Pattern;
 
 const HEAD: [&str; 9] = [
@@ -28,9 +28,9 @@ pub(super) struct Comparison {
     version: &'static str,
     adapter: String,
     preset: &'static str,
-    model: PathBuf,
-    calib: PathBuf,
-    eval: PathBuf,
+    model: String,
+    calib: String,
+    eval: String,
     pattern: Pattern,
     windows: usize,
     window: usize,
@@ -51,9 +51,9 @@ impl Comparison {
             version: env!("CARGO_PKG_VERSION"),
             adapter,
             preset,
-            model: args.model.clone(),
-            calib: args.calib.clone(),
-            eval: args.eval.clone(),
+            model: shown(&args.model),
+            calib: shown(&args.calib),
+            eval: shown(&args.eval),
             pattern: args.select.pattern,
             windows: job.calib.count(),
             window: job.calib.window(),
@@ -143,11 +143,11 @@ impl Comparison {
                 "measured on {} windows of {} tokens of {}; masks from {} {} windows of {} tokens of {}{learned}; {:.0} s in all",
                 dense.windows,
                 dense.window,
-                file_name(&self.eval),
+                file_name(Path::new(&self.eval)),
                 self.windows,
                 self.segments,
                 self.window,
-                file_name(&self.calib),
+                file_name(Path::new(&self.calib)),
                 self.seconds
             ));
         }
