@@ -226,7 +226,10 @@ fn an_empty_folder_stays_the_folder_it_is() {
         assert_eq!((ran.code, found), (Some(0), whole), "{}", ran.err);
     }
     fs::write(dir.join("file"), "").unwrap();
-    fails(&to(&export(&dir, "hf"), &dir.join("file"), false), &["file: it is there already and is no folder"]);
+    fails(
+        &to(&export(&dir, "hf"), &dir.join("file"), false),
+        &["file: it is there already and is no folder"],
+    );
     fails(&to(&export(&dir, "hf"), &dir.join("new"), true), &["--force replaces a file"]);
 }
 
