@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    AbsSums, Activation, Adam, AdamState, AttentionGradient, Descent, Heads, InverseFactor, Kernels, Layout,
-    Learn, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Norm, Preset, Product,
-    Relaxation, Rotary, SampleAt, Score, Soft, SoftPatterns, SoftTopN, Square, StateType, Weight,
-    choose_preset,
+    AbsSums, Activation, Adam, AdamState, AttentionGradient, DIVERGENCE, Descent, Heads, InverseFactor,
+    Kernels, Layout, Learn, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Norm,
+    Preset, Product, Relaxation, Rotary, SampleAt, Score, Soft, SoftPatterns, SoftTopN, Square, StateType,
+    VOCAB_STATE, Weight, choose_preset, f32_bytes,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{ActivationKind, Dtype, NormKind, TensorView};
@@ -167,9 +167,9 @@ impl<'g> Bench<'g> {
             kernels.activate(c, ActivationKind::Gelu, y.rows(0, h, t4)?)
         })?;
         let targets = gpu.alloc("bench:targets", 16 * t4 as u64)?;
-        let state = Activation::new(gpu, "bench:state", 3, t4)?;
+        let state = Activation::new(gpu, "bench:state", VOCAB_STATE, t4)?;
         self.run("vocab_reduce", shape, name, |c| {
-            kernels.vocab_reduce(c, x.rows(0, h, t4)?, 0, &targets, state.rows(0, 3, t4)?, None)
+            kernels.vocab_reduce(c, x.rows(0, h, t4)?, 0, &targets, state.rows(0, VOCAB_STATE, t4)?, None)
         })
     }
 
@@ -215,7 +215,7 @@ impl<'g> Bench<'g> {
         let (h, vocab, t4) = (192usize, 4096usize, layout.t4());
         let (x, y, z) = (filled(gpu, h, t4)?, filled(gpu, h, t4)?, filled(gpu, h, t4)?);
         let gain = gpu.alloc_init("bench:gain", &vec![1.0f32; h])?;
-        let tokens = gpu.alloc("bench:tokens", 32 * t4 as u64)?;
+        let tokens = gpu.alloc("bench:tokens", 16 * t4 as u64)?;
         let shape = format!("{h} x {}", 4 * t4);
         self.run("rms_norm_backward", shape.clone(), name, |c| {
             let (x, d_y, d_x) = (x.rows(0, h, t4)?, y.rows(0, h, t4)?, z.rows(0, h, t4)?);
@@ -244,20 +244,29 @@ impl<'g> Bench<'g> {
         })?;
         // Any state will do whose sums are not zero.
         let (logits, dense) = (filled(gpu, vocab, t4)?, filled(gpu, vocab, t4)?);
-        let state = Activation::new(gpu, "bench:state", 3, t4)?;
-        gpu.upload(state.buffer(), 0, bytemuck::cast_slice(&vec![vocab as f32; 3 * 4 * t4]))?;
+        let state = Activation::new(gpu, "bench:state", VOCAB_STATE, t4)?;
+        gpu.upload(state.buffer(), 0, bytemuck::cast_slice(&vec![vocab as f32; VOCAB_STATE * 4 * t4]))?;
         let targets = gpu.alloc_init("bench:targets", &vec![1u32; 4 * t4])?;
         let shape = format!("vocabulary of {vocab} x {}", 4 * t4);
         self.run("vocab_reduce", shape.clone(), name, |c| {
-            kernels.vocab_reduce(c, logits.rows(0, vocab, t4)?, 0, &targets, state.rows(0, 3, t4)?, None)
+            kernels.vocab_reduce(
+                c,
+                logits.rows(0, vocab, t4)?,
+                0,
+                &targets,
+                state.rows(0, VOCAB_STATE, t4)?,
+                None,
+            )
         })?;
         self.run("vocab_gradient", shape.clone(), name, |c| {
-            let (logits, state) = (logits.rows(0, vocab, t4)?, state.rows(0, 3, t4)?);
+            let (logits, state) = (logits.rows(0, vocab, t4)?, state.rows(0, VOCAB_STATE, t4)?);
             kernels.vocab_gradient(c, logits, vocab, 0, &targets, state, 0.5, None)
         })?;
+        let sums = gpu.alloc("bench:divergence", f32_bytes(DIVERGENCE, 4 * t4))?;
         self.run("vocab_kl", shape, name, |c| {
-            let (x, d, s) = (logits.rows(0, vocab, t4)?, dense.rows(0, vocab, t4)?, state.rows(0, 3, t4)?);
-            kernels.vocab_kl(c, x, d, vocab, s, s, &targets, 0.5, &tokens, [None; 2])
+            let (x, d, s) =
+                (logits.rows(0, vocab, t4)?, dense.rows(0, vocab, t4)?, state.rows(0, VOCAB_STATE, t4)?);
+            kernels.vocab_kl(c, x, d, vocab, 0, s, s, &targets, 0.5, &sums, [None; 2])
         })
     }
 

@@ -30,7 +30,7 @@
 //!
 //! # Layers
 //!
-//! Each uses only those named before it: [`fsio`] (files that appear whole or not at all), [`model`] and [`mask`] (folders, tensors, patterns, the
+//! Each uses only those named before it: [`fsio`] (files that appear whole or not at all), [`folder`] (the folder of a run), [`model`] and [`mask`] (folders, tensors, patterns, the
 //! sampling law; no GPU), [`calib`] (windows of texts), [`hub`] (models by their names on the
 //! Hugging Face hub), [`export`] (what is written), [`verify`] (whether it is right), [`gpu`] (the only one that
 //! names wgpu), [`kernel`] (one function per shader), [`nn`] (the decoder), [`eval`] and [`prune`] (what a mask costs, and how one is chosen),
@@ -44,6 +44,7 @@ pub mod calib;
 pub mod cli;
 pub mod eval;
 pub mod export;
+pub mod folder;
 pub mod fsio;
 pub mod gpu;
 pub mod hub;

@@ -4,8 +4,9 @@ mod cli_tools;
 mod host_fixture;
 
 use std::fs;
+use std::path::Path;
 
-use cli_tools::{fails, json, preset, succeeds, village};
+use cli_tools::{closing_village, fails, json, preset, succeeds, village};
 use host_fixture::Scratch;
 
 /// What transformers 5.24 continues "Once upon a time" with, the embedded model in float32 and `generate(do_sample=False)`: dense, and
@@ -80,6 +81,48 @@ fn own_texts() {
     assert_eq!(texts.len(), 5, "sequences do not repeat each other");
     let text = dir.join("five.jsonl");
     succeeds(args!["eval", model, "--text", text, "--window", "16", "--quiet"]);
+}
+
+/// Neither a template's end token nor one that the prompt ends with is continued behind, unless asked for; an opening token that is there
+/// twice is said.
+#[test]
+fn prompts_do_not_continue_behind_an_end() {
+    let dir = Scratch::new();
+    let closing = closing_village(&dir.join("closing"));
+    let write = |model: &Path, prompt: &str, more: &[&str]| {
+        let mut words = args!["generate", model, "--prompt", prompt, "--tokens", "8", "--json"].to_vec();
+        words.extend(more.iter().map(Into::into));
+        let ran = succeeds(&words);
+        let shown = json(&ran.out);
+        (shown["prompt_ids"].clone(), shown["dense"]["ids"].clone(), ran.err)
+    };
+    let warned = |err: &str, what: &str| err.lines().any(|line| line.contains("WARN") && line.contains(what));
+    let once = "Once upon a time";
+    let (prompt, ids, err) = write(&village(), once, &[]);
+    assert_eq!(ids, serde_json::json!(&DENSE[..8]));
+    assert!(!err.contains("WARN"), "{err}");
+    // The template's own, without a word.
+    let (own, same, err) = write(&closing, once, &[]);
+    assert_eq!((&own, &same), (&prompt, &ids));
+    assert!(!err.contains("WARN"), "{err}");
+    // Written in the prompt.
+    let (own, same, err) = write(&village(), "Once upon a time</s></s>", &[]);
+    assert_eq!((&own, &same), (&prompt, &ids));
+    assert!(warned(&err, "ends with </s>") && warned(&err, "--past-end"), "{err}");
+    // Asked for.
+    let behind = |prompt: &serde_json::Value| prompt.as_array().expect("ids").last().cloned();
+    for (model, text) in [(&closing, once), (&village(), "Once upon a time</s>")] {
+        let (own, _, err) = write(model, text, &["--past-end"]);
+        assert_eq!(behind(&own), Some(2.into()));
+        assert!(!err.contains("WARN"), "{err}");
+    }
+    // An empty prompt is the opening token alone, whatever stands behind it.
+    for (model, text) in [(&village(), ""), (&closing, ""), (&closing, "</s>")] {
+        assert_eq!(write(model, text, &[]).0, serde_json::json!([1]), "{text}");
+    }
+    let (own, _, err) = write(&village(), "<s>Once upon a time", &[]);
+    assert_eq!(own[0], own[1]);
+    assert!(warned(&err, "begins with <s>"), "{err}");
 }
 
 #[test]

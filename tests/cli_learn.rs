@@ -8,14 +8,22 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use cli_tools::{command, fails, json, json_file, perplexity, preset, run, succeeds, village, village_text};
-use host_fixture::Scratch;
+use cli_tools::{
+    command, copied_village, fails, json, json_file, perplexity, preset, run, succeeds, village, village_text,
+};
+use half::f16;
+use host_fixture::{Scratch, edit_tensor};
 use maskwright::mask::MaskFile;
 use serde_json::Value;
 
 /// `prune` of the embedded model on a few short windows.
 fn prune(more: &[&str]) -> Vec<OsString> {
-    let mut args = args!["prune", village(), "--calib", village_text("calib")].to_vec();
+    prune_of(&village(), more)
+}
+
+/// The same of another model with its tokenizer.
+fn prune_of(model: &Path, more: &[&str]) -> Vec<OsString> {
+    let mut args = args!["prune", model, "--calib", village_text("calib")].to_vec();
     let windows = ["--segments", "sequential", "--windows", "16", "--window", "64", "--batch", "4"];
     args.extend(windows.iter().map(OsString::from));
     args.extend(args!["--preset", preset()].to_vec());
@@ -384,4 +392,83 @@ fn stages_chain_over_files() {
     assert_eq!(masks(&repaired), masks(&first));
     let result = |run: &Path, row: &str| perplexity(&json_file(&run.join("run.json")), row);
     assert_eq!(result(&second, "start"), result(&first, "result"));
+}
+
+/// A block that adds nothing to the residual stream (a model was expanded by it, or it is switched off) has no update that an error could be
+/// a share of: it keeps its start mask, says so, and the others learn.
+#[test]
+fn a_block_without_an_update_keeps_its_start_mask() {
+    let dir = Scratch::new();
+    let model = copied_village(&dir.join("model"));
+    for name in ["self_attn.o_proj", "mlp.down_proj"] {
+        edit_tensor(&model, &format!("model.layers.2.{name}.weight"), |bytes| bytes.fill(0));
+    }
+    let kinds: [(&str, &[&str]); 4] = [
+        ("relaxed", &["--method", "relaxed", "--steps", "3", "--keep-every", "1e20"]),
+        ("joint", &["--method", "relaxed", "--steps", "2", "--joint"]),
+        ("maskpro", &["--method", "maskpro", "--objective", "block", "--steps", "2"]),
+        ("repair", &["--method", "wanda", "--repair", "block", "--repair-steps", "2"]),
+    ];
+    for (name, more) in kinds {
+        let run = dir.join(name);
+        let ran = succeeds(&into(prune_of(&model, &[more, &["--start", "wanda"]].concat()), "--out", &run));
+        let said = ran.err.lines().filter(|l| l.contains("WARN") && l.contains("adds nothing")).count();
+        assert!(said == 1 && ran.err.contains("block 2 adds nothing"), "{name}: {}", ran.err);
+        let blocks = learned(&run);
+        assert_eq!(blocks.len(), 5, "{name}");
+        for line in &blocks {
+            let skipped = line["block"] == 2;
+            assert_eq!(line["skipped"] == true, skipped, "{name}: {line}");
+            let errors = [&line["start"], &line["error"]].map(|e| e.as_f64().expect("a number"));
+            assert!(if skipped { errors == [0.0; 2] } else { errors[0] > 0.0 }, "{name}: {line}");
+        }
+        for moved in json_file(&run.join("run.json"))["moved"].as_array().expect("projections") {
+            if moved["name"].as_str().expect("a name").contains("layers.2.") {
+                assert_eq!(moved["changed"], 0, "{name}: {moved}");
+            }
+        }
+    }
+}
+
+/// Re-fitted weights beyond the end of the stored type: named as that, kept out of files, and clamped only where asked for; a run that ended
+/// there goes on.
+#[test]
+fn weights_that_their_type_cannot_hold() {
+    let dir = Scratch::new();
+    let model = copied_village(&dir.join("model"));
+    let scaled = |name: String, by: f32| {
+        edit_tensor(&model, &name, |bytes| {
+            for half in bytes.as_chunks_mut::<2>().0 {
+                *half = f16::from_f32(f16::from_le_bytes(*half).to_f32() * by).to_le_bytes();
+            }
+        });
+    };
+    // Up as far as it goes in the last blocks, and down by as much: the model stays about what it was.
+    for block in [3, 4] {
+        let mut most = 0.0f32;
+        edit_tensor(&model, &format!("model.layers.{block}.mlp.up_proj.weight"), |bytes| {
+            let halves = bytes.as_chunks::<2>().0.iter();
+            most = halves.fold(most, |most, half| most.max(f16::from_le_bytes(*half).to_f32().abs()));
+        });
+        scaled(format!("model.layers.{block}.mlp.up_proj.weight"), 65_000.0 / most);
+        scaled(format!("model.layers.{block}.mlp.down_proj.weight"), most / 65_000.0);
+    }
+    let repair = ["--method", "descent", "--repair", "lstsq"];
+    let run = dir.join("run");
+    let words = |more: &[&str]| prune_of(&model, &[&repair, more].concat());
+    let told = fails(
+        &into(words(&[]), "--out", &run),
+        &["model.layers.3.mlp.up_proj.weight", "do not fit in F16", "65504", "--clamp-weights", "--resume"],
+    );
+    assert!(!told.contains("inf"), "{told}");
+    assert!(!run.join("run.json").exists() && run.join("manifest.json").exists());
+    // With the option it goes on with the blocks that are finished.
+    let ran = succeeds(&into(words(&["--clamp-weights"]), "--resume", &run));
+    assert!(ran.err.contains("3 blocks are finished"), "{}", ran.err);
+    assert!(ran.err.lines().any(|l| l.contains("WARN") && l.contains("clamped")), "{}", ran.err);
+    succeeds(args!["verify", run.join("model"), "--quiet"]);
+    // Weights that are trained are named in the same way.
+    let trained = ["--method", "wanda", "--repair", "block", "--repair-steps", "3", "--repair-rate", "60000"];
+    let told = fails(&into(prune_of(&village(), &trained), "--out", &dir.join("trained")), &[]);
+    assert!(told.contains("do not fit in F16") || told.contains("lower --rate"), "{told}");
 }

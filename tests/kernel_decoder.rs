@@ -9,7 +9,7 @@ use common::{
     same_bits, untouched, vector,
 };
 use maskwright::gpu::GpuError;
-use maskwright::kernel::{Activation, Heads, Kernels, Layout, Preset, Rotary};
+use maskwright::kernel::{Activation, Heads, Kernels, Layout, LogSum, Preset, Rotary, VOCAB_STATE};
 use reference::Twin;
 
 /// Lanes of the element-wise kernels under a preset.
@@ -217,29 +217,29 @@ fn attention_of_absurd_scores_is_finite() {
     }
 }
 
-/// The running state after all `pieces` of the vocabulary, as maxima, sums and targets.
+/// The log-sum-exp of every token after all `pieces` of the vocabulary.
 fn reduce(
     kernels: &Kernels<'static>,
     logits: &[f32],
     targets: &[u32],
     pieces: &[usize],
     cap: Option<f32>,
-) -> [Vec<f32>; 3] {
+) -> Vec<LogSum> {
     let tokens = targets.len();
     let t4 = tokens / 4;
     let target_buffer = vector(gpu(), targets);
-    let state = activation(gpu(), 3, t4, &untouched(3 * tokens));
+    let state = activation(gpu(), VOCAB_STATE, t4, &untouched(VOCAB_STATE * tokens));
     let mut c = commands();
     let mut first = 0;
     for &rows in pieces {
         let piece = activation(gpu(), rows, t4, &logits[first * tokens..(first + rows) * tokens]);
-        let (logits, state) = (all(&piece, rows, t4), all(&state, 3, t4));
+        let (logits, state) = (all(&piece, rows, t4), all(&state, VOCAB_STATE, t4));
         kernels.vocab_reduce(&mut c, logits, first, &target_buffer, state, cap).expect("vocab_reduce");
         first += rows;
     }
     assert_eq!(first * tokens, logits.len());
-    let got = read(&mut c, state.buffer(), 3 * tokens);
-    [0, 1, 2].map(|row| got[row * tokens..(row + 1) * tokens].to_vec())
+    let got = read(&mut c, state.buffer(), VOCAB_STATE * tokens);
+    (0..tokens).map(|t| LogSum::of(&got, tokens, t)).collect()
 }
 
 /// Logits of every size, in any order, whole and in pieces, with and without a cap; targets in every piece, at its edges, and none.
@@ -279,14 +279,14 @@ fn vocab_reduce() {
                     cuts.iter().flat_map(|c| [None, Some(30.0), Some(0.5)].map(|cap| (c, cap)))
                 {
                     let label = format!("{name} [{vocab}, {tokens}] {kind} in {pieces:?}, cap {cap:?}");
-                    let [max, sum, target] = reduce(&kernels, &logits, &targets, pieces, cap);
+                    let got = reduce(&kernels, &logits, &targets, pieces, cap);
+                    let all = |of: fn(&LogSum) -> f64| got.iter().map(of).collect::<Vec<_>>();
                     let want = reference::vocab_reduce(&logits, &targets, tokens, cap);
-                    worst_logit.check(&format!("{label}: maximum"), &max, &want.max);
-                    worst_logit.check(&format!("{label}: target"), &target, &want.target);
-                    worst.check(&label, &sum, &want.sum);
-                    // as the host computes it, in f64
-                    let loss = |t: usize| f64::from(max[t]) + f64::from(sum[t]).ln() - f64::from(target[t]);
-                    worst_loss.check(&label, &(0..tokens).map(loss).collect::<Vec<_>>(), &want.loss);
+                    worst_logit.check(&format!("{label}: maximum"), &all(|s| s.top), &want.max);
+                    worst_logit.check(&format!("{label}: target"), &all(|s| s.target), &want.target);
+                    // The twin's is taken from the greatest logit.
+                    worst.check(&label, &all(|s| s.sum * (s.near - s.top).exp()), &want.sum);
+                    worst_loss.check(&label, &all(LogSum::loss), &want.loss);
                 }
             }
         }
@@ -385,10 +385,10 @@ fn wrong_shapes_are_refused() {
             Heads { scale: f32::NAN, ..heads(2, 2) },
             layout,
         ),
-        kernels.vocab_reduce(&mut c, wide, 0, &small, all(&x, 3, 4), None),
+        kernels.vocab_reduce(&mut c, wide, 0, &small, all(&x, VOCAB_STATE, 4), None),
         kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), wide, None),
-        kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), all(&x, 3, 4), Some(0.0)),
-        kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), all(&x, 3, 4), Some(f32::NAN)),
+        kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), all(&x, VOCAB_STATE, 4), Some(0.0)),
+        kernels.vocab_reduce(&mut c, wide, 0, x.buffer(), all(&x, VOCAB_STATE, 4), Some(f32::NAN)),
     ];
     for (i, result) in results.into_iter().enumerate() {
         let error = result.expect_err(&format!("call {i}"));

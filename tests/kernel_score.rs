@@ -15,7 +15,7 @@ const PATTERNS: [(usize, usize); 9] =
 const SHAPES: [(usize, usize); 5] = [(1, 16), (3, 32), (37, 144), (70, 48), (5, 272)];
 
 fn limited() -> Gpu {
-    open(GpuOptions { checked: true, max_binding_bytes: Some(4096), ..Default::default() })
+    open(GpuOptions { checked: true, max_binding_bytes: Some(4 * 272 * 4), ..Default::default() })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

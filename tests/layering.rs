@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Folder or file of `src`, and which of the others it may name.
 const LAYERS: &[(&str, &[&str])] = &[
     ("fsio", &[]),
+    ("folder", &["fsio"]),
     ("model", &["fsio"]),
     ("mask", &["fsio", "model"]),
     ("calib", &["fsio", "model"]),
@@ -16,13 +17,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("kernel", &["gpu", "mask", "model"]),
     ("nn", &["gpu", "kernel", "mask", "model"]),
     ("eval", &["calib", "gpu", "kernel", "mask", "model", "nn"]),
-    ("prune", &["calib", "eval", "export", "fsio", "gpu", "kernel", "mask", "model", "nn"]),
-    ("report", &["fsio"]),
+    ("prune", &["calib", "eval", "export", "folder", "fsio", "gpu", "kernel", "mask", "model", "nn"]),
+    ("report", &["folder", "fsio"]),
     (
         "cli",
         &[
-            "calib", "eval", "export", "fsio", "gpu", "hub", "kernel", "mask", "model", "nn", "prune",
-            "report", "verify",
+            "calib", "eval", "export", "folder", "fsio", "gpu", "hub", "kernel", "mask", "model", "nn",
+            "prune", "report", "verify",
         ],
     ),
 ];

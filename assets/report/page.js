@@ -99,7 +99,8 @@
     const memory = run.info.memory || {};
     const tile = (value, what) => el("div", { class: "tile" }, el("b", null, value), el("span", { class: "soft" }, what));
     return el("div", { class: "tiles" },
-      result && tile(number(result.perplexity), `perplexity (dense ${number(dense && dense.perplexity)})`),
+      result && (has(result.perplexity) ? tile(number(result.perplexity), `perplexity (dense ${number(dense && dense.perplexity)})`)
+        : tile(number(result.nll), "nats per token (the perplexity overflows)")),
       result && has(result.kl_to_dense) && tile(number(result.kl_to_dense, 3), "nats KL to dense"),
       result && has(result.top1_agreement) && tile(percent(result.top1_agreement), "of tokens predicted as by dense"),
       has(run.info.seconds) && tile(duration(run.info.seconds), "in all"),
@@ -108,7 +109,8 @@
 
   const setup = (run) => {
     const info = run.info;
-    const kept = has(info.windows) ? `${info.windows} windows of ${info.window} tokens${info.segments ? `, ${info.segments}` : ""}` : null;
+    const asked = info.windows_asked > info.windows ? ` (${info.windows_asked} asked for)` : "";
+    const kept = has(info.windows) ? `${info.windows} windows${asked} of ${info.window} tokens${info.segments ? `, ${info.segments}` : ""}` : null;
     const entries = [
       ["Model", info.model], ["Method", info.method], ["Pattern", info.pattern], ["Start mask", info.start],
       ["Stages", stages(run).map((s) => `${s.trains} on the ${s.objective} objective`).join(", then ")],
@@ -207,7 +209,7 @@
     if (!run.learned.length) return null;
     const rows = run.learned.map((l) => [
       has(l.block) ? `block ${l.block}` : "model", has(l.stage) ? String(l.stage) : "–", number(l.start), number(l.error),
-      l.kept === false ? "start kept" : number(l.error / l.start, 3), has(l.groups_changed) ? l.groups_changed.toLocaleString("en") : "–", duration(l.seconds)]);
+      l.skipped ? "adds nothing: start kept" : l.kept === false ? "start kept" : number(l.error / l.start, 3), has(l.groups_changed) ? l.groups_changed.toLocaleString("en") : "–", duration(l.seconds)]);
     return card("Blocks and model, before and after learning", table(["", "stage", "start", "learned", "ratio", "groups changed", "time"], rows,
       "Mean over 128 calibration windows with strict masks: of a block the squared error as a share of its update, of the model nats per token."));
   };

@@ -17,9 +17,14 @@ enum SegmentsArg {
     Sequential,
 }
 
-/// A number of windows: none would be no run.
+/// A number of windows: none would be no run, and with more than these the bytes of a plan could not be counted.
 pub(super) fn at_least_one() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..)
+    RangedU64ValueParser::new().range(1..=1 << 22)
+}
+
+/// Tokens of a window; longer ones than this could not be counted either. What is too short for a window says so itself.
+pub(super) fn tokens_of_window() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(..=1 << 20)
 }
 
 /// Where the text is in a file of documents.
@@ -53,7 +58,7 @@ pub(super) struct CalibArgs {
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub(super) windows: Option<usize>,
     /// Tokens of a calibration window [default: 2048 or as many as the model was made for, of maskpro 128]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens_of_window())]
     pub(super) window: Option<usize>,
     /// Which windows of the calibration text are taken [default: random, of maskpro sequential]
     #[arg(long, value_enum)]

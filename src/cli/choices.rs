@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::context::{DeviceArgs, Model};
 use super::output::{Progress, show_profile, shown, table, with_profile};
 use super::{CliError, Outcome};
 use crate::calib::Question;
-use crate::eval::{Accuracy, answer};
+use crate::eval::{Accuracy, Answered, answer};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::model::Tokenizer;
@@ -42,25 +42,38 @@ pub(super) fn run(
     let progress = |done| bar.at(done as u64, String::new);
     let answered = answer(&decoder, &mut commands, &bank.refs(), &tokenizer, &questions, progress)?;
     bar.end();
-    let Accuracy { acc, acc_norm } = Accuracy::of(&answered);
+    let accuracy = Accuracy::of(&answered);
+    let shares = [
+        ("acc", accuracy.acc),
+        ("acc_norm", accuracy.acc_norm),
+        ("acc_bytes", accuracy.acc_bytes),
+        ("acc_tokens", accuracy.acc_tokens),
+    ];
     let seconds = started.elapsed().as_secs_f64();
     if as_json {
-        let likelihoods: Vec<_> = answered.iter().map(|a| &a.likelihoods).collect();
-        let out = json!({
+        let each = |of: fn(&Answered) -> Value| answered.iter().map(of).collect::<Vec<_>>();
+        let mut out = json!({
             "questions": questions.len(),
-            "acc": acc.value,
-            "acc_norm": acc_norm.value,
-            "intervals_95": {"acc": [acc.low, acc.high], "acc_norm": [acc_norm.low, acc_norm.high]},
-            "log_likelihoods": likelihoods,
+            "log_likelihoods": each(|a| json!(a.likelihoods)),
+            "tokens": each(|a| json!(a.tokens)),
             "adapter": gpu.describe(),
             "preset": kernels.preset().name,
             "seconds": seconds,
             "masked": set.is_some(),
         });
+        for (name, share) in shares {
+            out[name] = share.value.into();
+            out["intervals_95"][name] = json!([share.low, share.high]);
+        }
         println!("{}", with_profile(out, device, &gpu));
     } else {
-        let cells = vec![questions.len().to_string(), shown(acc, 100.0, 2), shown(acc_norm, 100.0, 2)];
-        println!("{}", table(&["questions", "acc, %", "acc_norm, %"], &[cells]));
+        let head =
+            std::iter::once("questions".to_string()).chain(shares.map(|(name, _)| format!("{name}, %")));
+        let cells = std::iter::once(questions.len().to_string())
+            .chain(shares.map(|(_, share)| shown(share, 100.0, 2)))
+            .collect();
+        let head: Vec<String> = head.collect();
+        println!("{}", table(&head.iter().map(String::as_str).collect::<Vec<_>>(), &[cells]));
         device.note(|| {
             format!(
                 "for the harness's own tasks, on the written model:\n  lm_eval --model hf --model_args pretrained=MODEL,dtype=auto \

@@ -3,6 +3,7 @@
 //! A key is the long name of an option, and `model` the folder; a flag is true or false; an option that may be given several times is a
 //! list. What stands on the command line goes before what stands in the file.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -31,7 +32,7 @@ const NOT_WRITTEN: [&str; 11] = [
 ];
 
 /// The key of an option: its long name, or its place.
-fn key(arg: &Arg) -> String {
+pub(super) fn key(arg: &Arg) -> String {
     arg.get_long().map_or_else(|| arg.get_id().to_string(), str::to_string)
 }
 
@@ -94,6 +95,18 @@ pub(super) fn resolved(command: &Command, matches: &ArgMatches) -> String {
     )
 }
 
+/// The keys of the options that were given, here or in a file, with another value than they have by default.
+pub(super) fn given(command: &Command, matches: &ArgMatches) -> BTreeSet<String> {
+    let is_given = |arg: &&Arg| {
+        let id = arg.get_id().as_str();
+        let told = matches.value_source(id).is_some_and(|source| source != ValueSource::DefaultValue);
+        told && !matches
+            .get_raw(id)
+            .is_some_and(|words| words.eq(arg.get_default_values().iter().map(|value| value.as_os_str())))
+    };
+    command.get_arguments().filter(is_given).map(key).collect()
+}
+
 /// Replaces `--config FILE` of the subcommand `name` by what the file says, as far as the command line does not say it.
 ///
 /// # Errors
@@ -113,10 +126,16 @@ pub(super) fn expand(command: &Command, name: &str, args: Vec<OsString>) -> Resu
         let Some(arg) = found else {
             return Err(bad(path, format!("`{key_given}` is no option of {name} that a file may have")));
         };
-        let id = arg.get_id().as_str();
-        let here = given.try_contains_id(id).unwrap_or(false)
-            && given.value_source(id) == Some(ValueSource::CommandLine);
-        if !here {
+        // Also in another word: a recipe given here takes the place of the file's method, and the other way round.
+        let conflicts =
+            |a: &Arg, b: &Arg| sub.get_arg_conflicts_with(a).iter().any(|c| c.get_id() == b.get_id());
+        let is_here = |arg: &Arg| {
+            let id = arg.get_id().as_str();
+            given.try_contains_id(id).unwrap_or(false)
+                && given.value_source(id) == Some(ValueSource::CommandLine)
+        };
+        let replaced = |other: &&Arg| is_here(other) && (conflicts(other, arg) || conflicts(arg, other));
+        if !is_here(arg) && !sub.get_arguments().any(|other| replaced(&other)) {
             out.extend(words(path, arg, &key_given, value)?);
         }
     }
@@ -147,14 +166,18 @@ fn words(path: &Path, arg: &Arg, key: &str, value: Value) -> Result<Vec<OsString
         Value::Array(values) => values,
         one => vec![one],
     };
-    let word = |value: Value| {
-        let text = match value {
-            Value::String(text) => text,
-            Value::Integer(number) => number.to_string(),
-            Value::Float(number) => number.to_string(),
-            _ => return Err(wrong("a text, a number, or a list of them")),
-        };
-        Ok(if arg.is_positional() { text.into() } else { format!("--{key}={text}").into() })
+    let text = |value: Value| match value {
+        Value::String(text) => Ok(text),
+        Value::Integer(number) => Ok(number.to_string()),
+        Value::Float(number) => Ok(number.to_string()),
+        _ => Err(wrong("a text, a number, or a list of them")),
     };
-    values.into_iter().map(word).collect()
+    let mut texts = values.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    if let (ArgAction::Set, Some(delimiter), 2..) = (arg.get_action(), arg.get_value_delimiter(), texts.len())
+    {
+        texts = vec![texts.join(&delimiter.to_string())];
+    }
+    let word =
+        |text: String| if arg.is_positional() { text.into() } else { format!("--{key}={text}").into() };
+    Ok(texts.into_iter().map(word).collect())
 }

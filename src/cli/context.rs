@@ -131,20 +131,24 @@ impl Model {
         Ok(model)
     }
 
-    /// The first `most` windows of a text, or all; and how many tokens those are, or the text with its tail has.
+    /// The first `most` windows of a text, or all, whose length was given as `option`; and how many tokens those are, or the text with its tail has.
     pub(super) fn windows(
         &self,
         text: &Path,
         options: &TextOptions,
-        window: usize,
+        (option, window): (&str, usize),
         most: Option<usize>,
     ) -> Result<(Windows, usize), CliError> {
         let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
         let tokens = tokens_of(&tokenizer, text, options)?;
         let most = most.unwrap_or(usize::MAX);
         let count = tokens.len().min(most.saturating_mul(window));
-        self.warn_of_long(window);
-        Ok((Windows::new(tokens, window)?.first(most), count))
+        self.warn_of_long(option, window);
+        let windows = Windows::new(tokens, window)?.first(most);
+        if most < usize::MAX {
+            warn_of_few(text, &windows, most);
+        }
+        Ok((windows, count))
     }
 
     /// `count` windows of `window` tokens for calibration.
@@ -157,15 +161,17 @@ impl Model {
         window: usize,
     ) -> Result<Windows, CliError> {
         let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
-        self.warn_of_long(window);
-        Ok(read_windows_of(&tokenizer, text, options, segments, count, window)?)
+        self.warn_of_long("--window", window);
+        let windows = read_windows_of(&tokenizer, text, options, segments, count, window)?;
+        warn_of_few(text, &windows, count);
+        Ok(windows)
     }
 
     /// Says when a text is longer than the model was made for.
-    pub(super) fn warn_of_long(&self, window: usize) {
+    pub(super) fn warn_of_long(&self, option: &str, window: usize) {
         if window > self.config.max_position_embeddings {
             log::warn!(
-                "windows of {window} tokens are longer than the {} the model was made for",
+                "{option}: windows of {window} tokens are longer than the {} the model was made for",
                 self.config.max_position_embeddings
             );
         }
@@ -197,6 +203,18 @@ impl Model {
             );
         }
         Ok(())
+    }
+}
+
+/// Says when a text gave fewer windows than were asked for.
+fn warn_of_few(text: &Path, windows: &Windows, asked: usize) {
+    if windows.count() < asked {
+        log::warn!(
+            "{} gives {} windows of {} tokens, not the {asked} asked for: the text is too short; use a longer one, or shorter windows",
+            text.display(),
+            windows.count(),
+            windows.window()
+        );
     }
 }
 

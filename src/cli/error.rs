@@ -2,6 +2,7 @@
 
 use crate::calib::CalibError;
 use crate::export::ExportError;
+use crate::folder::FolderError;
 use crate::fsio::FsError;
 use crate::gpu::GpuError;
 use crate::hub::HubError;
@@ -17,6 +18,8 @@ use crate::verify::VerifyError;
 pub(super) enum CliError {
     #[error(transparent)]
     Fs(#[from] FsError),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     #[error(transparent)]
     Gpu(#[from] GpuError),
     #[error(transparent)]

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::calib_args::{TextArgs, at_least_one};
+use super::calib_args::{TextArgs, at_least_one, tokens_of_window};
 use super::context::{DeviceArgs, Model};
 use super::output::{Progress, show_profile, shown, table, with_profile};
 use super::{CliError, Outcome, choices, help};
 use crate::calib::Windows;
-use crate::eval::{Comparison, Perplexity, Streamed, Summary, WindowMeans, perplexity, workspace};
+use crate::eval::{Comparison, OVERFLOW, Perplexity, Streamed, Summary, WindowMeans, perplexity, workspace};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
@@ -35,7 +35,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DENSE")]
     against: Option<PathBuf>,
     /// Tokens of a window
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = tokens_of_window())]
     window: usize,
     /// Only the first N windows of each text [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
@@ -59,7 +59,7 @@ impl Texts {
         let (mut ids, mut parts) = (Vec::new(), Vec::new());
         let options = args.texts.options();
         for text in &args.text {
-            let (windows, tokens) = model.windows(text, &options, args.window, args.windows)?;
+            let (windows, tokens) = model.windows(text, &options, ("--window", args.window), args.windows)?;
             let first = ids.len() / args.window;
             parts.push((tokens, first..first + windows.count()));
             ids.extend_from_slice(windows.tokens());
@@ -131,6 +131,9 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
             texts.tokens(),
             all.nll
         );
+        if each.iter().chain([&all]).any(Summary::overflows) {
+            println!("{OVERFLOW}");
+        }
     }
     show_profile(device, &gpu, args.json);
     Ok(Outcome::Done)
@@ -158,6 +161,10 @@ fn fields(summary: &Summary, window: usize, tokens: usize) -> Value {
         }
     }
     out["intervals_95"] = intervals;
+    if summary.overflows() {
+        // JSON has no infinity: what overflows is null.
+        out["note"] = OVERFLOW.into();
+    }
     out
 }
 

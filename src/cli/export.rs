@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::context::{DeviceArgs, Model};
-use super::stages::stage_folder;
 use super::{CliError, Outcome, help};
 use crate::export::{ExportError, MaskedModel, ct24, hf, torch24};
+use crate::folder::RunPaths;
 use crate::fsio::{OutputFile, check_folder, shown};
 use crate::mask::{MaskFile, npz};
 use crate::model::Overlay;
-use crate::prune::BLOCKS;
 
 #[derive(clap::Args)]
 #[command(after_help = help::EXPORT)]
@@ -164,30 +163,29 @@ fn run_of(mask: &Path) -> Option<&Path> {
 /// Where the run that the mask lies in keeps re-fitted weights: in its model, or in the files of its blocks, of which those of later
 /// stages replace earlier ones.
 fn refitted(mask: &Path) -> Result<Vec<PathBuf>, CliError> {
-    let run = mask.parent().unwrap_or(Path::new(""));
-    let Ok(text) = fs::read(run.join("run.json")) else { return Ok(Vec::new()) };
+    let run = RunPaths::new(mask.parent().unwrap_or(Path::new("")));
+    let Ok(text) = fs::read(run.run()) else { return Ok(Vec::new()) };
     let told: Value = serde_json::from_slice(&text).map_err(|e| {
         CliError::Usage(format!(
             "{} cannot be parsed: {e}; copy the mask out of that folder",
-            run.join("run.json").display()
+            run.run().display()
         ))
     })?;
     if told.get("kept_weights_changed") != Some(&Value::Bool(true)) {
         return Ok(Vec::new());
     }
-    let model = run.join("model");
+    let model = run.model();
     if model.is_dir() {
         return Ok(vec![model]);
     }
     let stages = told["options"]["stages"].as_array().map_or(0, Vec::len);
-    let blocks = (1..=stages).map(|number| stage_folder(run, number).join(BLOCKS));
-    let found: Vec<PathBuf> =
-        std::iter::once(run.join(BLOCKS)).chain(blocks).filter(|p| p.is_dir()).collect();
+    let blocks = (1..=stages).map(|number| run.stage(number).blocks());
+    let found: Vec<PathBuf> = std::iter::once(run.blocks()).chain(blocks).filter(|p| p.is_dir()).collect();
     if found.is_empty() {
         return Err(CliError::Usage(format!(
             "the run {} changed kept weights, but they are not there any more; name them with --weights, or copy the mask out \
              of that folder to use it with the dense weights",
-            run.display()
+            run.root().display()
         )));
     }
     Ok(found)

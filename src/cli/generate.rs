@@ -13,7 +13,7 @@ use crate::fsio::{OutputFile, shown};
 use crate::gpu::{Commands, DeviceKind};
 use crate::hub::Need;
 use crate::kernel::{Kernels, cut, f32_bytes};
-use crate::model::Tokenizer;
+use crate::model::{OpenText, Tokenizer};
 use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, Generator, MaskBank, Masks};
 
 /// Bytes of keys and values that sequences written together may take.
@@ -52,6 +52,9 @@ pub(super) struct Args {
     /// Texts to write; needed with --out
     #[arg(long, value_name = "N", requires = "out", value_parser = clap::value_parser!(u32).range(1..))]
     count: Option<u32>,
+    /// Continue behind a prompt that ends with a token which ends texts; without it such tokens are left out
+    #[arg(long)]
+    past_end: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -99,9 +102,9 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let model = Model::open_checked(device, &folder)?;
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let ends = model.config.end_tokens(&model.folder)?;
-    let prompt = prompt_ids(&model, &tokenizer, &args.prompt)?;
+    let prompt = prompt_ids(&model, &tokenizer, &ends, &args.prompt, args.past_end)?;
     let set = args.mask.as_ref().map(|path| model.mask(path, None)).transpose()?;
-    model.warn_of_long(prompt.len() + args.tokens as usize);
+    model.warn_of_long("the prompt and --tokens", prompt.len() + args.tokens as usize);
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let weights = DecoderWeights::upload(&gpu, &model.checkpoint, &model.config, |_| ())?;
@@ -119,9 +122,42 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     Ok(outcome)
 }
 
-/// The ids of the prompt: what the tokenizer makes of it, or the opening token where that is nothing.
-fn prompt_ids(model: &Model, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, CliError> {
-    let ids = tokenizer.encode(text)?;
+/// The ids of the prompt: what the tokenizer makes of it, or the opening token where that is nothing. Tokens that end a text are left
+/// out at its end unless `past_end`: the template's own without a word.
+fn prompt_ids(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    ends: &[u32],
+    text: &str,
+    past_end: bool,
+) -> Result<Vec<u32>, CliError> {
+    let open = tokenizer.encode_open(text)?;
+    let opening = open.opening();
+    let OpenText { mut ids, closing, .. } = open;
+    let spelling = |id: u32| tokenizer.spelling(id).unwrap_or_else(|| id.to_string());
+    if let Some(&first) = ids[..opening].last()
+        && ids.get(opening) == Some(&first)
+    {
+        log::warn!(
+            "the prompt begins with {}, which the tokenizer puts there by itself: the model reads it twice; leave it out of --prompt",
+            spelling(first)
+        );
+    }
+    if past_end {
+        ids.extend(closing);
+    } else {
+        // One that opens a text may end others, too.
+        let written = ids.iter().skip(opening).rposition(|id| !ends.contains(id));
+        let kept = opening + written.map_or(0, |last| last + 1);
+        let kept = kept.max(usize::from(ids.first().copied() == model.config.bos_token_id));
+        if let Some(&end) = ids.get(kept) {
+            log::warn!(
+                "the prompt ends with {}, which ends a text: left out; --past-end continues behind it",
+                spelling(end)
+            );
+        }
+        ids.truncate(kept);
+    }
     match (ids.is_empty(), model.config.bos_token_id) {
         (false, _) => Ok(ids),
         (true, Some(opening)) => Ok(vec![opening]),

@@ -38,7 +38,8 @@ With --against both models pass one block at a time; also printed are the ratio 
 mean over the predicted tokens in nats, and for how many of them both models have the same most likely token.
 
 With --choices every choice of every question is scored by its log-likelihood behind the context and a space: acc and acc_norm of \
-lm-evaluation-harness (the latter over the characters of the choice).
+lm-evaluation-harness (the latter over the characters of the choice), and the same over its bytes and over its tokens. Special tokens that the \
+tokenizer puts behind a text do not count.
 
 Examples:
   maskwright eval models/village --text models/village/heldout.txt --window 128
@@ -49,7 +50,7 @@ Examples:
 /// Of `generate`.
 pub(super) const GENERATE: &str = "\
 A text ends at an end token of the model (generation_config.json, config.json) or after --tokens. With --mask the same model writes \
-twice, dense and under the mask.
+twice, dense and under the mask. End tokens at the end of the prompt, also those that the tokenizer puts there, are left out unless --past-end.
 
 With --out the model writes --count texts of its own, JSON lines for `prune --calib`: calibration text where there is none that fits the \
 model, or more of it. They also end at the opening token. Ctrl-C keeps the texts that are finished.

@@ -16,12 +16,12 @@ use super::result::Made;
 use super::stage_plan::StagePlan;
 use super::{CliError, Outcome};
 use crate::calib::Windows;
+use crate::folder::RunFolder;
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
 use crate::model::Overlay;
 use crate::nn::{Decoder, DecoderWeights, Embedding, total};
-use crate::prune::RunFolder;
 use crate::prune::maskpro::{self, Learner};
 
 /// Mean residual, in nats per token, from which a run is said to diverge: runs that learned stayed far below 0.2, those
@@ -48,11 +48,13 @@ impl Job<'_> {
         };
         let gpu = self.device.open()?;
         let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
-        let walk = match self.args.walk_options(None, &[])? {
-            Some(options) => Some(self.walk_plan(&kernels, &options)?.0),
-            None => None,
-        };
-        let plan = largest(walk.as_ref(), &[self.learning_plan(&kernels)?]).to_vec();
+        let options = self.args.walk_options(None, &[])?;
+        let planned = options.map(|options| self.walk_plan(&kernels, &options)).transpose()?;
+        let (walk, carried) = planned.unzip();
+        let carried = carried.flatten();
+        let learning = [self.learning_plan(&kernels)?];
+        self.args.walk.check_all(walk.as_ref(), carried, &learning)?;
+        let plan = largest(walk.as_ref(), &learning).to_vec();
         self.device.note(|| format!("plan: {} of GPU memory", bytes(total(&plan))));
         let options = json!(self.args.learn.options(self.args.select.pattern, self.args.windows.seed));
         let info = self.info(&kernels, &options, &plan);
@@ -92,7 +94,7 @@ impl Job<'_> {
             info,
             reports: Vec::new(),
         };
-        self.finish(folder, &kernels, &mut commands, made, started, report)
+        self.finish(&mut folder, &kernels, &mut commands, made, started, report)
     }
 
     fn steps<'g>(

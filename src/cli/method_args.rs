@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use clap::ArgAction::Set;
+
 use super::CliError;
 use super::context::{DeviceArgs, Model};
 use super::prune::Method;
@@ -62,14 +64,14 @@ pub(super) struct MaskProArgs {
     estimator: Estimator,
     /// Steps of learning, in each block or on the model; a number for each objective, or one for all [default: 100, of maskllm 2000,
     /// of proxsparse 400, of maskpro 10000, or 2000 in a block]
-    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) steps: Vec<u32>,
     /// Learning rate, likewise; constant in maskpro, else it falls along a cosine [default: 0.1 in a block, 0.05 on the model,
     /// of maskllm 0.001, of proxsparse 0.0001, of maskpro 50]
-    #[arg(long, value_name = "RATE", value_delimiter = ',')]
+    #[arg(long, value_name = "RATE", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) rate: Vec<f32>,
     /// Logits start at this times the start mask, likewise [default: 1, of maskpro 10]
-    #[arg(long, value_name = "SCALE", value_delimiter = ',')]
+    #[arg(long, value_name = "SCALE", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) logits: Vec<f32>,
     /// maskpro: start logits from the scores of a magnitude or wanda start, this times ln(score / boundary) of each group, within
     /// half of --logits; close calls are then tried more often than clear ones [default: logits from the mask alone]
@@ -112,6 +114,15 @@ impl MaskProArgs {
     /// (`policy`) from a start that is scored.
     pub(super) fn check(&self, policy: bool, start: &StartArgs) -> Result<(), CliError> {
         let bad = |what: &str| Err(CliError::Usage(what.to_string()));
+        let most = [self.steps.len(), self.rate.len(), self.logits.len()].into_iter().max();
+        if policy && most > Some(1) {
+            return bad(
+                "maskpro on the model's loss is one stage: --steps, --rate and --logits take one value",
+            );
+        }
+        if self.steps.contains(&0) || self.batch == Some(0) {
+            return bad("--steps and --batch must be at least 1");
+        }
         let positive = |v: &f32| v.is_finite() && *v > 0.0;
         if !(self.rate.iter().all(|v| v.is_finite()) && self.logits.iter().all(positive)) {
             return bad("--rate must be a number and --logits a positive one");

@@ -18,6 +18,10 @@ mod hub;
 mod inspect;
 mod learn;
 mod method_args;
+#[cfg(test)]
+mod numbers;
+#[cfg(test)]
+mod options_doc;
 mod output;
 mod plan;
 mod prune;
@@ -122,6 +126,7 @@ impl Cli {
             (&mut cli.command, command.find_subcommand(WITH_FILE), matches.subcommand_matches(WITH_FILE))
         {
             prune.resolved = config_file::resolved(sub, given);
+            prune.given = config_file::given(sub, given);
         }
         Ok(cli)
     }
@@ -144,7 +149,19 @@ pub fn main() -> ExitCode {
     if let Err(e) = context::watch_signals() {
         log::warn!("{e}");
     }
-    let result = match cli.command {
+    match execute(cli) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(130),
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the command.
+fn execute(cli: Cli) -> Result<Outcome, CliError> {
+    match cli.command {
         Command::Devices(args) => devices::run(&cli.device, &args),
         Command::Eval(args) => eval::run(&cli.device, &args),
         Command::Generate(args) => generate::run(&cli.device, &args),
@@ -158,14 +175,6 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&cli.device, &args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
-    };
-    match result {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted) => ExitCode::from(130),
-        Err(e) => {
-            eprintln!("error: {e}");
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! `maskwright prune`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::calib_args::{CalibArgs, CalibChoice, at_least_one};
+use super::calib_args::{CalibArgs, CalibChoice, at_least_one, tokens_of_window};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs, start_file};
 use super::output::bytes;
@@ -18,6 +19,7 @@ use super::walk::{Walk, WalkArgs, WalkWindows, conditions};
 use super::{CliError, Outcome, help};
 use crate::calib::Windows;
 use crate::export;
+use crate::folder::{FolderError, RunFolder, Unfinished};
 use crate::fsio::check_room;
 use crate::gpu::Commands;
 use crate::hub::Need;
@@ -27,9 +29,7 @@ use crate::model::{Architecture, Overlay};
 use crate::nn::total;
 use crate::prune::learn::{Objective, Stage};
 use crate::prune::plan::{Carried, WalkPlan};
-use crate::prune::{
-    BlockStore, OneShot, OneShotOptions, PruneError, RunFolder, Selection, StartMask, select,
-};
+use crate::prune::{BlockStore, OneShot, OneShotOptions, Selection, StartMask, select};
 
 /// What chooses the mask.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -101,7 +101,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
     /// Tokens of an evaluation window
-    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = tokens_of_window())]
     eval_window: usize,
     /// Only the first N windows of the evaluation text [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
@@ -133,6 +133,9 @@ pub(super) struct Args {
     /// The options as a file of options.
     #[arg(skip)]
     pub(super) resolved: String,
+    /// The options that were given, with another value than their default.
+    #[arg(skip)]
+    pub(super) given: BTreeSet<String>,
     /// Nothing goes to standard output.
     #[arg(skip)]
     pub(super) silent: bool,
@@ -209,17 +212,25 @@ impl Args {
         }
         let (pattern, seed) = (self.select.pattern, self.windows.seed);
         let mut stages = self.train.stages(self.method, &self.learn, &repairs, pattern, seed)?;
+        stages.iter_mut().for_each(|stage| stage.clamp = self.walk.clamp_weights);
         let in_walk = stages.first().is_some_and(|stage| stage.objective == Objective::Layer);
         let layer = in_walk.then(|| stages.remove(0));
         Ok((layer, stages))
     }
 
     /// Says which options nothing in the run reads.
-    fn warn_of_unused(&self, layer: Option<&Stage>, stages: &[Stage]) {
+    fn warn_of_unused(
+        &self,
+        layer: Option<&Stage>,
+        stages: &[Stage],
+        walk: Option<&OneShotOptions>,
+        calib: bool,
+    ) {
         let stages: Vec<&Stage> = layer.into_iter().chain(stages).collect();
-        let readers = Readers { stages: &stages, policy: self.policy() };
-        for (option, what) in readers.unused(&self.train, &self.learn).iter().filter(|_| !self.silent) {
-            log::warn!("{option} does nothing in this run: it is for {what}");
+        let (method, policy, eval) = (self.method, self.policy(), self.eval.is_some());
+        let readers = Readers { method, stages: &stages, walk, policy, calib, eval };
+        for (option, what) in readers.unused(&self.given).iter().filter(|_| !self.silent) {
+            log::warn!("--{option} does nothing in this run: it is for {what}");
         }
     }
 
@@ -253,8 +264,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     args.resolve();
     let args = &args;
     let (layer, stages) = args.stages()?;
-    args.warn_of_unused(layer.as_ref(), &stages);
-    let options = args.walk_options(layer, &stages)?;
+    let options = args.walk_options(layer.clone(), &stages)?;
     if args.resume.is_some() && args.policy() {
         let message = "--resume does not go on with maskpro on the model's loss; a mask learned so far continues with \
              --start FILE";
@@ -262,6 +272,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     }
     let needed =
         args.policy() || !stages.is_empty() || options.as_ref().is_some_and(OneShotOptions::needs_inputs);
+    args.warn_of_unused(layer.as_ref(), &stages, options.as_ref(), needed || args.calib.is_some());
     // A plan needs no text, only the number of windows and their length, which are options.
     let no_text = needed && !args.policy() && args.calib.is_none();
     if args.dry_run {
@@ -286,7 +297,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     let eval = match &args.eval {
         Some(text) => {
             let options = args.windows.texts.options();
-            Some(model.windows(text, &options, args.eval_window, args.eval_windows)?)
+            Some(model.windows(text, &options, ("--eval-window", args.eval_window), args.eval_windows)?)
         }
         None => None,
     };
@@ -304,7 +315,7 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
         export::hf::check_destination(&model.checkpoint, out)?;
     }
     export::hf::check_outside(&model.checkpoint, out)?;
-    check_room(out).map_err(|source| PruneError::RunFolder { path: out.clone(), source })?;
+    check_room(out).map_err(FolderError::os(out))?;
     let report = args.report.serve(device, out, &args.resolved)?;
     if args.policy() {
         job.learn(RunFolder::create(out)?, &report)
@@ -396,11 +407,28 @@ impl Job<'_> {
         let start_path = self.args.start.file().filter(|_| given.is_some());
         let choice = self.calib.as_ref().map(|_| self.choice);
         let (model, selection) = (self.model, self.selection);
-        let conditions = conditions(model, selection, options, &kernels, choice, windows, start_path);
-        let (mut folder, earlier) = match &self.args.resume {
-            Some(run) => RunFolder::reopen(run)?,
-            None => (RunFolder::create(out)?, Vec::new()),
+        let conditions = conditions(model, selection, options, &kernels, choice, windows, start_path)?;
+        let provenance = self.provenance();
+        let prepared = self.prepare(&kernels, &self.stages, &conditions)?;
+        // All that can be refused is refused before the first byte changes.
+        let (mut folder, mut kept, earlier) = match &self.args.resume {
+            Some(run) => {
+                let unfinished = Unfinished::open(run)?;
+                let kept = BlockStore::open(unfinished.paths(), &conditions, pattern, provenance)?;
+                self.check_stages(unfinished.paths(), &prepared)?;
+                let (folder, earlier) = unfinished.go_on()?;
+                kept.remove_leftovers()?;
+                (folder, kept, earlier)
+            }
+            None => {
+                let folder = RunFolder::create(out)?;
+                let kept = BlockStore::create(folder.paths(), conditions.clone(), pattern, provenance)?;
+                (folder, kept, Vec::new())
+            }
         };
+        if folder.resumed() {
+            self.device.note(|| format!("{} blocks are finished", kept.len()));
+        }
         let walk = json!(options);
         let shown =
             if self.stages.is_empty() { walk } else { json!({ "walk": walk, "stages": self.stages }) };
@@ -410,16 +438,8 @@ impl Job<'_> {
         folder.phase("set-up");
         let stop = stop_flag()?;
         let mut tensors = Overlay::new(&self.model.checkpoint);
-        let (mut masks, mut reports, mut store) = (given.clone(), Vec::new(), None);
+        let (mut masks, mut reports) = (given.clone(), Vec::new());
         if let Some(options) = options {
-            let provenance = self.provenance();
-            let mut kept = match &self.args.resume {
-                Some(run) => BlockStore::open(run, &conditions, pattern, provenance)?,
-                None => BlockStore::create(folder.path(), conditions.clone(), pattern, provenance)?,
-            };
-            if self.args.resume.is_some() {
-                self.device.note(|| format!("{} blocks are finished", kept.len()));
-            }
             let walk = self.walk(options, given.as_ref());
             let keep = Some((&mut kept, &mut folder));
             // A stream of its own: what it keeps for read-back goes with it.
@@ -427,29 +447,19 @@ impl Job<'_> {
             let walked = walk.run(&kernels, &mut commands, windows, keep, &stop)?;
             if walked.stopped {
                 let done = format!("{} of {} blocks are finished", kept.len(), self.blocks());
-                return Ok(self.interrupted(&folder, &done, report, &info));
+                return Ok(self.interrupted(&mut folder, &done, report, &info));
             }
             folder.phase("walk over the blocks");
             kept.add_to(&mut tensors)?;
             (masks, reports) = (Some(MaskSet { pattern, masks: walked.masks }), walked.reports);
-            store = Some(kept);
         }
         let Some(masks) = masks else {
             return Err(CliError::Usage("a start mask is needed: --start".into()));
         };
         let start = if self.stages.is_empty() { given } else { Some(masks.clone()) };
-        let staged = self.run_stages(
-            &mut folder,
-            &kernels,
-            &self.stages,
-            masks,
-            tensors,
-            &conditions,
-            &earlier,
-            &stop,
-        )?;
+        let staged = self.run_stages(&mut folder, &kernels, prepared, masks, tensors, &earlier, &stop)?;
         if staged.stopped {
-            return Ok(self.interrupted(&folder, "the state of training is kept", report, &info));
+            return Ok(self.interrupted(&mut folder, "the state of training is kept", report, &info));
         }
         let made = Made {
             masks: staged.masks.clone(),
@@ -460,21 +470,20 @@ impl Job<'_> {
             reports,
         };
         let keep_weights = made.tensors.replaces_any() && self.args.no_model;
-        let outcome = self.finish(folder, &kernels, &mut Commands::new(&gpu)?, made, started, report)?;
+        let outcome = self.finish(&mut folder, &kernels, &mut Commands::new(&gpu)?, made, started, report)?;
         staged.finish(keep_weights)?;
-        if let Some(store) = store {
-            store.finish(keep_weights)?;
-        }
+        kept.finish(keep_weights)?;
         Ok(outcome)
     }
 
     fn interrupted(
         &self,
-        folder: &RunFolder,
+        folder: &mut RunFolder,
         done: &str,
         report: &Reporting,
         info: &Map<String, Value>,
     ) -> Outcome {
+        folder.keep();
         report.write(folder.path(), Value::Object(info.clone()), false);
         let path = folder.path().display();
         self.device.note(|| format!("interrupted: {done}; the same command with --resume {path} goes on"));

@@ -7,11 +7,9 @@ use serde_json::{Map, Value};
 
 use super::context::DeviceArgs;
 use super::{CliError, Outcome, help};
+use crate::folder::RunPaths;
 use crate::fsio::{FsError, OutputFile};
 use crate::report::{Given, Live, Page, ReportError, Run, Server};
-
-/// The report in the folder of a run.
-const REPORT: &str = "report.html";
 
 #[derive(clap::Args)]
 #[command(after_help = help::REPORT)]
@@ -37,11 +35,11 @@ pub(super) fn run(args: &Args) -> Result<Outcome, CliError> {
 
 /// Writes the report of those of the `runs` that came to an end into `folder`. One that cannot be written is no reason to lose them.
 pub(super) fn beside(runs: &[PathBuf], folder: &Path) {
-    let finished: Vec<&PathBuf> = runs.iter().filter(|run| run.join("run.json").is_file()).collect();
+    let finished: Vec<&PathBuf> = runs.iter().filter(|run| RunPaths::new(run).run().is_file()).collect();
     if finished.is_empty() {
         return;
     }
-    if let Err(e) = Page::read(&finished).and_then(|page| page.write(&folder.join(REPORT))) {
+    if let Err(e) = Page::read(&finished).and_then(|page| page.write(&RunPaths::new(folder).report())) {
         log::warn!("the runs are kept, but their report could not be written: {e}");
     }
 }
@@ -102,7 +100,7 @@ impl Reporting {
             return;
         }
         let given = Given { info, config: self.config.clone(), finished };
-        let path = folder.join(REPORT);
+        let path = RunPaths::new(folder).report();
         // A name like "." says nothing.
         let folder = folder.canonicalize().map_err(|e| FsError::os("read", folder, e));
         let page = folder.map_err(ReportError::from).and_then(|folder| Run::read(&folder, Some(&given)));

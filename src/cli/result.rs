@@ -10,15 +10,16 @@ use super::report::Reporting;
 use super::worst::windows_json;
 use super::{CliError, Outcome};
 use crate::calib::Windows;
-use crate::eval::Streamed;
+use crate::eval::{OVERFLOW, Perplexity, Streamed};
 use crate::export::{MaskedModel, hf};
+use crate::folder::RunFolder;
 use crate::fsio::shown;
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::{BitMask, MaskFile, MaskSet};
 use crate::model::{Overlay, Tokenizer};
 use crate::nn::{Embedding, PlanItem, total};
-use crate::prune::{EvalRow, ProjectionReport, RunFolder};
+use crate::prune::ProjectionReport;
 
 /// What a method has brought, for the files of the run.
 pub(super) struct Made<'a> {
@@ -30,6 +31,46 @@ pub(super) struct Made<'a> {
     /// [`Job::info`].
     pub(super) info: Map<String, Value>,
     pub(super) reports: Vec<ProjectionReport>,
+}
+
+/// One line of the closing table.
+#[derive(Clone, Debug, serde::Serialize)]
+struct EvalRow {
+    /// "dense", "start" or "result".
+    model: &'static str,
+    /// Perplexity on the evaluation text.
+    perplexity: f64,
+    /// Mean loss, nats per token.
+    nll: f64,
+    /// Windows measured.
+    windows: usize,
+    /// Tokens of a window.
+    window: usize,
+    /// Mean of `sum p_dense * (log p_dense - log p)`, nats per predicted token; the dense model has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kl_to_dense: Option<f64>,
+    /// Share of the predicted tokens with the dense model's most likely token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top1_agreement: Option<f64>,
+    /// Why the perplexity is null in JSON: it is beyond the largest number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'static str>,
+}
+
+impl EvalRow {
+    /// The row of a model, with divergence and agreement where it is not the dense one.
+    fn new(model: &'static str, measured: &Perplexity, to_dense: Option<(f64, f64)>) -> Self {
+        Self {
+            model,
+            perplexity: measured.perplexity,
+            nll: measured.nll,
+            windows: measured.windows,
+            window: measured.window,
+            kl_to_dense: to_dense.map(|(kl, _)| kl),
+            top1_agreement: to_dense.map(|(_, top1)| top1),
+            note: (!measured.perplexity.is_finite()).then_some(OVERFLOW),
+        }
+    }
 }
 
 /// What the evaluation text says.
@@ -63,6 +104,7 @@ impl Job<'_> {
             "start": self.args.start.name(),
             "seed": self.args.windows.seed,
             "windows": self.calib.as_ref().map(Windows::count),
+            "windows_asked": self.calib.as_ref().map(|_| self.choice.windows),
             "window": self.calib.as_ref().map(Windows::window),
             "segments": self.calib.as_ref().map(|_| self.choice.name()),
             "only": self.args.select.only,
@@ -78,7 +120,7 @@ impl Job<'_> {
     /// Writes the files of the run, measures, prints.
     pub(super) fn finish<'g>(
         &self,
-        mut folder: RunFolder,
+        folder: &mut RunFolder,
         kernels: &Kernels<'g>,
         commands: &mut Commands<'g>,
         made: Made<'_>,
@@ -91,11 +133,11 @@ impl Job<'_> {
         let method_seconds = started.elapsed().as_secs_f64();
         made.masks.check()?;
         let provenance = self.provenance();
-        MaskFile::new(made.masks.clone(), provenance.clone(), checkpoint)?.write(&folder.mask())?;
+        MaskFile::new(made.masks.clone(), provenance.clone(), checkpoint)?.write(&folder.paths().mask())?;
         if !self.args.no_model {
             let (tensors, masks) = (made.tensors, &made.masks);
             let masked = MaskedModel { tensors, config, masks, provenance: &provenance };
-            hf::write(&masked, &folder.model())?;
+            hf::write(&masked, &folder.paths().model())?;
         }
         folder.phase("writing");
         let Measured { rows, windows } = self.measure(kernels, commands, &made)?;

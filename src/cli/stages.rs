@@ -5,27 +5,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::CliError;
 use super::output::Progress;
 use super::prune::Job;
 use super::stage_plan::{Flow, StagePlans, Stored, stage_name};
-use super::walk::put_windows;
 use crate::calib::Windows;
+use crate::folder::{FolderError, RunFolder, RunPaths};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
 use crate::model::{Checkpoint, Overlay};
 use crate::prune::learn::{LearnWatch, Objective, Snapshot, Stage, StageRun, StepReport, shuffled};
-use crate::prune::{BlockResult, BlockStore, Learned, PruneError, RunFolder};
+use crate::prune::{BlockResult, BlockStore, Conditions, Learned, PruneError};
 
-/// The state of training in the middle, in the folder of a stage.
-const STATE: &str = "training.safetensors";
-
-/// Where stage `number` of a run, from 1, keeps what it has.
-pub(super) fn stage_folder(run: &Path, number: usize) -> PathBuf {
-    run.join(format!("stage{number}"))
+/// A stage with its windows and how they go through it.
+pub(super) struct Prepared<'a> {
+    stage: &'a Stage,
+    windows: Windows,
+    flow: Flow,
+    conditions: Conditions,
 }
 
 /// What the stages have come to.
@@ -33,16 +33,16 @@ pub(super) struct Staged<'a> {
     pub(super) masks: MaskSet,
     pub(super) tensors: Overlay<'a>,
     pub(super) stopped: bool,
-    stores: Vec<(PathBuf, BlockStore)>,
+    stores: Vec<(RunPaths, BlockStore)>,
 }
 
 impl Staged<'_> {
     /// Removes what was kept for `--resume`, unless it holds weights that are nowhere else.
     pub(super) fn finish(self, keep_weights: bool) -> Result<(), CliError> {
-        for (folder, store) in self.stores {
+        for (paths, store) in self.stores {
             store.finish(keep_weights)?;
             // Not empty where weights are kept in it.
-            let _ = std::fs::remove_dir(folder);
+            let _ = std::fs::remove_dir(paths.root());
         }
         Ok(())
     }
@@ -85,43 +85,68 @@ impl Job<'_> {
         }
     }
 
+    /// What the stages work on, in their order.
+    pub(super) fn prepare<'s>(
+        &self,
+        kernels: &Kernels<'_>,
+        stages: &'s [Stage],
+        conditions: &Conditions,
+    ) -> Result<Vec<Prepared<'s>>, CliError> {
+        let Some(calib) = &self.calib else {
+            return Ok(Vec::new());
+        };
+        let prepare = |stage: &'s Stage| {
+            let windows = shuffled(calib, stage.seed, stage.batch)?;
+            let flow = self.plans(kernels).flow(stage)?;
+            let conditions = conditions.of_stage(stage, flow.residency, &windows, &flow.sizes);
+            Ok(Prepared { stage, windows, flow, conditions })
+        };
+        stages.iter().map(prepare).collect()
+    }
+
+    /// Whether the stages of an unfinished run can go on as they were begun; changes nothing.
+    ///
+    /// # Errors
+    /// What differs.
+    pub(super) fn check_stages(&self, run: &RunPaths, stages: &[Prepared<'_>]) -> Result<(), CliError> {
+        for (number, Prepared { stage, conditions, .. }) in stages.iter().enumerate() {
+            let paths = run.stage(number + 1);
+            if paths.manifest().exists() {
+                let store = BlockStore::open(&paths, conditions, stage.pattern, self.provenance())?;
+                store.masks(&self.model.checkpoint)?;
+                Snapshot::read(&paths.training())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Runs the stages behind each other; each goes on from where an interrupted run left it.
     #[allow(clippy::too_many_arguments)] // the state of a run
     pub(super) fn run_stages<'a, 'g>(
         &'a self,
         folder: &mut RunFolder,
         kernels: &Kernels<'g>,
-        stages: &[Stage],
+        stages: Vec<Prepared<'_>>,
         start: MaskSet,
         tensors: Overlay<'a>,
-        conditions: &Map<String, Value>,
         earlier: &[Value],
         stop: &Arc<AtomicBool>,
     ) -> Result<Staged<'a>, CliError> {
         let mut staged = Staged { masks: start, tensors, stopped: false, stores: Vec::new() };
-        let Some(calib) = self.calib.as_ref().filter(|_| !stages.is_empty()) else {
-            return Ok(staged);
-        };
-        for (number, stage) in stages.iter().enumerate() {
+        for (number, Prepared { stage, windows, flow, conditions }) in stages.into_iter().enumerate() {
             let what = stage_name(stage);
             self.device.note(|| format!("stage {}: {what}", number + 1));
-            let windows = shuffled(calib, stage.seed, stage.batch)?;
-            let flow = self.plans(kernels).flow(stage)?;
-            let path = stage_folder(folder.path(), number + 1);
-            let mut conditions = conditions.clone();
-            // As text: numbers do not all come back from JSON as they went.
-            conditions.insert("stage".into(), json!(stage).to_string().into());
-            conditions.insert("blocks".into(), json!(flow.residency));
-            put_windows(&mut conditions, &windows, &flow.sizes);
+            let paths = folder.paths().stage(number + 1);
             let (pattern, provenance) = (stage.pattern, self.provenance());
-            let store = if path.join("manifest.json").exists() {
-                BlockStore::open(&path, &conditions, pattern, provenance)?
+            let store = if paths.manifest().exists() {
+                let store = BlockStore::open(&paths, &conditions, pattern, provenance)?;
+                store.remove_leftovers()?;
+                store
             } else {
-                std::fs::create_dir_all(&path)
-                    .map_err(|source| PruneError::RunFolder { path: path.clone(), source })?;
-                BlockStore::create(&path, conditions, pattern, provenance)?
+                std::fs::create_dir_all(paths.root()).map_err(FolderError::os(paths.root()))?;
+                BlockStore::create(&paths, conditions, pattern, provenance)?
             };
-            let state = path.join(STATE);
+            let state = paths.training();
             tell_again(folder, number, earlier, &store, &state)?;
             let layers = self.model.config.num_layers;
             let total = match stage.objective {
@@ -138,7 +163,7 @@ impl Job<'_> {
                 folder: &mut *folder,
                 stop: stop.clone(),
                 kept: Instant::now(),
-                every: Duration::from_secs_f64(self.args.train.keep_every),
+                every: Duration::try_from_secs_f64(self.args.train.keep_every).unwrap_or(Duration::MAX),
                 layers,
                 by_block: stage.objective != Objective::Model,
             };
@@ -167,7 +192,7 @@ impl Job<'_> {
                 staged.masks.masks.extend(masks);
             }
             store.add_to(&mut staged.tensors)?;
-            staged.stores.push((path, store));
+            staged.stores.push((paths, store));
         }
         Ok(staged)
     }
@@ -296,8 +321,7 @@ impl LearnWatch for Keeper<'_> {
         }
         let last = self.store.len() == self.layers;
         if self.state.exists() && (self.by_block || last) {
-            std::fs::remove_file(&self.state)
-                .map_err(|source| PruneError::RunFolder { path: self.state.clone(), source })?;
+            std::fs::remove_file(&self.state).map_err(FolderError::os(&self.state))?;
         }
         Ok(())
     }

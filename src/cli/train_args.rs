@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use clap::ArgAction::Set;
+
 use super::CliError;
 use super::method_args::MaskProArgs;
 use super::prune::Method;
@@ -43,7 +45,7 @@ pub(super) struct TrainedRepair(pub(super) Objective);
 #[command(next_help_heading = "Learning")]
 pub(super) struct TrainArgs {
     /// What a learned mask minimises; several, with commas, follow each other [default: block, of maskllm and proxsparse model]
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "OBJECTIVE")]
+    #[arg(long, value_enum, value_delimiter = ',', action = Set, num_args = 1, value_name = "OBJECTIVE")]
     objective: Vec<Objective>,
     /// Loss of the model objective [default: kl, of maskllm and proxsparse lm]
     #[arg(long, value_enum)]
@@ -53,14 +55,14 @@ pub(super) struct TrainArgs {
     pub(super) recipe: Option<Recipe>,
     /// Temperature of the soft masks at the first and the last step of each objective [default: 1:0.05 in a block, 0.3:0.03 on the
     /// model, of maskllm 4:0.05]
-    #[arg(long, value_name = "FIRST:LAST", value_delimiter = ',')]
+    #[arg(long, value_name = "FIRST:LAST", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) temperature: Vec<Span>,
     /// relaxed: how a soft top N is made of the logits [default: draws where N is at most 2, else fixed-size]
     #[arg(long, value_enum)]
     pub(super) relaxation: Option<Relaxing>,
     /// relaxed, maskllm: scale of the Gumbel noise on the logits; of relaxed it falls to 0 over the steps [default: 0,
     /// of maskllm 1]
-    #[arg(long, value_name = "SCALE", value_delimiter = ',')]
+    #[arg(long, value_name = "SCALE", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) noise: Vec<f32>,
     /// relaxed: logits and moments of the optimiser in 32 or in 16 bits
     #[arg(long, value_enum, default_value_t = StateType::F32)]
@@ -88,10 +90,10 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "LAMBDA")]
     pub(super) lambda: Option<f32>,
     /// Steps of --repair block and model; a number for each, or one for all [default: 100]
-    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) repair_steps: Vec<u32>,
     /// Learning rate of --repair block and model, likewise [default: 0.001]
-    #[arg(long, value_name = "RATE", value_delimiter = ',')]
+    #[arg(long, value_name = "RATE", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) repair_rate: Vec<f32>,
     /// Model objective: blocks all on the device, or one at a time [default: resident where --gpu-memory allows]
     #[arg(long, value_enum)]

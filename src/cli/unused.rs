@@ -1,15 +1,24 @@
-//! Options of `prune` that nothing in a run reads.
+//! Options of `prune` that were given and that nothing in the run reads.
 
-use super::method_args::MaskProArgs;
-use super::train_args::TrainArgs;
+use std::collections::BTreeSet;
+
+use super::prune::Method;
 use crate::prune::learn::{Objective, Stage, Trains};
+use crate::prune::{OneShot, OneShotOptions, Repair};
 
-/// Who reads options.
+/// Who reads options in a run.
 pub(super) struct Readers<'a> {
+    pub(super) method: Method,
     /// The stages of the run, that in the walk included.
     pub(super) stages: &'a [&'a Stage],
+    /// The walk over the blocks.
+    pub(super) walk: Option<&'a OneShotOptions>,
     /// Whether MaskPro learns on the model's loss.
     pub(super) policy: bool,
+    /// Whether a calibration text is read.
+    pub(super) calib: bool,
+    /// Whether anything is measured at the end.
+    pub(super) eval: bool,
 }
 
 impl Readers<'_> {
@@ -21,8 +30,12 @@ impl Readers<'_> {
         self.any(|stage| which.contains(&stage.trains))
     }
 
-    /// The options given that nothing reads, each with what does.
-    pub(super) fn unused(&self, train: &TrainArgs, learn: &MaskProArgs) -> Vec<(&'static str, &'static str)> {
+    fn walks(&self, method: OneShot) -> bool {
+        self.walk.is_some_and(|walk| walk.method == method)
+    }
+
+    /// Whether an option is read, and what reads it; none for an option that is not known here.
+    fn reads(&self, option: &str) -> Option<(bool, &'static str)> {
         let relaxed = self.trains(&[Trains::Relaxed, Trains::Joint]);
         let maskllm = self.trains(&[Trains::MaskLlm]);
         let weights = self.any(|stage| stage.trains.weights());
@@ -31,42 +44,149 @@ impl Readers<'_> {
         let logits = self.policy || self.any(|stage| stage.trains.masks() && stage.trains.logits());
         let on_model = |stage: &Stage| stage.objective == Objective::Model;
         let policy = self.policy || self.trains(&[Trains::MaskPro]);
-        let learning = "methods that learn";
-        let options = [
-            ("--steps", !learn.steps.is_empty(), learns, learning),
-            ("--rate", !learn.rate.is_empty(), learns, learning),
-            ("--logits", !learn.logits.is_empty(), logits, "methods that learn logits"),
-            (
-                "--batch",
-                learn.batch_given().is_some(),
-                learns || repairs,
-                "methods that learn and repairs that train",
-            ),
-            ("--alpha", learn.alpha.is_some(), policy, "maskpro"),
-            ("--temperature", !train.temperature.is_empty(), relaxed || maskllm, "relaxed and maskllm"),
-            ("--noise", !train.noise.is_empty(), relaxed || maskllm, "relaxed and maskllm"),
-            ("--relaxation", train.relaxation.is_some(), relaxed, "relaxed"),
-            ("--kappa", train.kappa.is_some(), maskllm, "maskllm"),
-            ("--prior", train.prior.is_some(), maskllm, "maskllm"),
-            ("--regulariser", train.regulariser.is_some(), maskllm, "maskllm"),
-            ("--lambda", train.lambda.is_some(), self.trains(&[Trains::ProxSparse]), "proxsparse"),
-            (
-                "--loss",
-                train.loss.is_some(),
+        // With a text also methods that need none tell the errors of outputs.
+        let inputs = self.calib && self.walk.is_some();
+        let starts = learns || matches!(self.method, Method::Descent | Method::Given);
+        Some(match option {
+            "calib" | "windows" | "window" | "segments" | "seed" | "field" | "column" => {
+                (self.calib, "--calib and methods that look at a text")
+            }
+            "eval-window" | "eval-windows" => (self.eval, "--eval"),
+            "start" => (starts, "descent, given and methods that learn"),
+            "start-windows" => (learns && inputs, "start masks that look at a text, of methods that learn"),
+            "inputs" => (inputs, "methods that go layer by layer and look at a text"),
+            "activations" => (inputs || !self.stages.is_empty(), "methods that look at a text"),
+            "repair-damp" => (self.walk.is_some_and(|w| w.repair == Repair::Lstsq), "--repair lstsq"),
+            "clamp-weights" => {
+                (weights || self.walk.is_some_and(|w| w.repair != Repair::None), "--repair and --joint")
+            }
+            "damp" => (self.walks(OneShot::SparseGpt), "sparsegpt"),
+            "tolerance" | "max-sweeps" => (self.walks(OneShot::Descent), "descent"),
+            "estimator" => (self.policy, "maskpro on the model's loss"),
+            "steps" | "rate" => (learns, "methods that learn"),
+            "logits" => (logits, "methods that learn logits"),
+            "batch" => (learns || repairs, "methods that learn and repairs that train"),
+            "alpha" => (policy, "maskpro"),
+            "temperature" | "noise" => (relaxed || maskllm, "relaxed and maskllm"),
+            "relaxation" | "state" => (relaxed, "relaxed"),
+            "kappa" | "prior" | "regulariser" => (maskllm, "maskllm"),
+            "lambda" => (self.trains(&[Trains::ProxSparse]), "proxsparse"),
+            "loss" => (
                 self.any(|stage| on_model(stage) && stage.trains.masks()),
                 "masks learned with --objective model",
             ),
-            ("--blocks", train.blocks.is_some(), self.any(on_model), "--objective model and --repair model"),
-            (
-                "--warm-up",
-                train.warm_up.is_some(),
+            "blocks" => (self.any(on_model), "--objective model and --repair model"),
+            "warm-up" => (
                 weights || self.trains(&[Trains::ProxSparse]),
                 "--joint, --repair block and model, and proxsparse",
             ),
-            ("--repair-steps", !train.repair_steps.is_empty(), repairs, "--repair block and model"),
-            ("--repair-rate", !train.repair_rate.is_empty(), repairs, "--repair block and model"),
+            "repair-steps" | "repair-rate" => (repairs, "--repair block and model"),
+            "keep-every" => (!self.stages.is_empty(), "methods that learn and repairs that train"),
+            _ => return None,
+        })
+    }
+
+    /// Those of the options `given` that nothing reads, each with what does.
+    pub(super) fn unused<'o>(&self, given: &'o BTreeSet<String>) -> Vec<(&'o str, &'static str)> {
+        let unread = |option: &'o String| match self.reads(option) {
+            Some((false, what)) => Some((option.as_str(), what)),
+            _ => None,
+        };
+        given.iter().filter_map(unread).collect()
+    }
+}
+
+/// Who reads an option of `prune`, for those that not every run reads.
+#[cfg(test)]
+pub(super) fn readers() -> std::collections::BTreeMap<String, &'static str> {
+    let none = Readers {
+        method: Method::Magnitude,
+        stages: &[],
+        walk: None,
+        policy: false,
+        calib: false,
+        eval: false,
+    };
+    let command = super::full_command();
+    let prune = command.find_subcommand("prune").expect("the command");
+    let keys = prune.get_arguments().map(super::config_file::key);
+    keys.filter_map(|key| none.reads(&key).map(|(_, what)| (key, what))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mask::Pattern;
+
+    /// Options that every run reads, or refuses by themselves where they do not belong.
+    const ALWAYS: &[&str] = &[
+        "model",
+        "out",
+        "resume",
+        "config",
+        "dry-run",
+        "json",
+        "no-model",
+        "no-report",
+        "serve",
+        "help",
+        "version",
+        "method",
+        "recipe",
+        "pattern",
+        "only",
+        "skip-indivisible",
+        "repair",
+        "gpu-memory",
+        "eval",
+        "objective",
+        "joint",
+        "weight-rate",
+        "sharpness",
+        "device",
+        "preset",
+        "profile",
+        "max-submit-ms",
+        "checked",
+        "max-binding-bytes",
+        "shrink",
+        "revision",
+        "quiet",
+    ];
+
+    /// No option is silent: each is read always, or here is who reads it, and each of those has a run that does and one that does not.
+    #[test]
+    fn every_option_has_readers() {
+        let command = crate::cli::full_command();
+        let prune = command.find_subcommand("prune").expect("the command");
+        let stages: Vec<Stage> =
+            [Trains::Relaxed, Trains::MaskPro, Trains::MaskLlm, Trains::ProxSparse, Trains::Weights]
+                .into_iter()
+                .flat_map(|trains| {
+                    [Objective::Block, Objective::Model].map(|o| Stage::new(Pattern::TWO_OF_FOUR, trains, o))
+                })
+                .collect();
+        let all: Vec<&Stage> = stages.iter().collect();
+        let walk =
+            |method, repair| OneShotOptions { repair, ..OneShotOptions::new(Pattern::TWO_OF_FOUR, method) };
+        let walks = [walk(OneShot::Descent, Repair::Lstsq), walk(OneShot::SparseGpt, Repair::None)];
+        let run =
+            |method, stages, walk, policy, on| Readers { method, stages, walk, policy, calib: on, eval: on };
+        let none: &[&Stage] = &[];
+        let runs = [
+            run(Method::Magnitude, none, None, false, false),
+            run(Method::Maskpro, none, Some(&walks[0]), true, true),
+            run(Method::Relaxed, &all, Some(&walks[1]), false, true),
         ];
-        let unread = options.into_iter().filter(|&(_, given, read, _)| given && !read);
-        unread.map(|(name, _, _, what)| (name, what)).collect()
+        for arg in prune.get_arguments() {
+            let key = crate::cli::config_file::key(arg);
+            let known: Vec<bool> =
+                runs.iter().filter_map(|run| run.reads(&key)).map(|(read, _)| read).collect();
+            if ALWAYS.contains(&key.as_str()) {
+                assert!(known.is_empty(), "{key} is in both lists");
+            } else {
+                assert!(known.contains(&true) && known.contains(&false), "{key}: read in {known:?}");
+            }
+        }
     }
 }

@@ -46,6 +46,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+    args.learn.check(true, &args.start)?;
+    if !args.walk.keeps_weights() {
+        return Err(CliError::Usage("variance changes no weights: leave --repair out".into()));
+    }
+    let unread = [("--steps", !args.learn.steps.is_empty()), ("--rate", !args.learn.rate.is_empty())];
+    for (option, _) in unread.iter().filter(|(_, given)| *given) {
+        log::warn!("{option} does nothing here: no step is made");
+    }
     let model = Model::open_checked(device, &args.model)?;
     let selection =
         select(&model.config, args.select.pattern, &args.select.only, args.select.skip_indivisible)?;
@@ -82,8 +90,8 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         |p, mask| start.logits(&model, &options, p, mask),
         |_, _| (),
     )?;
-    let total = args.warm_up + args.samples;
-    let mut progress = Progress::new("samples", u64::from(total), device.quiet);
+    let total = u64::from(args.warm_up) + u64::from(args.samples);
+    let mut progress = Progress::new("samples", total, device.quiet);
     let rows = measure(&mut learner, args.select.pattern, args.warm_up, args.samples, |n| {
         progress.at(u64::from(n), String::new);
     })?;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde_json::{Map, Value, json};
+use clap::ArgAction::Set;
+use serde_json::json;
 
 use super::CliError;
 use super::calib_args::CalibChoice;
@@ -13,16 +14,17 @@ use super::output::{Progress, bytes};
 use super::stage_plan::{StagePlan, Stored};
 use super::train_args::TrainedRepair;
 use crate::calib::Windows;
+use crate::folder::RunFolder;
 use crate::gpu::{Commands, Gpu};
 use crate::kernel::Kernels;
 use crate::mask::{MaskSet, Pattern};
-use crate::model::{Architecture, Overlay, sha256_hex};
-use crate::nn::{Activations, Embedding, Keep, Place, PlanItem, Sizes, total};
+use crate::model::{Architecture, Overlay};
+use crate::nn::{Activations, Embedding, Keep, Place, PlanItem, total};
 use crate::prune::learn::Objective;
 use crate::prune::plan::{self, Carried, WalkPlan};
 use crate::prune::{
-    BlockResult, BlockStore, InputNorms, Inputs, OneShot, OneShotOptions, ProjectionReport, PruneError,
-    Repair, RunFolder, Schedule, Selection, StartMask, Watch,
+    BlockResult, BlockStore, Conditions, InputNorms, Inputs, OneShot, OneShotOptions, ProjectionReport,
+    PruneError, Repair, Schedule, Selection, StartMask, Watch,
 };
 
 /// Windows of a walk and how they are carried.
@@ -62,11 +64,14 @@ pub(super) struct WalkArgs {
     #[arg(long, value_enum, default_value_t = Inputs::Pruned)]
     inputs: Inputs,
     /// What happens to the kept weights once the mask is fixed; several, with commas, follow each other
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "none")]
+    #[arg(long, value_enum, value_delimiter = ',', action = Set, num_args = 1, default_value = "none")]
     repair: Vec<RepairArg>,
     /// Damping of the least squares of --repair lstsq, as a share of the mean of the Gram matrix's diagonal
     #[arg(long, value_name = "SHARE", default_value_t = 3e-2)]
     repair_damp: f64,
+    /// Clamp re-fitted and trained weights to the largest number of the type they are stored in; without it one beyond ends the run
+    #[arg(long)]
+    pub(super) clamp_weights: bool,
     /// sparsegpt: damping of the Gram matrix, as a share of the mean of its diagonal
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     damp: f64,
@@ -115,6 +120,7 @@ impl WalkArgs {
             repair_damp: self.repair_damp,
             tolerance: self.tolerance,
             max_sweeps: self.max_sweeps,
+            clamp: self.clamp_weights,
             ..OneShotOptions::new(pattern, method)
         })
     }
@@ -127,6 +133,11 @@ impl WalkArgs {
             _ => None,
         };
         self.repair.iter().find_map(of).unwrap_or(Repair::None)
+    }
+
+    /// Whether nothing is repaired.
+    pub(super) fn keeps_weights(&self) -> bool {
+        self.repair.iter().all(|repair| *repair == RepairArg::None)
     }
 
     /// The repairs that train, in their order.
@@ -406,48 +417,15 @@ pub(super) fn conditions(
     choice: Option<CalibChoice>,
     windows: WalkWindows<'_>,
     start_file: Option<&Path>,
-) -> Map<String, Value> {
-    let config = std::fs::read(model.folder.join("config.json")).unwrap_or_default();
-    let shards: Vec<Value> =
-        model.checkpoint.files().iter().map(|s| json!([s.file_name(), s.len()])).collect();
-    let mut out = Map::new();
-    let mut put = |key: &str, value: Value| {
-        out.insert(key.into(), value);
-    };
-    put("version", env!("CARGO_PKG_VERSION").into());
-    put("config.json", sha256_hex(&config).into());
-    put("weight files", shards.into());
-    if let Value::Object(options) = json!(options) {
-        for (key, value) in options {
-            // As text: numbers do not all come back from JSON as they went.
-            let nested = value.is_object();
-            put(&key, if nested { value.to_string().into() } else { value });
-        }
-    }
-    let names: Vec<&str> = selection.pruned.iter().map(|(_, p)| p.name.as_str()).collect();
-    put("projections", sha256_hex(names.join("\n").as_bytes()).into());
-    if let Some(choice) = choice {
-        put("segments", choice.name().into());
-    }
-    if let Some(path) = start_file {
-        let bytes = std::fs::read(path).unwrap_or_default();
-        put("start mask", sha256_hex(&bytes).into());
-    }
-    put("adapter", kernels.gpu().describe().into());
-    put("preset", kernels.preset().name.into());
+) -> Result<Conditions, CliError> {
+    let mut out = Conditions::new(&model.folder, &model.checkpoint, selection, kernels.preset().name)?;
+    options.into_iter().for_each(|options| out.walk(options));
+    choice.into_iter().for_each(|choice| out.segments(choice.name()));
+    start_file.into_iter().for_each(|path| out.start_mask(path));
     if let Some((windows, carried)) = windows {
-        put_windows(&mut out, windows, &carried.sizes(kernels.gpu(), &model.config));
+        out.windows(windows, &carried.sizes(kernels.gpu(), &model.config));
     }
-    out
-}
-
-/// The windows among what masks depend on.
-pub(super) fn put_windows(conditions: &mut Map<String, Value>, windows: &Windows, sizes: &Sizes) {
-    let tokens = sha256_hex(bytemuck::cast_slice(windows.tokens()));
-    conditions.insert("windows".into(), windows.count().into());
-    conditions.insert("window".into(), windows.window().into());
-    conditions.insert("calibration tokens".into(), tokens.into());
-    conditions.insert("windows in a batch".into(), sizes.layout.windows.into());
+    Ok(out)
 }
 
 /// Rows of a plan for a table.

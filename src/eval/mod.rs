@@ -10,7 +10,7 @@ mod worst;
 pub use choices::{Accuracy, Answered, answer};
 pub use generate::{Choice, Continuation, Generation, generate};
 pub use streamed::{Comparison, Streamed, Streams};
-pub use summary::{BesideSummary, Estimate, Summary, WindowMeans};
+pub use summary::{BesideSummary, Estimate, OVERFLOW, Summary, WindowMeans};
 pub use worst::Rise;
 
 use crate::calib::Windows;

@@ -81,6 +81,17 @@ pub struct Summary {
     pub beside: Option<BesideSummary>,
 }
 
+impl Summary {
+    /// Whether a loss is so large that its exponential, or that of a difference of losses, is beyond the largest number.
+    pub fn overflows(&self) -> bool {
+        let beside = self.beside.iter().flat_map(|b| [b.dense, b.ratio]);
+        std::iter::once(self.perplexity).chain(beside).any(|e| !(e.value.is_finite() && e.high.is_finite()))
+    }
+}
+
+/// Said where [`Summary::overflows`], or the perplexity of a table does.
+pub const OVERFLOW: &str = "a perplexity is the exponential of a loss, and here beyond the largest number: read nll, the mean loss in nats per token";
+
 /// A model beside the dense one.
 #[derive(Clone, Copy, Debug)]
 pub struct BesideSummary {
@@ -107,8 +118,9 @@ impl WindowMeans {
                 top1: Estimate::of([top1], |[top1]| top1),
             }
         });
-        let perplexity = Estimate::of([nll], |[nll]| nll.exp());
-        Summary { windows: nll.len(), nll: perplexity.value.ln(), perplexity, beside }
+        // The loss is a mean of losses: the exponential of a large one overflows.
+        let mean = nll.iter().sum::<f64>() / nll.len() as f64;
+        Summary { windows: nll.len(), nll: mean, perplexity: Estimate::of([nll], |[nll]| nll.exp()), beside }
     }
 }
 
@@ -135,6 +147,21 @@ mod tests {
             let off = (bound - 5.0) / (sign * 1.96 * error) - 1.0;
             assert!(off.abs() < 0.08, "{found:?}");
         }
+    }
+
+    /// A loss whose exponential overflows is what it is.
+    #[test]
+    fn a_loss_is_a_mean_of_losses() {
+        let means = WindowMeans { nll: vec![3000.25, 3001.75, 2998.0, 3004.0], beside: None };
+        let summary = means.summary(0..4);
+        assert_eq!(summary.nll, 3001.0);
+        assert!(summary.perplexity.value.is_infinite() && summary.overflows());
+        let usual = WindowMeans { nll: vec![3.0, 4.0], beside: None }.summary(0..2);
+        assert!(usual.nll == 3.5 && !usual.overflows());
+        // A model that is lost beside one that is not.
+        let beside = Some([vec![1.0, 2.0], vec![9.0, 9.0], vec![0.0, 0.0]]);
+        let lost = WindowMeans { nll: vec![800.0, 801.0], beside }.summary(0..2);
+        assert!(lost.overflows() && lost.beside.is_some_and(|b| b.ratio.value.is_infinite()));
     }
 
     /// A ratio is made of pairs: where one model is always as much worse, it has no spread.

@@ -34,7 +34,8 @@ const SHARED: &[Shared] = shared![
     "patterns",
     "adam",
     "activation",
-    "cap"
+    "cap",
+    "levels"
 ];
 
 /// What every wgpu device can do: `unpack2x16float` and its kin.

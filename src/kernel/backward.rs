@@ -2,8 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::elementwise::{capped, sliced_defs, vocabulary_blocks};
-use super::{Kernels, Layout, Rows, Stream, shape_error, size};
+use super::elementwise::{capped, sliced_defs};
+use super::vocab::{DIVERGENCE, VOCAB_STATE, vocabulary_blocks};
+use super::{Kernels, Layout, Rows, Stream, f32_bytes, shape_error, size};
 use crate::gpu::{Buffer, Defs, GpuError, Work};
 
 #[repr(C)]
@@ -38,7 +39,7 @@ struct KlParams {
     t4: u32,
     scale: f32,
     caps: [f32; 2],
-    pad: u32,
+    first: u32,
 }
 
 /// Rows of the logits that an invocation of `vocab_gradient` makes.
@@ -98,7 +99,7 @@ impl Kernels<'_> {
     }
 
     /// `logits = scale * (softmax - [row is the target])` in place, for the vocabulary rows `first..first + rows`, where `state`
-    /// `[3, t]` is what [`Kernels::vocab_reduce`] has left after all rows and `targets` is `[t]` u32. Tokens without a target
+    /// [`VOCAB_STATE`, t] is what [`Kernels::vocab_reduce`] has left after all rows and `targets` is `[t]` u32. Tokens without a target
     /// (`u32::MAX`) get zeros, and so do the rows of `logits` from `rows` on, which pad the chunk. With `cap` the softmax is that of `cap
     /// * tanh(logits / cap)`, and the gradient still that of the logits in the buffer.
     ///
@@ -141,9 +142,10 @@ impl Kernels<'_> {
         c.dispatch(&pipeline, &params, &bind, grid, work)
     }
 
-    /// Adds to the first row of `kl` `[2, t]` the share of one chunk of `rows` vocabulary rows in the divergence `sum p_dense * (log
-    /// p_dense - log p)`, where `p` is the softmax of `logits` with `state`, `p_dense` that of `dense` with `dense_state`; to the
-    /// second row how many rows are the greatest logit of both; and `logits = scale * (p - p_dense)` in place. Tokens without one of `targets` `[t]` u32 (`u32::MAX`) add nothing and get zeros; the rows of `logits` from
+    /// Adds to `kl` [`DIVERGENCE`, t], zeros before the first chunk, the share of one chunk, the vocabulary rows `first..first + rows`, in the
+    /// divergence `sum p_dense * (log p_dense - log p)`, where `p` is the softmax of `logits` with `state`, `p_dense` that of `dense` with
+    /// `dense_state`, and how many rows are the greatest logit of both: [`LogSum::divergence`](super::LogSum::divergence) and
+    /// [`agrees`](super::agrees) read it; and `logits = scale * (p - p_dense)` in place. Tokens without one of `targets` `[t]` u32 (`u32::MAX`) add nothing and get zeros; the rows of `logits` from
     /// `rows` on, which pad the chunk, get zeros. With `caps`, of `logits` and of `dense`, a softmax is that of `cap * tanh(logits / cap)`,
     /// and the gradient still that of the logits in the buffer.
     ///
@@ -156,6 +158,7 @@ impl Kernels<'_> {
         logits: Rows<'_>,
         dense: Rows<'_>,
         rows: usize,
+        first: usize,
         state: Rows<'_>,
         dense_state: Rows<'_>,
         targets: &Buffer,
@@ -173,7 +176,7 @@ impl Kernels<'_> {
             && alike(&[logits, dense])
             && fits_state(logits, state)
             && fits_state(logits, dense_state)
-            && kl.bytes() >= 32 * logits.t4 as u64;
+            && kl.bytes() >= f32_bytes(DIVERGENCE, 4 * logits.t4);
         if !fits {
             let message = format!("{rows} of {} rows of logits, {} of dense ones", logits.count, dense.count);
             return Err(shape_error(NAME, message));
@@ -197,7 +200,7 @@ impl Kernels<'_> {
                 t4: size(NAME, logits.t4)?,
                 scale,
                 caps,
-                pad: 0,
+                first: size(NAME, first)?,
             };
             let values = (block.len() * logits.t4 * 4) as f64;
             let work = Work { flops: 10.0 * values, bytes: 12.0 * values };
@@ -215,5 +218,5 @@ fn fits_chunk(logits: Rows<'_>, rows: usize, targets: &Buffer) -> bool {
 
 /// Whether `state` is the running log-sum-exp of the tokens of `logits`.
 fn fits_state(logits: Rows<'_>, state: Rows<'_>) -> bool {
-    state.first == 0 && state.count == 3 && state.t4 == logits.t4
+    state.first == 0 && state.count == VOCAB_STATE && state.t4 == logits.t4
 }

@@ -29,6 +29,7 @@ mod soft;
 mod sparsegpt;
 mod table;
 mod tensor;
+mod vocab;
 
 pub use adam::{Adam, Learn, Soft};
 pub use attention::Heads;
@@ -51,6 +52,7 @@ pub use score::{AbsSums, Score};
 pub use soft::{AdamState, Noise, Relaxation, SoftPatterns, SoftTopN, StateType};
 pub use table::{KERNELS, KernelSource, Variant};
 pub use tensor::{Activation, MaskBuffer, Rows, Weight, f32_bytes};
+pub use vocab::{DIVERGENCE, LogSum, VOCAB_STATE, agrees};
 
 use std::sync::{Arc, Mutex};
 

@@ -95,7 +95,7 @@ impl Preset {
 }
 
 /// The preset for `gpu`: `forced` by name, or the cached result of an earlier measurement on the same adapter, driver,
-/// version and presets, or the fastest of all offered presets in a measurement made now. One that uses subgroups has to pass
+/// version, limits and presets, or the fastest of all offered presets in a measurement made now. One that uses subgroups has to pass
 /// a self-test first, every time.
 ///
 /// # Errors
@@ -108,7 +108,15 @@ pub fn choose_preset(gpu: &Gpu, forced: Option<&str>) -> Result<Preset, GpuError
     }
     let offered = Preset::offered(gpu);
     let names = offered.iter().map(|p| p.name).collect::<Vec<_>>().join(" ");
-    let key = format!("{} maskwright {}: {names}", gpu.describe(), env!("CARGO_PKG_VERSION"));
+    // All that a kernel's speed depends on and that may differ between two starts on one adapter.
+    let (limits, subgroup) = (gpu.limits(), gpu.subgroup_size().unwrap_or(0));
+    let key = format!(
+        "{} maskwright {}: {names}; {} bytes bound, {} groups, subgroups of {subgroup}",
+        gpu.describe(),
+        env!("CARGO_PKG_VERSION"),
+        limits.binding,
+        limits.groups
+    );
     let cache = Cache::open();
     if let Some(preset) = cache.get(&key).filter(|cached| offered.contains(cached)) {
         match self_test(gpu, &preset) {
@@ -116,20 +124,30 @@ pub fn choose_preset(gpu: &Gpu, forced: Option<&str>) -> Result<Preset, GpuError
             Err(e) => log::warn!("preset {} ran here before and does not now: {e}", preset.name),
         }
     }
-    let mut best = (f64::MAX, Preset::of_kind(gpu.kind()));
+    let mut best: Option<(f64, Preset)> = None;
     for preset in offered {
         match self_test(gpu, &preset).and_then(|()| measure(gpu, &preset)) {
             Ok(seconds) => {
                 log::info!("preset {}: {:.2} ms", preset.name, seconds * 1e3);
-                if seconds < best.0 {
-                    best = (seconds, preset);
+                if best.as_ref().is_none_or(|(least, _)| seconds < *least) {
+                    best = Some((seconds, preset));
                 }
             }
             Err(e) => log::warn!("preset {} does not run here: {e}", preset.name),
         }
     }
-    cache.put(&key, best.1.name);
-    Ok(best.1)
+    match best {
+        Some((_, preset)) => {
+            cache.put(&key, preset.name);
+            Ok(preset)
+        }
+        // Not kept: what failed now may go well at the next start.
+        None => {
+            let preset = Preset::of_kind(gpu.kind());
+            log::warn!("no preset could be measured here; {} is taken, --preset names another", preset.name);
+            Ok(preset)
+        }
+    }
 }
 
 /// The preset of that name, if it runs where subgroups have `subgroup` invocations.

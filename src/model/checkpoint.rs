@@ -276,6 +276,17 @@ impl Checkpoint {
         self.parallel(names, |tensor| sha256_hex(tensor.data))
     }
 
+    /// SHA-256 of the stored bytes of every tensor of the files, also of those that the configuration does not call for.
+    pub fn stored_hashes(&self) -> BTreeMap<String, String> {
+        let stored: Vec<(&String, &[u8])> = self
+            .places
+            .keys()
+            .filter_map(|name| self.entry(name).map(|(shard, entry)| (name, shard.data(entry))))
+            .collect();
+        let hashes = in_parallel(&stored, |(_, data)| sha256_hex(data));
+        stored.iter().map(|(name, _)| (*name).clone()).zip(hashes).collect()
+    }
+
     /// Runs `work` on each named tensor and returns the results in the order of `names`.
     fn parallel<R: Send>(
         &self,

@@ -40,7 +40,7 @@ pub use quantization::stored_plain;
 pub use rope::{Llama3, Rope, RopeScaling, Yarn};
 pub use shard::{Shard, ShardEntry};
 pub use tensor::{Dtype, TensorView, encode};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{OpenText, Tokenizer};
 pub(crate) use writer::header_bytes;
 pub use writer::{OutTensor, write_safetensors};
 

@@ -20,6 +20,24 @@ pub struct Tokenizer {
     embeddings: usize,
 }
 
+/// The tokens of a text that something follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenText {
+    /// Ids of the text, behind those that the tokenizer's template puts before it.
+    pub ids: Vec<u32>,
+    /// First byte of the text that each of them was made of; none of those that the template added.
+    pub starts: Vec<Option<usize>>,
+    /// Ids that the template puts behind a text, such as one that ends it; not among `ids`.
+    pub closing: Vec<u32>,
+}
+
+impl OpenText {
+    /// How many of the ids stand before the text's own.
+    pub fn opening(&self) -> usize {
+        self.starts.iter().take_while(|start| start.is_none()).count()
+    }
+}
+
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("path", &self.path).field("embeddings", &self.embeddings).finish()
@@ -88,12 +106,46 @@ impl Tokenizer {
 
     fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, ModelError> {
         // The fast variant gives the same ids and leaves out the character offsets, which nothing here needs.
-        let encoding = guarded(|| self.inner.encode_fast(text, special)).map_err(|problem| {
-            ModelError::Encode { path: self.path.clone(), problem: clip(&problem, MESSAGE) }
+        let encoding = self.encoded(|| self.inner.encode_fast(text, special))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of a text that something follows, each with its place in the text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_open(&self, text: &str) -> Result<OpenText, ModelError> {
+        let encoding = self.encoded(|| self.inner.encode(text, true))?;
+        let (ids, added) = (encoding.get_ids(), encoding.get_special_tokens_mask());
+        let open = match added.iter().rposition(|&a| a == 0) {
+            Some(last) => last + 1,
+            // All are added: which of them stand before a text shows one that has tokens of its own.
+            None => {
+                let probe = self.encoded(|| self.inner.encode("a", true))?;
+                let before = probe.get_special_tokens_mask().iter().position(|&a| a == 0);
+                before.unwrap_or(0).min(ids.len())
+            }
+        };
+        let starts =
+            encoding.get_offsets().iter().zip(added).map(|(&(start, _), &a)| (a == 0).then_some(start));
+        Ok(OpenText {
+            ids: ids[..open].to_vec(),
+            starts: starts.take(open).collect(),
+            closing: ids[open..].to_vec(),
+        })
+    }
+
+    /// What the library makes of a text, if all ids have an embedding.
+    fn encoded(
+        &self,
+        work: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding, ModelError> {
+        let encoding = guarded(work).map_err(|problem| ModelError::Encode {
+            path: self.path.clone(),
+            problem: clip(&problem, MESSAGE),
         })?;
-        let ids = encoding.get_ids();
-        match ids.iter().find(|&&id| id as usize >= self.embeddings) {
-            None => Ok(ids.to_vec()),
+        match encoding.get_ids().iter().find(|&&id| id as usize >= self.embeddings) {
+            None => Ok(encoding),
             // A post-processor may name ids that are in no vocabulary.
             Some(&id) => {
                 Err(ModelError::TokenId { path: self.path.clone(), id, embeddings: self.embeddings })

@@ -48,6 +48,16 @@ pub enum NnError {
         /// Its input features.
         cols: usize,
     },
+    /// A text that the tokenizer makes nothing of, so that there is nothing to measure or to measure it after.
+    #[error(
+        "the tokenizer makes no tokens of {text:?}, and there is {lacking}; leave the question out, or word it otherwise"
+    )]
+    NoTokens {
+        /// The text.
+        text: String,
+        /// What is missing for that.
+        lacking: &'static str,
+    },
     /// No room for further tokens.
     #[error("{more} more tokens behind {seen}: there is room for {capacity}")]
     Full {

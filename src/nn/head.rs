@@ -4,7 +4,9 @@ use super::head_compare::{DenseSide, DenseSpace};
 use super::weights::{NormWeights, vector, vector_bytes};
 use super::{Batch, NnError, Sizes, Tensors, TokenLoss};
 use crate::gpu::{Buffer, Commands, Gpu};
-use crate::kernel::{Activation, Kernels, Layout, Product, Rows, Weight, cut, f32_bytes};
+use crate::kernel::{
+    Activation, Kernels, Layout, LogSum, Product, Rows, VOCAB_STATE, Weight, cut, f32_bytes,
+};
 use crate::model::{Architecture, Checkpoint, Dtype, ModelError};
 
 /// Weights of the last norm and of the output matrix.
@@ -83,7 +85,7 @@ impl HeadSpace {
         let t4 = sizes.layout.t4();
         Ok(Self {
             logits: Activation::new(gpu, "activations:vocabulary", sizes.vocab_rows, t4)?,
-            state: Activation::new(gpu, "activations:loss", 3, t4)?,
+            state: Activation::new(gpu, "activations:loss", VOCAB_STATE, t4)?,
             targets: gpu.alloc("activations:targets", f32_bytes(1, 4 * t4))?,
             vocab_rows: sizes.vocab_rows,
             d_normed: None,
@@ -93,7 +95,7 @@ impl HeadSpace {
 
     /// Bytes of [`HeadSpace::new`].
     pub fn bytes(sizes: &Sizes) -> u64 {
-        f32_bytes(sizes.vocab_rows + 3 + 1, 4 * sizes.layout.t4())
+        f32_bytes(sizes.vocab_rows + VOCAB_STATE + 1, 4 * sizes.layout.t4())
     }
 }
 
@@ -124,7 +126,8 @@ impl<'g> HeadPass<'_, 'g> {
         normed: Rows<'_>,
     ) -> Result<TokenLoss, NnError> {
         self.reduce(c, batch, x, normed, self.ws.vocab_rows, None)?;
-        self.read_losses(c, &self.ws.state, batch.layout)
+        let state = read_state(c, &self.ws.state, batch.layout)?;
+        losses_of(&state, batch.layout)
     }
 
     /// The pieces of the vocabulary, of at most `most` rows: first row and number of rows.
@@ -150,7 +153,7 @@ impl<'g> HeadPass<'_, 'g> {
         }
         for (first, rows) in self.chunks(rows) {
             let logits = self.logits_of(c, normed, first, rows, &ws.logits)?;
-            let (state, cap) = (ws.state.rows(0, 3, x.t4)?, self.config.logit_cap);
+            let (state, cap) = (ws.state.rows(0, VOCAB_STATE, x.t4)?, self.config.logit_cap);
             self.kernels.vocab_reduce(c, logits, first, targets, state, cap)?;
             if let Some(dense) = dense {
                 let logits = dense.logits(c, first, rows)?;
@@ -180,31 +183,6 @@ impl<'g> HeadPass<'_, 'g> {
         Ok(logits)
     }
 
-    /// `state` has (maximum, sum, target) per token; the rest is done in f64.
-    pub(super) fn read_losses(
-        &self,
-        c: &mut Commands<'g>,
-        state: &Activation,
-        layout: Layout,
-    ) -> Result<TokenLoss, NnError> {
-        let tokens = 4 * layout.t4();
-        let state: Vec<f32> = c.read(state.buffer(), 0, 3 * tokens)?;
-        let stride = 4 * layout.window4();
-        let mut nll = Vec::with_capacity(layout.windows * (layout.length - 1));
-        for w in 0..layout.windows {
-            for i in 0..layout.length - 1 {
-                let t = w * stride + i;
-                let value = |row: usize| f64::from(state[row * tokens + t]);
-                let loss = value(0) + value(1).ln() - value(2);
-                if !loss.is_finite() {
-                    return Err(NnError::NotFinite { window: w, value: loss });
-                }
-                nll.push(loss);
-            }
-        }
-        Ok(TokenLoss { nll, layout })
-    }
-
     /// All logits `[tokens, vocab]` of a small batch: for tests and fixtures, since the product never needs them at once.
     ///
     /// # Errors
@@ -232,6 +210,38 @@ impl<'g> HeadPass<'_, 'g> {
         }
         Ok(out)
     }
+}
+
+/// The running log-sum-exp of the tokens of a batch, on the host.
+pub(super) fn read_state(
+    c: &mut Commands<'_>,
+    state: &Activation,
+    layout: Layout,
+) -> Result<Vec<f32>, NnError> {
+    Ok(c.read(state.buffer(), 0, VOCAB_STATE * 4 * layout.t4())?)
+}
+
+/// A number of each predicted token from its place among the padded tokens, which must be finite: `[windows, length - 1]`.
+pub(super) fn of_predicted(layout: Layout, of: impl Fn(usize) -> f64) -> Result<Vec<f64>, NnError> {
+    let stride = 4 * layout.window4();
+    let mut out = Vec::with_capacity(layout.windows * (layout.length - 1));
+    for window in 0..layout.windows {
+        for t in window * stride..window * stride + layout.length - 1 {
+            let value = of(t);
+            if !value.is_finite() {
+                return Err(NnError::NotFinite { window, value });
+            }
+            out.push(value);
+        }
+    }
+    Ok(out)
+}
+
+/// Losses from what [`read_state`] has read, in f64.
+pub(super) fn losses_of(state: &[f32], layout: Layout) -> Result<TokenLoss, NnError> {
+    let tokens = 4 * layout.t4();
+    let nll = of_predicted(layout, |t| LogSum::of(state, tokens, t).loss())?;
+    Ok(TokenLoss { nll, layout })
 }
 
 /// The next token of every position but each window's last, which gets none.

@@ -1,9 +1,10 @@
 //! The head's backward pass: the loss of every token again, now with its gradient by the residual stream.
 
+use super::head::{losses_of, read_state};
 use super::head_compare::DenseSpace;
 use super::{Batch, HeadPass, HeadSpace, NnError, Sizes, TokenLoss};
 use crate::gpu::{Commands, Gpu, GpuError};
-use crate::kernel::{Activation, Masking, Rows, TransposedProduct, f32_bytes};
+use crate::kernel::{Activation, Masking, Rows, TransposedProduct, VOCAB_STATE, f32_bytes};
 use crate::model::Architecture;
 
 /// What the head's gradient is of.
@@ -109,7 +110,7 @@ impl<'g> HeadPass<'_, 'g> {
             let logits = ws.logits.rows(0, rows.next_multiple_of(4), t4)?;
             match &dense {
                 None => {
-                    let state = ws.state.rows(0, 3, t4)?;
+                    let state = ws.state.rows(0, VOCAB_STATE, t4)?;
                     let cap = self.config.logit_cap;
                     self.kernels.vocab_gradient(c, logits, rows, first, &ws.targets, state, scale, cap)?;
                 }
@@ -125,10 +126,11 @@ impl<'g> HeadPass<'_, 'g> {
         c.clear(d_x.buffer, f32_bytes(d_x.count, 4 * t4))?;
         let norm = self.weights.final_norm.over_stream(self.config);
         self.kernels.norm_backward(c, x, &norm, d_normed, d_x, true)?;
-        let tokens = self.read_losses(c, &ws.state, batch.layout)?;
+        let own = read_state(c, &ws.state, batch.layout)?;
+        let tokens = losses_of(&own, batch.layout)?;
         let kl = match &dense {
             None => None,
-            Some(dense) => Some(dense.read(c, batch.layout)?.kl),
+            Some(dense) => Some(dense.read(c, batch.layout, &own)?.0.kl),
         };
         Ok(HeadLosses { tokens, kl })
     }

@@ -1,9 +1,10 @@
 //! The head beside that of the dense model: how far apart the distributions of the next token are, without ever holding all logits.
 
+use super::head::{losses_of, of_predicted, read_state};
 use super::head_backward::shape;
 use super::{Batch, HeadPass, HeadSpace, HeadWeights, NnError, Sizes, TokenLoss};
 use crate::gpu::{Buffer, Commands, Gpu};
-use crate::kernel::{Activation, Layout, Rows, f32_bytes};
+use crate::kernel::{Activation, DIVERGENCE, Layout, LogSum, Rows, VOCAB_STATE, agrees, f32_bytes};
 use crate::model::Architecture;
 
 /// What the dense model's logits take.
@@ -11,7 +12,7 @@ pub(super) struct DenseSpace {
     normed: Activation,
     logits: Activation,
     state: Activation,
-    /// `[2, t]`: divergences, and whether the greatest logits are of the same row.
+    /// [`DIVERGENCE`, t].
     kl: Buffer,
 }
 
@@ -22,14 +23,14 @@ impl DenseSpace {
         Ok(Self {
             normed: new("normed of the dense model", hidden)?,
             logits: new("vocabulary of the dense model", rows)?,
-            state: new("loss of the dense model", 3)?,
-            kl: gpu.alloc("activations:divergence", f32_bytes(2, 4 * t4))?,
+            state: new("loss of the dense model", VOCAB_STATE)?,
+            kl: gpu.alloc("activations:divergence", f32_bytes(DIVERGENCE, 4 * t4))?,
         })
     }
 
     /// Bytes of [`DenseSpace::new`].
     pub(super) fn bytes(hidden: usize, rows: usize, t4: usize) -> u64 {
-        f32_bytes(hidden + rows + 3 + 2, 4 * t4)
+        f32_bytes(hidden + rows + VOCAB_STATE + DIVERGENCE, 4 * t4)
     }
 }
 
@@ -63,7 +64,7 @@ impl<'a, 'g> DenseSide<'a, 'g> {
     }
 
     pub(super) fn start(&self, c: &mut Commands<'g>) -> Result<(), NnError> {
-        c.clear(&self.space.kl, f32_bytes(2, 4 * self.x.t4))?;
+        c.clear(&self.space.kl, f32_bytes(DIVERGENCE, 4 * self.x.t4))?;
         self.pass.norm(c, self.x, self.normed()?)
     }
 
@@ -82,25 +83,25 @@ impl<'a, 'g> DenseSide<'a, 'g> {
     }
 
     pub(super) fn state(&self) -> Result<Rows<'a>, NnError> {
-        Ok(self.space.state.rows(0, 3, self.x.t4)?)
+        Ok(self.space.state.rows(0, VOCAB_STATE, self.x.t4)?)
     }
 
-    pub(super) fn read(&self, c: &mut Commands<'g>, layout: Layout) -> Result<Divergences, NnError> {
+    /// Divergences from this side, where `own` is the state of the other; and this side's state.
+    pub(super) fn read(
+        &self,
+        c: &mut Commands<'g>,
+        layout: Layout,
+        own: &[f32],
+    ) -> Result<(Divergences, Vec<f32>), NnError> {
         let tokens = 4 * layout.t4();
-        let all: Vec<f32> = c.read(&self.space.kl, 0, 2 * tokens)?;
-        let (mut kl, mut agree) = (Vec::new(), Vec::new());
-        for window in 0..layout.windows {
-            let first = window * 4 * layout.window4();
-            for t in first..first + layout.length - 1 {
-                let value = f64::from(all[t]);
-                if !value.is_finite() {
-                    return Err(NnError::NotFinite { window, value });
-                }
-                kl.push(value);
-                agree.push(all[tokens + t] > 0.0);
-            }
-        }
-        Ok(Divergences { kl, agree })
+        let sums: Vec<f32> = c.read(&self.space.kl, 0, DIVERGENCE * tokens)?;
+        let dense = read_state(c, &self.space.state, layout)?;
+        let kl = of_predicted(layout, |t| {
+            let [own, dense] = [own, dense.as_slice()].map(|state| LogSum::of(state, tokens, t));
+            own.divergence(&dense, &sums, tokens, t)
+        })?;
+        let agree = of_predicted(layout, |t| f64::from(u8::from(agrees(&sums, tokens, t))))?;
+        Ok((Divergences { kl, agree: agree.into_iter().map(|a| a > 0.0).collect() }, dense))
     }
 }
 
@@ -144,7 +145,7 @@ impl<'g> HeadPass<'_, 'g> {
             dense.logits(c, first, rows)?;
         }
         let of_dense = dense.space.logits.rows(0, logits.count, logits.t4)?;
-        let state = self.ws.state.rows(0, 3, logits.t4)?;
+        let state = self.ws.state.rows(0, VOCAB_STATE, logits.t4)?;
         let (targets, kl) = (&self.ws.targets, &dense.space.kl);
         let caps = [self.config.logit_cap, dense.cap()];
         Ok(self.kernels.vocab_kl(
@@ -152,6 +153,7 @@ impl<'g> HeadPass<'_, 'g> {
             logits,
             of_dense,
             rows,
+            first,
             state,
             dense.state()?,
             targets,
@@ -190,10 +192,11 @@ impl<'g> HeadPass<'_, 'g> {
             };
             self.divergence(c, logits, (first, rows), again, &side, 0.0)?;
         }
-        let Divergences { kl, agree } = side.read(c, batch.layout)?;
+        let own = read_state(c, &ws.state, batch.layout)?;
+        let (Divergences { kl, agree }, of_dense) = side.read(c, batch.layout, &own)?;
         Ok(HeadComparison {
-            tokens: self.read_losses(c, &ws.state, batch.layout)?,
-            dense: self.read_losses(c, &side.space.state, batch.layout)?,
+            tokens: losses_of(&own, batch.layout)?,
+            dense: losses_of(&of_dense, batch.layout)?,
             kl,
             agree,
         })

@@ -5,23 +5,21 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Map;
 
+use super::conditions::Conditions;
 use super::oneshot::ProjectionReport;
 use super::schedule::BlockResult;
 use super::{Learned, PruneError};
+use crate::folder::{FolderError, RunPaths};
 use crate::fsio;
 use crate::mask::{BitMask, MaskFile, MaskSet, Pattern, Provenance};
 use crate::model::{Checkpoint, OutTensor, Overlay, write_safetensors};
 
-const MANIFEST: &str = "manifest.json";
-/// The folder of a run, or of one of its stages, with the files of its blocks.
-pub const BLOCKS: &str = "blocks";
 const FORMAT: &str = "maskwright-run";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A finished block in the manifest.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,70 +37,75 @@ struct Entry {
 struct Manifest {
     format: String,
     version: u32,
-    /// What the masks depend on, by name.
-    conditions: Map<String, Value>,
+    /// What the masks depend on.
+    conditions: Conditions,
     blocks: Vec<Entry>,
 }
 
 /// The finished blocks of a run, on the disk.
 pub struct BlockStore {
-    folder: PathBuf,
+    paths: RunPaths,
     manifest: Manifest,
     pattern: Pattern,
     provenance: Provenance,
 }
 
 impl BlockStore {
-    /// The store of a new run in `folder`, which exists. Writes the manifest.
+    /// The store of a new run, or stage of one, whose folder exists. Writes the manifest.
     ///
     /// # Errors
     /// What the system refuses.
     pub fn create(
-        folder: &Path,
-        conditions: Map<String, Value>,
+        paths: &RunPaths,
+        conditions: Conditions,
         pattern: Pattern,
         provenance: Provenance,
     ) -> Result<Self, PruneError> {
-        fsio::create_folder(&folder.join(BLOCKS))?;
+        fsio::create_folder(&paths.blocks())?;
         let manifest = Manifest { format: FORMAT.into(), version: VERSION, conditions, blocks: Vec::new() };
-        let store = Self { folder: folder.into(), manifest, pattern, provenance };
+        let store = Self { paths: paths.clone(), manifest, pattern, provenance };
         store.write_manifest()?;
         Ok(store)
     }
 
-    /// The store of an unfinished run, if its conditions are these.
+    /// The store of an unfinished run or stage, if its conditions are these. Changes nothing.
     ///
     /// # Errors
-    /// [`PruneError::NoRun`] where there is none, [`PruneError::Resume`] naming the first condition that differs or what is
+    /// [`FolderError::NoRun`] where there is none, [`FolderError::Resume`] naming the first condition that differs or what is
     /// damaged.
     pub fn open(
-        folder: &Path,
-        conditions: &Map<String, Value>,
+        paths: &RunPaths,
+        conditions: &Conditions,
         pattern: Pattern,
         provenance: Provenance,
     ) -> Result<Self, PruneError> {
-        let path = folder.join(MANIFEST);
-        let text = fs::read_to_string(&path).map_err(|_| PruneError::NoRun { path: folder.into() })?;
-        let refuse = |problem: String| PruneError::Resume { path: folder.into(), problem };
-        let manifest: Manifest =
-            serde_json::from_str(&text).map_err(|e| refuse(format!("its {MANIFEST} is damaged ({e})")))?;
-        if manifest.format != FORMAT || manifest.version != VERSION {
-            return Err(refuse(format!("its {MANIFEST} is of another version of this program")));
+        let path = || paths.root().to_path_buf();
+        let text = fs::read_to_string(paths.manifest()).map_err(|_| FolderError::NoRun { path: path() })?;
+        let refuse = |problem: String| FolderError::Resume { path: path(), problem };
+        // Of another version other fields may be there.
+        let of_version = |value: &serde_json::Value| value["format"] == FORMAT && value["version"] == VERSION;
+        let value =
+            serde_json::from_str(&text).map_err(|e| refuse(format!("its manifest.json is damaged ({e})")))?;
+        if !of_version(&value) {
+            return Err(refuse("its manifest.json is of another version of this program".into()).into());
         }
-        if let Some(problem) = difference(&manifest.conditions, conditions) {
-            return Err(refuse(problem));
+        let manifest: Manifest = serde_json::from_value(value)
+            .map_err(|e| refuse(format!("its manifest.json is damaged ({e})")))?;
+        if let Some(problem) = conditions.difference_from(&manifest.conditions) {
+            return Err(refuse(problem).into());
         }
         if manifest.blocks.iter().enumerate().any(|(i, b)| b.block != i) {
-            return Err(refuse(format!("its {MANIFEST} does not list the blocks in order")));
+            return Err(refuse("its manifest.json does not list the blocks in order".into()).into());
         }
-        let store = Self { folder: folder.into(), manifest, pattern, provenance };
-        store.remove_leftovers()?;
-        Ok(store)
+        Ok(Self { paths: paths.clone(), manifest, pattern, provenance })
     }
 
-    /// Temporary files of a run that was killed.
-    fn remove_leftovers(&self) -> Result<(), PruneError> {
-        for folder in [self.folder.clone(), self.folder.join(BLOCKS)] {
+    /// Removes temporary files of a run that was killed.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn remove_leftovers(&self) -> Result<(), PruneError> {
+        for folder in [self.paths.root().to_path_buf(), self.paths.blocks()] {
             let Ok(entries) = fs::read_dir(&folder) else {
                 continue;
             };
@@ -112,7 +115,7 @@ impl BlockStore {
                     continue;
                 }
                 let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                removed.map_err(|source| PruneError::RunFolder { path: path.clone(), source })?;
+                removed.map_err(FolderError::os(path))?;
             }
         }
         Ok(())
@@ -120,16 +123,8 @@ impl BlockStore {
 
     fn write_manifest(&self) -> Result<(), PruneError> {
         let text = serde_json::to_string_pretty(&self.manifest)
-            .map_err(|e| PruneError::Resume { path: self.folder.clone(), problem: e.to_string() })?;
-        Ok(fsio::write_bytes(&self.folder.join(MANIFEST), format!("{text}\n").as_bytes())?)
-    }
-
-    fn mask_path(&self, block: usize) -> PathBuf {
-        self.folder.join(BLOCKS).join(format!("{block:04}.mask.safetensors"))
-    }
-
-    fn weights_path(&self, block: usize) -> PathBuf {
-        self.folder.join(BLOCKS).join(format!("{block:04}.weights.safetensors"))
+            .map_err(|e| FolderError::os(self.paths.manifest())(e.into()))?;
+        Ok(fsio::write_bytes(&self.paths.manifest(), format!("{text}\n").as_bytes())?)
     }
 
     /// Number of finished blocks.
@@ -158,7 +153,7 @@ impl BlockStore {
     /// What the system refuses; the block is then not listed.
     pub fn add(&mut self, checkpoint: &Checkpoint, result: &BlockResult) -> Result<(), PruneError> {
         let set = MaskSet { pattern: self.pattern, masks: result.masks.clone() };
-        let path = self.mask_path(result.block);
+        let path = self.paths.block_mask(result.block);
         MaskFile::new(set, self.provenance.clone(), checkpoint)?.write(&path)?;
         if !result.weights.is_empty() {
             let mut tensors = Vec::new();
@@ -171,7 +166,7 @@ impl BlockStore {
                 .iter()
                 .map(|(name, dtype, shape, data)| OutTensor { name, dtype, shape: shape.clone(), data })
                 .collect();
-            write_safetensors(&self.weights_path(result.block), Map::new(), &out)?;
+            write_safetensors(&self.paths.block_weights(result.block), Map::new(), &out)?;
         }
         self.manifest.blocks.push(Entry {
             block: result.block,
@@ -185,14 +180,14 @@ impl BlockStore {
     /// Reads the masks of all finished blocks, each of which must have been made for the tensors of `checkpoint`.
     ///
     /// # Errors
-    /// A damaged file; [`PruneError::Resume`] for other weights.
+    /// A damaged file; [`FolderError::Resume`] for other weights.
     pub fn masks(&self, checkpoint: &Checkpoint) -> Result<Vec<BTreeMap<String, BitMask>>, PruneError> {
         let mut out = Vec::new();
         for entry in &self.manifest.blocks {
-            let file = MaskFile::read(&self.mask_path(entry.block))?;
+            let file = MaskFile::read(&self.paths.block_mask(entry.block))?;
             if let Some(name) = file.differing_sources(checkpoint)?.first() {
                 let problem = format!("{name} of the model is not the one that it was begun with");
-                return Err(PruneError::Resume { path: self.folder.clone(), problem });
+                return Err(FolderError::Resume { path: self.paths.root().into(), problem }.into());
             }
             out.push(file.set.masks);
         }
@@ -215,7 +210,7 @@ impl BlockStore {
     /// A damaged file.
     pub fn add_to(&self, overlay: &mut Overlay<'_>) -> Result<(), PruneError> {
         for entry in self.manifest.blocks.iter().filter(|b| b.repaired) {
-            overlay.add(&self.weights_path(entry.block))?;
+            overlay.add(&self.paths.block_weights(entry.block))?;
         }
         Ok(())
     }
@@ -225,49 +220,16 @@ impl BlockStore {
     /// # Errors
     /// What the system refuses.
     pub fn finish(self, keep_weights: bool) -> Result<(), PruneError> {
-        let fail = |path: PathBuf| move |source| PruneError::RunFolder { path, source };
-        let blocks = self.folder.join(BLOCKS);
         if keep_weights {
             for entry in &self.manifest.blocks {
-                let path = self.mask_path(entry.block);
-                fs::remove_file(&path).map_err(fail(path))?;
+                let path = self.paths.block_mask(entry.block);
+                fs::remove_file(&path).map_err(FolderError::os(path))?;
             }
+            // Empty where no block is kept in it.
+            let _ = fs::remove_dir(self.paths.blocks());
         } else {
-            fs::remove_dir_all(&blocks).map_err(fail(blocks))?;
+            fs::remove_dir_all(self.paths.blocks()).map_err(FolderError::os(self.paths.blocks()))?;
         }
-        let path = self.folder.join(MANIFEST);
-        fs::remove_file(&path).map_err(fail(path))
-    }
-}
-
-/// The first condition that differs, in words.
-fn difference(was: &Map<String, Value>, now: &Map<String, Value>) -> Option<String> {
-    for (key, value) in now {
-        match was.get(key) {
-            None => return Some(format!("it was begun without {key}, now it is {value}")),
-            Some(old) if old != value => {
-                return Some(format!("it was begun with {key} {old}, now it is {value}"));
-            }
-            Some(_) => {}
-        }
-    }
-    was.keys().find(|k| !now.contains_key(*k)).map(|k| format!("it was begun with {k}, now there is none"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn the_first_difference_is_named() {
-        let map = |value: Value| value.as_object().cloned().unwrap();
-        let a = map(json!({ "windows": 128, "method": "descent" }));
-        assert_eq!(difference(&a, &a), None);
-        let b = map(json!({ "windows": 64, "method": "descent" }));
-        assert_eq!(difference(&a, &b).unwrap(), "it was begun with windows 128, now it is 64");
-        let c = map(json!({ "windows": 128 }));
-        assert_eq!(difference(&a, &c).unwrap(), "it was begun with method, now there is none");
-        assert_eq!(difference(&c, &a).unwrap(), "it was begun without method, now it is \"descent\"");
+        Ok(fs::remove_file(self.paths.manifest()).map_err(FolderError::os(self.paths.manifest()))?)
     }
 }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use crate::calib::CalibError;
 use crate::export::ExportError;
+use crate::folder::FolderError;
 use crate::fsio::FsError;
 use crate::gpu::GpuError;
 use crate::mask::MaskError;
-use crate::model::ModelError;
+use crate::model::{Dtype, ModelError};
 use crate::nn::NnError;
 
 /// An error of a pruning run.
@@ -31,6 +32,9 @@ pub enum PruneError {
     /// The masked model.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// The run folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// Files of the run folder.
     #[error(transparent)]
     Files(#[from] FsError),
@@ -43,6 +47,26 @@ pub enum PruneError {
         step: u32,
         /// The loss.
         loss: f64,
+    },
+    /// Re-fitted weights that their stored type cannot hold.
+    #[error(
+        "{count} re-fitted weights of {tensor} do not fit in {dtype}, the first is {value} at [{}, {}], beyond {most}: clamp them with \
+         --clamp-weights (--resume goes on with what is finished), or prune the model stored in BF16 or F32",
+        position[0], position[1]
+    )]
+    Unstorable {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        dtype: Dtype,
+        /// The first such weight.
+        value: f32,
+        /// Its row and column.
+        position: [usize; 2],
+        /// How many there are.
+        count: usize,
+        /// The largest number of the type.
+        most: f32,
     },
     /// A minibatch that does not go through the model in equal parts.
     #[error("--batch {batch} is not a multiple of the {together} windows that go through a block together")]
@@ -87,22 +111,6 @@ pub enum PruneError {
         /// What does not fit.
         problem: String,
     },
-    /// A folder to resume that holds no unfinished run.
-    #[error("there is no unfinished layer-by-layer run in {path}: nothing to resume; begin one with --out")]
-    NoRun {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// An unfinished run that cannot go on like this.
-    #[error(
-        "cannot resume {path}: {problem}; give the command as it was given at the beginning, or begin anew with another --out"
-    )]
-    Resume {
-        /// The folder.
-        path: PathBuf,
-        /// The difference.
-        problem: String,
-    },
     /// Weights would change where only masks are made.
     #[error(
         "a session makes masks and leaves the weights as they are: {what} needs `prune`, or the types of maskwright::prune"
@@ -119,23 +127,6 @@ pub enum PruneError {
     /// Asked to stop.
     #[error("interrupted")]
     Stopped,
-    /// The run folder exists.
-    #[error(
-        "{path} already exists and is not empty; choose another --out, remove it, or go on with an unfinished \
-         layer-by-layer run in it by --resume"
-    )]
-    RunExists {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// The run folder cannot be made or written.
-    #[error("cannot write the run folder {path}: {source}; choose a folder that can be written with --out")]
-    RunFolder {
-        /// The folder or file.
-        path: PathBuf,
-        /// The system's words.
-        source: std::io::Error,
-    },
     /// Too few windows for one batch.
     #[error(
         "the calibration text gives {windows} windows, a batch takes {batch}; use a longer text or a smaller --batch"

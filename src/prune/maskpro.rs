@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use super::{PruneError, Selection};
 use crate::calib::Windows;
 use crate::gpu::{Buffer, Commands, Limits, PARAMS_BYTES, READ_PIECE};
-use crate::kernel::{Layout, SampleAt, f32_bytes};
+use crate::kernel::{Layout, SampleAt, VOCAB_STATE, f32_bytes};
 use crate::mask::soft::top_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
 use crate::model::{Architecture, Checkpoint, Projection};
@@ -86,7 +86,7 @@ pub fn plan(
     let logits = |p: &Projection| f32_bytes(p.rows, p.cols).next_multiple_of(16);
     let pruned = selection.projections();
     let largest = pruned.iter().map(logits).max().unwrap_or(0);
-    let read = largest.max(f32_bytes(3, 4 * sizes.layout.t4())).min(READ_PIECE);
+    let read = largest.max(f32_bytes(VOCAB_STATE, 4 * sizes.layout.t4())).min(READ_PIECE);
     Ok(vec![
         DecoderWeights::plan(checkpoint, config)?,
         PlanItem::new("logits", pruned.iter().map(logits).sum()),

@@ -1,25 +1,26 @@
-//! The methods, and what they share: which projections are pruned, the walk over the blocks, start masks, run folders.
+//! The methods, and what they share: which projections are pruned, the walk over the blocks, start masks, what is kept of a run.
 
 mod checkpoint;
+mod conditions;
 mod error;
 pub mod learn;
 pub mod maskpro;
 mod oneshot;
 pub mod plan;
-mod run;
 mod schedule;
 mod scores;
 mod select;
 mod session;
 mod solver;
 mod statistics;
+mod stored;
 pub mod variance;
 
-pub use checkpoint::{BLOCKS, BlockStore};
+pub use checkpoint::BlockStore;
+pub use conditions::Conditions;
 pub use error::PruneError;
 pub use learn::Learned;
 pub use oneshot::{Input, Inputs, OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
-pub use run::{EvalRow, Phase, RunFolder};
 pub use schedule::{BlockResult, Schedule, Watch};
 pub use scores::{InputNorms, Score, score_logits};
 pub use select::{Selection, select};

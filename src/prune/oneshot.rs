@@ -81,6 +81,10 @@ pub struct OneShotOptions {
     pub tolerance: f32,
     /// Sweeps of descent over the groups of a row, at most.
     pub max_sweeps: u32,
+    /// Whether re-fitted weights that their stored type cannot hold become its largest number; else they end the run. No condition of a
+    /// run that is resumed: it changes nothing but what would have ended it.
+    #[serde(skip)]
+    pub clamp: bool,
     /// Learning on the layer objective, from the mask that the method has chosen.
     pub learn: Option<Stage>,
 }
@@ -98,6 +102,7 @@ impl OneShotOptions {
             repair_damp: 3e-2,
             tolerance: 1e-6,
             max_sweeps: 50,
+            clamp: false,
             learn: None,
         }
     }

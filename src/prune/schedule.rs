@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 
 use super::oneshot::{Input, Inputs, OneShotOptions, ProjectionReport};
 use super::solver::Solver;
+use super::stored::stored;
 use super::{Learned, PruneError, Selection};
 use crate::gpu::Commands;
 use crate::kernel::{Kernels, MaskBuffer, Square};
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Architecture, Overlay, Projection, ProjectionKind, TensorView, encode};
+use crate::model::{Architecture, Overlay, Projection, ProjectionKind, TensorView};
 use crate::nn::{Access, Activations, BatchView, BlockPass, BlockSpace, BlockWeights, NnError};
 
 /// What a block got.
@@ -97,7 +98,7 @@ impl<'g> Schedule<'_, 'g> {
             if activations.is_none() && index < finished.len() {
                 continue;
             }
-            let mut current = self.start(index, activations.as_ref())?;
+            let mut current = self.start(index, index < finished.len(), activations.as_ref())?;
             let mut result = BlockResult { block: index, ..Default::default() };
             if let Some(masks) = finished.get(index) {
                 self.take_masks(&mut current, masks)?;
@@ -129,8 +130,19 @@ impl<'g> Schedule<'_, 'g> {
         Ok(())
     }
 
-    fn start(&self, index: usize, activations: Option<&Activations<'_>>) -> Result<Current, PruneError> {
-        let weights = BlockWeights::upload(self.kernels.gpu(), self.tensors, self.config, index)?;
+    /// Brings a block to the device. Where inputs are not to see what pruning did, a finished one is the dense model's.
+    fn start(
+        &self,
+        index: usize,
+        finished: bool,
+        activations: Option<&Activations<'_>>,
+    ) -> Result<Current, PruneError> {
+        let gpu = self.kernels.gpu();
+        let weights = if finished && self.options.inputs == Inputs::Dense {
+            BlockWeights::upload(gpu, self.tensors.base(), self.config, index)?
+        } else {
+            BlockWeights::upload(gpu, self.tensors, self.config, index)?
+        };
         let batches = activations.map_or(0, Activations::batches);
         let total = (Input::ALL.len() + 1) * batches + self.config.kinds_count();
         Ok(Current { index, weights, masks: Default::default(), done: 0, total })
@@ -268,11 +280,10 @@ impl<'g> Schedule<'_, 'g> {
             if let Some(weights) = &solved.weights {
                 // As they are stored, which may be wider than on the device.
                 let dtype = self.tensors.tensor(&p.name)?.dtype;
-                let bytes = encode(dtype, weights);
                 let shape = [p.rows, p.cols];
-                let view = TensorView { name: &p.name, dtype, shape: &shape, data: &bytes };
-                view.check_finite().map_err(NnError::from)?;
+                let bytes = stored(&p.name, dtype, shape, weights, self.options.clamp)?;
                 if pass_on {
+                    let view = TensorView { name: &p.name, dtype, shape: &shape, data: &bytes };
                     linear.weight.overwrite(c, &view)?;
                 }
                 result.weights.insert(p.name.clone(), bytes);

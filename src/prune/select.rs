@@ -29,16 +29,20 @@ impl Selection {
 ///
 /// # Errors
 /// [`PruneError::Indivisible`] for one whose rows do not divide by M, unless `skip_indivisible`;
-/// [`PruneError::NothingToPrune`].
+/// [`PruneError::NothingToPrune`], also where one of `only` is in no name.
 pub fn select(
     config: &Architecture,
     pattern: Pattern,
     only: &[String],
     skip_indivisible: bool,
 ) -> Result<Selection, PruneError> {
-    let mut pruned = Vec::new();
-    let mut skipped = Vec::new();
-    for (i, p) in config.projections().into_iter().enumerate() {
+    let (mut pruned, mut skipped) = (Vec::new(), Vec::new());
+    let all = config.projections();
+    // One of several that matches nothing is a slip of the pen.
+    if let Some(part) = only.iter().find(|part| !all.iter().any(|p| p.name.contains(part.as_str()))) {
+        return Err(PruneError::NothingToPrune { reason: format!("no projection's name contains {part}") });
+    }
+    for (i, p) in all.into_iter().enumerate() {
         if !only.is_empty() && !only.iter().any(|part| p.name.contains(part.as_str())) {
             continue;
         }
@@ -51,11 +55,7 @@ pub fn select(
         }
     }
     if pruned.is_empty() {
-        let reason = if skipped.is_empty() {
-            format!("no projection's name contains {}", only.join(" or "))
-        } else {
-            format!("none has input features that divide by {}", pattern.m())
-        };
+        let reason = format!("none has input features that divide by {}", pattern.m());
         return Err(PruneError::NothingToPrune { reason });
     }
     Ok(Selection { pruned, skipped })

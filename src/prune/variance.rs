@@ -76,7 +76,7 @@ pub fn measure(
                 decoder.kernels.score_moments(commands, pattern, logits, mask, a, moments)?;
             }
         }
-        progress(warm_up + i + 1);
+        progress(warm_up.saturating_add(i).saturating_add(1));
     }
     read(learner, &moments, &scalars, samples)
 }

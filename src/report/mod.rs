@@ -15,6 +15,6 @@ pub use curves::Curves;
 pub use error::ReportError;
 pub use grid::Cell;
 pub use page::Page;
-pub use run::{Given, Phase, Run};
+pub use run::{Given, Run};
 pub use serve::{Live, Server};
 pub use versus::{Point, Versus};

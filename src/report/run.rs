@@ -9,16 +9,8 @@ use serde_json::{Map, Value};
 use super::ReportError;
 use super::curves::Curves;
 use super::grid::{Cell, cells};
+use crate::folder::{Phase, RunPaths};
 use crate::fsio::{FsError, StandIn, open_plain};
-
-/// A part of a run and its time.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Phase {
-    /// What it was.
-    pub phase: String,
-    /// Seconds.
-    pub seconds: f64,
-}
 
 /// A run as the page shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -74,8 +66,9 @@ impl Run {
     /// [`ReportError::NoRun`] for a folder that is none, [`ReportError::Damaged`] for a `run.json` that is no JSON object,
     /// [`ReportError::Files`] when the system refuses.
     pub fn read(folder: &Path, given: Option<&Given>) -> Result<Self, ReportError> {
-        let metrics = Metrics::read(&folder.join("metrics.jsonl"))?;
-        let run_file = folder.join("run.json");
+        let paths = RunPaths::new(folder);
+        let metrics = Metrics::read(&paths.metrics())?;
+        let run_file = paths.run();
         let at_end = given.filter(|given| given.finished).map(|given| Ok(given.info.clone()));
         let run = at_end.or(read_json(&run_file)?);
         if metrics.is_none() && run.is_none() {
@@ -96,7 +89,7 @@ impl Run {
                 );
                 match given {
                     Some(Given { info: Value::Object(info), .. }) => info.clone(),
-                    _ => conditions(folder),
+                    _ => conditions(&paths),
                 }
             }
         };
@@ -108,14 +101,14 @@ impl Run {
             missing
                 .push(format!("Lines of metrics.jsonl that are no JSON: {}, left out.", metrics.unreadable));
         }
-        let config = match std::fs::read_to_string(folder.join("config.toml")) {
+        let config = match std::fs::read_to_string(paths.config()) {
             Ok(text) => Some(text),
             Err(_) => given.map(|g| g.config.clone()).filter(|text| !text.is_empty()),
         };
         if config.is_none() && finished {
             missing.push("There is no config.toml: the run is of an older version.".into());
         }
-        let windows = match read_json(&folder.join("windows.json"))? {
+        let windows = match read_json(&paths.windows())? {
             Some(Ok(windows)) => windows,
             Some(Err(problem)) => {
                 missing.push(format!("windows.json is damaged: {problem}."));
@@ -182,13 +175,12 @@ fn name(folder: &Path) -> String {
 }
 
 /// What an unfinished run was begun with, from the manifest of its finished blocks.
-fn conditions(folder: &Path) -> Map<String, Value> {
-    let manifest = ["manifest.json", "stage1/manifest.json"]
-        .iter()
-        .find_map(|name| read_json(&folder.join(name)).ok().flatten()?.ok());
-    let conditions = manifest.as_ref().and_then(|manifest| manifest["conditions"].as_object());
-    let wanted = ["version", "adapter", "preset", "method", "pattern", "windows", "window", "segments"];
-    let pairs = conditions.into_iter().flatten().filter(|(key, _)| wanted.contains(&key.as_str()));
+fn conditions(paths: &RunPaths) -> Map<String, Value> {
+    let manifest = read_json(&paths.manifest()).ok().flatten().and_then(Result::ok).unwrap_or_default();
+    let conditions = &manifest["conditions"];
+    let wanted = ["version", "preset", "method", "pattern", "windows", "window", "segments"];
+    let all = [conditions, &conditions["walk"]].into_iter().filter_map(Value::as_object).flatten();
+    let pairs = all.filter(|(key, _)| wanted.contains(&key.as_str()));
     pairs.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 

@@ -29,6 +29,27 @@ pub fn shared_model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models").join(name)
 }
 
+/// A copy of the embedded model in `folder`.
+pub fn copied_village(folder: &Path) -> PathBuf {
+    std::fs::create_dir_all(folder).expect("a folder");
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(village().join(name), folder.join(name)).expect("a copy");
+    }
+    folder.into()
+}
+
+/// A copy whose tokenizer also closes a text, as one trained with add_eos_token does.
+pub fn closing_village(folder: &Path) -> PathBuf {
+    copied_village(folder);
+    let mut tokenizer = json_file(&village().join("tokenizer.json"));
+    let template = &mut tokenizer["post_processor"];
+    let end = serde_json::json!({"SpecialToken": {"id": "</s>", "type_id": 0}});
+    template["single"].as_array_mut().expect("a template").push(end);
+    template["special_tokens"]["</s>"] = serde_json::json!({"id": "</s>", "ids": [2], "tokens": ["</s>"]});
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("a tokenizer");
+    folder.into()
+}
+
 /// The command, with a cache for the measured preset that all tests have in common.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_maskwright"));

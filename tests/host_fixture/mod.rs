@@ -234,7 +234,7 @@ pub fn packable(dir: &Path, pattern: Pattern, left: &[&str]) -> Architecture {
 
 /// Changes the stored bytes of a tensor of a folder.
 #[track_caller]
-pub fn edit_tensor(folder: &Path, tensor: &str, change: impl Fn(&mut [u8])) {
+pub fn edit_tensor(folder: &Path, tensor: &str, mut change: impl FnMut(&mut [u8])) {
     let mut edited = 0;
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

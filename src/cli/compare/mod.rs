@@ -16,7 +16,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use self::row::Row;
 use self::table::Comparison;
-use super::calib_args::{CalibArgs, CalibChoice, at_least_one};
+use super::calib_args::{CalibArgs, CalibChoice, at_least_one, tokens_of_window};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::SelectArgs;
 use super::prune::{self, Method};
@@ -24,7 +24,8 @@ use super::report;
 use super::train_args::Recipe;
 use super::{Cli, CliError, Command, Outcome};
 use crate::calib::Windows;
-use crate::fsio::{check_folder, create_folder};
+use crate::folder::{FolderError, RunFolder, RunLock, RunPaths};
+use crate::fsio::{check_room, create_folder};
 use crate::prune::PruneError;
 
 /// What may be compared.
@@ -118,7 +119,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     eval: PathBuf,
     /// Tokens of an evaluation window
-    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = tokens_of_window())]
     eval_window: usize,
     /// Only the first N windows of the evaluation text [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
@@ -178,8 +179,9 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let choice = args.windows.learned(model.config.max_position_embeddings);
     let options = args.windows.texts.options();
     let calib = choice.read(&model, &args.calib, &options)?;
-    model.windows(&args.eval, &options, args.eval_window, None)?;
-    check_folder(&args.out)?;
+    model.windows(&args.eval, &options, ("--eval-window", args.eval_window), None)?;
+    RunFolder::check_new(&args.out)?;
+    check_room(&args.out).map_err(FolderError::os(&args.out))?;
     let job = Job { device, args, model, choice, calib, stop: stop_flag()? };
     let mut contenders: Vec<Contender> = Vec::new();
     for &contender in &args.methods {
@@ -193,6 +195,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let mut comparison = Comparison::new(&job, gpu.describe(), device.preset(&gpu)?.name);
     drop(gpu);
     create_folder(&args.out)?;
+    let _lock = RunLock::take(&RunPaths::new(&args.out))?;
     let mut outcome = Outcome::Done;
     for (i, &contender) in contenders.iter().enumerate() {
         let name = contender.name();
@@ -288,7 +291,9 @@ impl Job<'_> {
         let found = match self.attempt(contender) {
             Ok(Outcome::Done) => row::read(&self.model, &folder),
             // MaskPro writes the mask learned so far.
-            Ok(Outcome::Interrupted) if folder.join("run.json").exists() => row::read(&self.model, &folder),
+            Ok(Outcome::Interrupted) if RunPaths::new(&folder).run().exists() => {
+                row::read(&self.model, &folder)
+            }
             Ok(Outcome::Interrupted) | Err(CliError::Prune(PruneError::Stopped)) => {
                 Err("interrupted before it had a result".into())
             }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::cli::context::Model;
+use crate::folder::RunPaths;
 use crate::mask::MaskFile;
 use crate::model::read_limited;
 use crate::verify::{Options, verify};
@@ -75,28 +76,33 @@ impl Row {
 
 /// Reads a finished run of a `model`, and what is wrong with its mask.
 pub(super) fn read(model: &Model, folder: &Path) -> Result<(Found, Option<String>), String> {
-    let path = folder.join("run.json");
+    let path = RunPaths::new(folder).run();
     let text = read_limited(&path, LIMIT_BYTES, "give the folder of a run").map_err(|e| e.to_string())?;
     let run: Value = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", path.display()))?;
     let row = |name: &str| run["results"].as_array()?.iter().find(|r| r["model"] == name);
     let missing = |what: &str| format!("{} has no {what}", path.display());
     let number = |row: &Value, key: &str| row[key].as_f64().ok_or_else(|| missing(key));
+    // Null where it is beyond the largest number.
+    let perplexity = |row: &Value| match row["nll"].as_f64() {
+        Some(nll) if row["perplexity"].is_null() => Ok(nll.exp()),
+        _ => number(row, "perplexity"),
+    };
     let (dense, result) = row("dense").zip(row("result")).ok_or_else(|| missing("results"))?;
     let dense = Dense {
-        perplexity: number(dense, "perplexity")?,
+        perplexity: perplexity(dense)?,
         nll: number(dense, "nll")?,
         windows: dense["windows"].as_u64().unwrap_or_default(),
         window: dense["window"].as_u64().unwrap_or_default(),
     };
-    let perplexity = number(result, "perplexity")?;
+    let nll = number(result, "nll")?;
     // Of one objective, of each of several, or none of a method that does not learn.
     let stages = run["options"]["stages"].as_array().map_or(&[][..], Vec::as_slice);
     let steps = std::iter::once(&run["options"]).chain(stages).filter_map(|o| o["steps"].as_u64()).collect();
     let wrong = problem(model, folder, run["kept_weights_changed"] == true);
     let found = Found {
-        perplexity,
-        nll: number(result, "nll")?,
-        perplexity_ratio: perplexity / dense.perplexity,
+        perplexity: perplexity(result)?,
+        nll,
+        perplexity_ratio: (nll - dense.nll).exp(),
         kl_to_dense: number(result, "kl_to_dense")?,
         top1_agreement: number(result, "top1_agreement")?,
         steps,
@@ -112,14 +118,14 @@ pub(super) fn read(model: &Model, folder: &Path) -> Result<(Found, Option<String
 
 /// What is wrong with the mask of a run, or with the model that was written under it.
 fn problem(model: &Model, folder: &Path, refitted: bool) -> Option<String> {
-    let file = match MaskFile::read(&folder.join("mask.safetensors")) {
+    let file = match MaskFile::read(&RunPaths::new(folder).mask()) {
         Ok(file) => file,
         Err(e) => return Some(e.to_string()),
     };
     if let Err(e) = file.set.check().and_then(|()| file.set.check_model(&model.config)) {
         return Some(e.to_string());
     }
-    let masked = folder.join("model");
+    let masked = RunPaths::new(folder).model();
     if !masked.is_dir() {
         return None;
     }

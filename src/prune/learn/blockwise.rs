@@ -2,7 +2,8 @@
 //! dense block fed by the dense blocks before it.
 //!
 //! Two residual streams of all windows go through the model side by side, the dense one a block ahead. The loss is the squared
-//! error over the energy of the dense block's own update, so that 1 is what leaving the block out costs.
+//! error over the energy of the dense block's own update, so that 1 is what leaving the block out costs. A block without an update (one
+//! that a model was expanded by, or that is switched off) has no such scale: it keeps what it starts from.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -50,6 +51,31 @@ pub(super) struct Block<'b> {
     pub(super) weights: &'b BlockWeights,
     /// Energy of the dense block's update, over all windows.
     pub(super) energy: f64,
+}
+
+impl Block<'_> {
+    /// Whether the dense block's update is zero in each of `minibatches`, or so small that the gradient of an error as a share of it
+    /// overflows.
+    fn adds_nothing(&self, minibatches: usize) -> bool {
+        let share = self.energy / minibatches.max(1) as f64;
+        share >= 0.0 && !((2.0 / share) as f32).is_finite()
+    }
+}
+
+impl BlockResult {
+    /// Of a block that has nothing to learn from, and keeps the masks `start`.
+    fn skipped(block: usize, start: BTreeMap<String, BitMask>, seconds: f64) -> Self {
+        let learned = Learned {
+            block: Some(block),
+            start: 0.0,
+            error: 0.0,
+            kept: false,
+            skipped: true,
+            groups_changed: 0,
+            seconds,
+        };
+        Self { block, masks: start, learned: Some(learned), ..Default::default() }
+    }
 }
 
 impl Blockwise<'_, '_> {
@@ -203,12 +229,20 @@ impl<'g> Blockwise<'_, 'g> {
     ) -> Result<(BlockResult, Option<BlockWeights>), PruneError> {
         let started = Instant::now();
         let (stage, index) = (self.run.stage, block.index);
+        let minibatches = streams.pruned.batches() / parts;
         let own: BTreeMap<String, BitMask> = self
             .run
             .config
             .block_projections(index)
             .filter_map(|p| Some((p.name.clone(), self.run.start.get(&p.name)?.clone())))
             .collect();
+        if block.adds_nothing(minibatches) {
+            log::warn!(
+                "block {index} adds nothing to the residual stream, so there is no update to meet: it keeps the mask and the weights that \
+                 it starts from"
+            );
+            return Ok((BlockResult::skipped(index, own, started.elapsed().as_secs_f64()), None));
+        }
         let before = self.error(c, space, block, &own, streams)?;
         let state = BlockState::new(self.run, index)?;
         let mut first = 0;
@@ -217,7 +251,6 @@ impl<'g> Blockwise<'_, 'g> {
             state.restore(c, &resumed.tensors)?;
             (first, tracker) = (resumed.step, resumed.tracker);
         }
-        let minibatches = streams.pruned.batches() / parts;
         let mut baseline = vec![None; minibatches];
         for step in first..stage.steps {
             if watch.stop() || watch.due() {
@@ -297,6 +330,7 @@ impl<'g> Blockwise<'_, 'g> {
             start: before,
             error: after,
             kept,
+            skipped: false,
             groups_changed: changed,
             seconds: started.elapsed().as_secs_f64(),
         };

@@ -415,6 +415,7 @@ impl<'g> EndToEnd<'_, 'g> {
             start: before,
             error: after,
             kept,
+            skipped: false,
             groups_changed: changed(&set.masks),
             seconds: started.elapsed().as_secs_f64(),
         };

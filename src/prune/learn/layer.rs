@@ -54,10 +54,10 @@ impl Layer<'_, '_> {
             return Ok(start.clone());
         };
         // Without output there is nothing to learn from.
-        if self.energy <= 0.0 {
+        let scale = (-2.0 * weight.rows() as f64 / self.energy) as f32;
+        if self.energy <= 0.0 || scale.is_infinite() {
             return Ok(start.clone());
         }
-        let scale = (-2.0 * weight.rows() as f64 / self.energy) as f32;
         for rows in self.panels.clone() {
             let change = self.change.rows(0, rows.len(), weight.k4())?;
             let gradient = self.products.rows(0, rows.len(), weight.k4())?;

@@ -77,6 +77,10 @@ pub struct Learned {
     pub error: f64,
     /// Whether the latter are taken: not where they are worse.
     pub kept: bool,
+    /// Whether nothing was learned since the dense block adds nothing to the residual stream: there is no update to measure an error by,
+    /// and both errors are 0 then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// Groups whose mask changed.
     pub groups_changed: u64,
     /// Seconds.

@@ -159,6 +159,9 @@ pub struct Stage {
     pub state: StateType,
     /// Seed of the order of the windows and of all noise.
     pub seed: u64,
+    /// As of [`OneShotOptions`](crate::prune::OneShotOptions): whether weights that their stored type cannot hold become its largest number.
+    #[serde(skip)]
+    pub clamp: bool,
 }
 
 /// The numbers of one step.
@@ -215,6 +218,7 @@ impl Stage {
             alpha: 0.99,
             state: StateType::F32,
             seed: 0,
+            clamp: false,
         };
         // Adam's first steps move every weight by the whole rate: a setback for the loss of the model, a good start for a block's.
         let warm_up = if model { 10 } else { 0 };

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 
+use crate::folder::FolderError;
 use crate::model::{OutTensor, Shard, write_safetensors};
 use crate::prune::PruneError;
 
@@ -50,7 +51,7 @@ impl Snapshot {
             return Ok(None);
         }
         let shard = Shard::open(path)?;
-        let damaged = || PruneError::Resume {
+        let damaged = || FolderError::Resume {
             path: path.into(),
             problem: "the state of training in it is damaged".into(),
         };
@@ -58,7 +59,7 @@ impl Snapshot {
         let number = |key: &str| -> Option<u64> { value(key)?.parse().ok() };
         let (block, step, tracker) = match (number("block"), number("step"), number("tracker")) {
             (Some(block), Some(step), Some(tracker)) => (block, step, tracker),
-            _ => return Err(damaged()),
+            _ => return Err(damaged().into()),
         };
         let tensors = shard.entries().iter().map(|e| (e.name.clone(), shard.data(e).to_vec())).collect();
         Ok(Some(Self {

@@ -10,8 +10,9 @@ use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{AdamState, Kernels, MaskBuffer, Masking, Rows, SampleAt, StateType, Weight, f32_bytes};
 use crate::mask::soft::top_of;
 use crate::mask::{BitMask, MaskSet};
-use crate::model::{Architecture, Dtype, Projection, ProjectionKind, TensorView, encode};
+use crate::model::{Architecture, Dtype, Projection, ProjectionKind, TensorView};
 use crate::nn::{BlockWeights, NnError, Tensors, TrainLinears};
+use crate::prune::stored::stored;
 use crate::prune::{PruneError, Selection};
 
 /// Number of projections of a block.
@@ -264,7 +265,7 @@ impl BlockState {
     /// The weights under training in the types of `tensors`, pruned where `masks` prunes.
     ///
     /// # Errors
-    /// What the device reports; a weight that is not finite.
+    /// What the device reports; a weight that is not finite, or that its type cannot hold ([`PruneError::Unstorable`]).
     pub fn weights(
         &self,
         c: &mut Commands<'_>,
@@ -286,9 +287,7 @@ impl BlockState {
                 }
             }
             let dtype = tensors.tensor(&p.name)?.dtype;
-            let bytes = encode(dtype, &values);
-            let shape = [p.rows, p.cols];
-            TensorView { name: &p.name, dtype, shape: &shape, data: &bytes }.check_finite()?;
+            let bytes = stored(&p.name, dtype, [p.rows, p.cols], &values, stage.clamp)?;
             out.insert(p.name.clone(), bytes);
         }
         Ok(out)
