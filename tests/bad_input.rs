@@ -382,6 +382,12 @@ fn an_adapter_that_does_not_exist() {
     command.args(["--device", "no such adapter"]);
     fails_in(command, 1, &["no adapter matches `no such adapter`", "there are", "Choose one"]);
     assert!(!out.exists(), "so that the same command can be given again");
+    // A number is an index, though drivers have numbers in their names: "llvmpipe (LLVM 15.0.6, 256 bits)".
+    for number in ["256", "15", "1000"] {
+        let mut devices = self::command();
+        devices.args(["devices", "--device", number]);
+        fails_in(devices, 1, &[&format!("no adapter matches `{number}`"), "there are: 0: "]);
+    }
 }
 
 /// DX12 is not there on Linux, and a Vulkan loader without drivers finds nothing.

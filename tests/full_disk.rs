@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cli_tools::{command, fails_in, names, succeeds};
+use cli_tools::{command, fails_in, names, succeeds, village, village_text};
 use host_fixture::{Scratch, config_with, masks, tensors, write_config, write_shards, write_tokenizer};
 use maskwright::mask::{MaskFile, Pattern, Provenance};
 use maskwright::model::{Architecture, Checkpoint};
@@ -162,4 +162,38 @@ fn a_mask_that_cannot_be_replaced_stays() {
     fails_in(command, 1, &["cannot write", "free some space"]);
     assert_eq!(fs::read(&out).unwrap(), b"old");
     assert_eq!(names(&disk.0), ["mask.safetensors"]);
+}
+
+/// A disk without room, or one that cannot be written, is found before the work.
+#[test]
+fn a_full_disk_is_found_before_the_work() {
+    let dir = Scratch::new();
+    for (options, why) in [("size=4k", "free some space"), ("size=4k,ro", "read-only")] {
+        let Ok(disk) = Disk::mount(dir.join("disk"), options) else {
+            println!("no disk is mounted");
+            return;
+        };
+        let _ = fs::write(disk.0.join("full"), [1; 4096]);
+        let before = names(&disk.0);
+        let text = village_text("calib");
+        let generate = args!["generate", village(), "--count", "1", "--out", disk.0.join("own.jsonl")];
+        let prune =
+            args!["prune", village(), "--method", "wanda", "--calib", text, "--out", disk.0.join("deep/run")];
+        let compare =
+            args!["compare", village(), "--calib", text, "--eval", text, "--out", disk.0.join("all")];
+        for (arguments, out) in
+            [(generate, "disk/own.jsonl"), (prune, "disk/deep/run"), (compare, "disk/all")]
+        {
+            let mut command = command();
+            command.args(arguments);
+            let ran = command.output().unwrap();
+            let told = String::from_utf8(ran.stderr).unwrap();
+            assert_eq!(ran.status.code(), Some(1), "{told}");
+            for part in ["cannot write", out, if out.ends_with("run") { "--out" } else { why }] {
+                assert!(told.contains(part), "{part}: {told}");
+            }
+            assert!(!told.contains("adapter:"), "after the work began: {told}");
+            assert_eq!(names(&disk.0), before);
+        }
+    }
 }

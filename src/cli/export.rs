@@ -52,6 +52,25 @@ enum Format {
     Ct24,
 }
 
+impl ExportArgs {
+    /// Whether a file or a folder can be written as asked, before anything is read for it.
+    fn check_destination(&self, model: &Model) -> Result<(), CliError> {
+        if matches!(self.format, Format::Mask | Format::MaskllmNpz) {
+            let inputs = [Some(model.folder.as_path()), Some(self.mask.as_path()), run_of(&self.mask)];
+            let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
+            OutputFile::check(&self.out, &inputs, self.force)?;
+            return Ok(());
+        }
+        if self.force {
+            let message =
+                "--force replaces a file, and this format writes a folder: give a new one with --out";
+            return Err(CliError::Usage(message.into()));
+        }
+        hf::check_destination(&model.checkpoint, &self.out)?;
+        Ok(check_folder(&self.out)?)
+    }
+}
+
 pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, CliError> {
     if args.format == Format::Ct24 && !args.legacy_ct24 {
         return Err(CliError::Usage(format!(
@@ -60,6 +79,7 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
         )));
     }
     let model = Model::open(device, &args.model)?;
+    args.check_destination(&model)?;
     let file = model.mask_file(&args.mask, None)?;
     model.warn_of_sources(&file, &args.mask)?;
     if matches!(args.format, Format::Mask | Format::MaskllmNpz) {
@@ -68,10 +88,6 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
                 "--weights has no use with a format that holds only the mask".into(),
             ));
         }
-        let run = run_of(&args.mask);
-        let inputs = [Some(model.folder.as_path()), Some(args.mask.as_path()), run];
-        let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
-        OutputFile::check(&args.out, &inputs, args.force)?;
         match args.format {
             Format::MaskllmNpz => npz::write(&file, &model.config.projections(), &args.out)?,
             _ => {
@@ -85,12 +101,6 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
         }
         return Ok(Outcome::Done);
     }
-    if args.force {
-        let message = "--force replaces a file, and this format writes a folder: give a new one with --out";
-        return Err(CliError::Usage(message.into()));
-    }
-    hf::check_destination(&model.checkpoint, &args.out)?;
-    check_folder(&args.out)?;
     let mut tensors = Overlay::new(&model.checkpoint);
     let sources = match &args.weights {
         Some(path) => vec![path.clone()],

@@ -53,7 +53,7 @@ A text ends at an end token of the model (generation_config.json, config.json) o
 twice, dense and under the mask. End tokens at the end of the prompt, also those that the tokenizer puts there, are left out unless --past-end.
 
 With --out the model writes --count texts of its own, JSON lines for `prune --calib`: calibration text where there is none that fits the \
-model, or more of it. They also end at the opening token.
+model, or more of it. They also end at the opening token. Ctrl-C keeps the texts that are finished.
 
 Examples:
   maskwright generate models/village --prompt \"One windy morning\" --tokens 40
@@ -120,7 +120,7 @@ Examples:
 pub(super) const VERIFY: &str = "\
 A weight counts as pruned when all its bits are zero, so a -0.0 at a pruned place is a fault. Exit code 0: all is right; 1: something is \
 wrong, and the error names the first tensor, row and group; also where the folder cannot be read, and then nothing is printed but the \
-error.
+error. With --against files that were added, removed or changed are listed; an added one is wrong unless exports write it.
 
 Examples:
   maskwright verify runs/first/model

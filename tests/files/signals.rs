@@ -134,3 +134,40 @@ fn the_first_signal_ends_what_keeps_nothing() {
         assert!(began.elapsed() < Duration::from_secs(10), "{words:?}");
     }
 }
+
+/// A run that is told to end while it sets itself up: its folder is not there, or goes on with `--resume`.
+#[test]
+fn a_run_ends_from_its_first_second() {
+    let dir = Scratch::new();
+    let calib = village_text("calib");
+    for (i, sign) in ["adapter: ", "preset: ", "plan: "].into_iter().enumerate() {
+        for method in ["relaxed", "maskpro"] {
+            let out = dir.join(&format!("{method}-{i}"));
+            let words = args![
+                "prune",
+                village(),
+                "--method",
+                method,
+                "--calib",
+                calib,
+                "--window",
+                "64",
+                "--windows",
+                "32",
+                "--steps",
+                "5000",
+                "--no-model",
+                "--out",
+                out
+            ];
+            let child = started(words, sign);
+            signal(&child, "TERM");
+            assert_eq!(ends(child), Some(130), "{method} {sign}");
+            let left = if out.exists() { names(&out) } else { Vec::new() };
+            let whole =
+                left.is_empty() || ["manifest.json", "run.json"].iter().any(|n| left.contains(&(*n).into()));
+            assert!(whole, "{method} {sign}: {left:?}");
+            assert!(left.iter().all(|name| !name.contains(".tmp-")), "{method} {sign}: {left:?}");
+        }
+    }
+}
