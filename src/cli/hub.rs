@@ -18,7 +18,10 @@ impl DeviceArgs {
         if path.is_dir() {
             if !is_cache_folder(path) {
                 if revision.is_some() {
-                    log::warn!("--revision does nothing here: {} is a folder, not a name on the hub", path.display());
+                    log::warn!(
+                        "--revision does nothing here: {} is a folder, not a name on the hub",
+                        path.display()
+                    );
                 }
                 return Ok(path.into());
             }
