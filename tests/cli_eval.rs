@@ -233,4 +233,5 @@ fn fewer_windows_than_asked_for() {
     let all = eval(&[]);
     assert!(!all.err.contains("asked for"), "{}", all.err);
     assert_eq!(json(&short.out)["windows"], json(&all.out)["windows"]);
+    assert_eq!(json(&short.out)["windows_asked"], 50);
 }

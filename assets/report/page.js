@@ -132,7 +132,7 @@
     const from = rows[0];
     return card("Perplexity", table(["model", "perplexity", "nats/token", "KL to dense", "top-1 as dense"],
       rows.map((r) => [r.model, fixed(r.perplexity, 3), fixed(r.nll, 4), has(r.kl_to_dense) ? fixed(r.kl_to_dense, 4) : "", has(r.top1_agreement) ? percent(r.top1_agreement) : ""]),
-      `${from.windows} windows of ${from.window} tokens. KL: mean divergence from the dense model's prediction, nats per token.`));
+      `${from.windows} windows${run.info.eval_windows_asked > from.windows ? ` (${run.info.eval_windows_asked} asked for)` : ""} of ${from.window} tokens. KL: mean divergence from the dense model's prediction, nats per token.`));
   };
 
   // Steps with a gap between blocks, so that no line joins them.

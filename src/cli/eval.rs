@@ -107,6 +107,9 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
                 });
             out["texts"] = parts.collect();
         }
+        if let Some(most) = args.windows {
+            out["windows_asked"] = most.saturating_mul(each.len()).into();
+        }
         out["adapter"] = gpu.describe().into();
         out["preset"] = kernels.preset().name.into();
         out["seconds"] = seconds.into();

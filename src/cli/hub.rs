@@ -17,6 +17,12 @@ impl DeviceArgs {
         let revision = self.revision.as_deref();
         if path.is_dir() {
             if !is_cache_folder(path) {
+                if revision.is_some() {
+                    log::warn!(
+                        "--revision does nothing here: {} is a folder, not a name on the hub",
+                        path.display()
+                    );
+                }
                 return Ok(path.into());
             }
             let found = snapshot_of_folder(path, revision)?;

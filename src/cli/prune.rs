@@ -105,7 +105,7 @@ pub(super) struct Args {
     eval_window: usize,
     /// Only the first N windows of the evaluation text [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
-    eval_windows: Option<usize>,
+    pub(super) eval_windows: Option<usize>,
     /// Print what memory and about what time the run would take, and stop
     #[arg(long)]
     dry_run: bool,

@@ -155,6 +155,7 @@ impl Job<'_> {
             ("moved", json!(moved(&made))),
             ("projections", json!(made.reports)),
             ("eval", self.eval_text().map(|text| text.display().to_string()).into()),
+            ("eval_windows_asked", json!(self.args.eval_windows)),
             ("results", json!(rows)),
             ("phases", json!(folder.phases())),
             ("kernels", self.device.profile.then(|| json!(gpu.profile())).into()),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::cli::context::Model;
+use crate::eval::OVERFLOW;
 use crate::folder::RunPaths;
 use crate::mask::MaskFile;
 use crate::model::read_limited;
@@ -49,6 +50,9 @@ pub(super) struct Found {
     pub(super) strict: bool,
     /// Ended by Ctrl-C.
     pub(super) interrupted: bool,
+    /// Why a perplexity is null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<&'static str>,
     #[serde(skip)]
     pub(super) dense: Dense,
 }
@@ -99,8 +103,9 @@ pub(super) fn read(model: &Model, folder: &Path) -> Result<(Found, Option<String
     let stages = run["options"]["stages"].as_array().map_or(&[][..], Vec::as_slice);
     let steps = std::iter::once(&run["options"]).chain(stages).filter_map(|o| o["steps"].as_u64()).collect();
     let wrong = problem(model, folder, run["kept_weights_changed"] == true);
+    let measured = perplexity(result)?;
     let found = Found {
-        perplexity: perplexity(result)?,
+        perplexity: measured,
         nll,
         perplexity_ratio: (nll - dense.nll).exp(),
         kl_to_dense: number(result, "kl_to_dense")?,
@@ -111,6 +116,7 @@ pub(super) fn read(model: &Model, folder: &Path) -> Result<(Found, Option<String
         peak_bytes: run["memory"]["peak"].as_u64().ok_or_else(|| missing("memory"))?,
         strict: wrong.is_none(),
         interrupted: run["interrupted"] == true,
+        note: measured.is_infinite().then_some(OVERFLOW),
         dense,
     };
     Ok((found, wrong))

@@ -208,6 +208,12 @@ pub fn whole_minibatches(windows: usize, batch: usize) -> Result<usize, PruneErr
 /// [`PruneError::TooFewWindows`] for less than one minibatch.
 pub fn shuffled(windows: &Windows, seed: u64, batch: usize) -> Result<Windows, PruneError> {
     let whole = whole_minibatches(windows.count(), batch)?;
+    if whole < windows.count() {
+        let all = windows.count();
+        log::warn!(
+            "training takes {whole} of the {all} calibration windows: they go in whole minibatches of {batch}"
+        );
+    }
     let order = permutation(seed, windows.count());
     let tokens = order.iter().take(whole).filter_map(|&i| windows.get(i)).flatten().copied().collect();
     Ok(Windows::new(tokens, windows.window())?)
