@@ -189,7 +189,7 @@ fn a_full_disk_is_found_before_the_work() {
             let ran = command.output().unwrap();
             let told = String::from_utf8(ran.stderr).unwrap();
             assert_eq!(ran.status.code(), Some(1), "{told}");
-            for part in ["cannot write", out, if out.ends_with("run") { "--out" } else { why }] {
+            for part in ["cannot write", out, if out.ends_with("jsonl") { why } else { "--out" }] {
                 assert!(told.contains(part), "{part}: {told}");
             }
             assert!(!told.contains("adapter:"), "after the work began: {told}");
