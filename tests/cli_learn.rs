@@ -77,22 +77,22 @@ fn options_without_effect_are_named() {
     assert_eq!(
         told(&[&["--method", "wanda"], &learned[..], &weights[..]].concat()),
         [
-            "--steps",
-            "--rate",
-            "--logits",
             "--batch",
-            "--temperature",
+            "--logits",
             "--noise",
-            "--warm-up",
-            "--repair-steps",
+            "--rate",
             "--repair-rate",
+            "--repair-steps",
+            "--steps",
+            "--temperature",
+            "--warm-up",
         ]
     );
     let repaired = [&["--method", "relaxed", "--repair", "block"], &learned[..], &weights[..]].concat();
     assert_eq!(told(&repaired), [""; 0]);
     let relaxed =
         ["--lambda", "1", "--kappa", "1:2", "--loss", "kl", "--alpha", "0.9", "--blocks", "streamed"];
-    assert_eq!(told(&relaxed), ["--alpha", "--kappa", "--lambda", "--loss", "--blocks"]);
+    assert_eq!(told(&relaxed), ["--alpha", "--blocks", "--kappa", "--lambda", "--loss"]);
     let proxsparse =
         ["--method", "proxsparse", "--lambda", "1", "--warm-up", "3", "--loss", "lm", "--logits", "2"];
     assert_eq!(told(&proxsparse), ["--logits"]);

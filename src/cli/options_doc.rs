@@ -10,7 +10,7 @@ use super::unused;
 
 const HEAD: &str = "# Options
 
-Made of the command line's own descriptions (`MASKWRIGHT_BLESS=1 cargo test --lib options_are_documented` writes this file). In the TOML
+Made of the command line's own descriptions (`MASKWRIGHT_BLESS=1 cargo test options_are_documented` writes this file). In the TOML
 file of `prune --config` an option has its long name as key. What stands on the command line goes before what stands in the file. An
 option of `prune` that nothing in a run reads is named in a warning; the last column says who reads it.
 ";

@@ -21,13 +21,15 @@ pub use lock::RunLock;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FolderError {
-    /// It is there already.
+    /// It is there already, with this in it.
     #[error(
-        "{path} already exists and is not empty; choose another --out, remove it, or go on with an unfinished run in it by --resume"
+        "{path} already exists and is not empty (it holds {entry}); choose another --out, remove it, or go on with an unfinished run in it by --resume"
     )]
     Exists {
         /// The folder.
         path: PathBuf,
+        /// A name in it.
+        entry: String,
     },
     /// It holds no unfinished run.
     #[error("there is no unfinished layer-by-layer run in {path}: nothing to resume; begin one with --out")]
@@ -197,17 +199,19 @@ pub struct RunFolder {
     lock: RunLock,
 }
 
-/// Whether there is nothing in a folder but what a run leaves that was killed before its first step.
-fn is_unused(paths: &RunPaths) -> io::Result<bool> {
+/// A name in a folder that keeps a new run out of it: none where there is nothing but what a run leaves that was killed before its first
+/// step, and what every disk has at its root.
+fn used_by(paths: &RunPaths) -> io::Result<Option<String>> {
     for entry in fs::read_dir(paths.root())? {
         let path = entry?.path();
         let nothing = path == paths.lock()
+            || path.file_name().is_some_and(|name| name == "lost+found")
             || path == paths.metrics() && fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == 0);
         if !nothing {
-            return Ok(false);
+            return Ok(Some(path.file_name().unwrap_or_default().to_string_lossy().into_owned()));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 /// Makes a folder and its parents; returns those that were not there, the innermost first.
@@ -224,9 +228,9 @@ impl RunFolder {
     /// # Errors
     /// [`FolderError::Exists`] for one that is not empty, [`FolderError::Os`] when the system refuses.
     pub fn check_new(path: &Path) -> Result<(), FolderError> {
-        match is_unused(&RunPaths::new(path)) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(FolderError::Exists { path: path.into() }),
+        match used_by(&RunPaths::new(path)) {
+            Ok(None) => Ok(()),
+            Ok(Some(entry)) => Err(FolderError::Exists { path: path.into(), entry }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(FolderError::os(path)(e)),
         }

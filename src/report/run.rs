@@ -178,7 +178,8 @@ fn name(folder: &Path) -> String {
 fn conditions(paths: &RunPaths) -> Map<String, Value> {
     let manifest = read_json(&paths.manifest()).ok().flatten().and_then(Result::ok).unwrap_or_default();
     let conditions = &manifest["conditions"];
-    let wanted = ["version", "preset", "method", "pattern", "windows", "window", "segments"];
+    // Those of older versions named the adapter, too.
+    let wanted = ["version", "adapter", "preset", "method", "pattern", "windows", "window", "segments"];
     let all = [conditions, &conditions["walk"]].into_iter().filter_map(Value::as_object).flatten();
     let pairs = all.filter(|(key, _)| wanted.contains(&key.as_str()));
     pairs.map(|(key, value)| (key.clone(), value.clone())).collect()
