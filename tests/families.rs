@@ -29,7 +29,9 @@ fn no_code_asks_for_a_family() {
     let mut wrong = Vec::new();
     for path in files {
         let text = fs::read_to_string(&path).unwrap();
-        for (i, line) in text.lines().enumerate() {
+        // Unit tests may write a config.json.
+        let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or("");
+        for (i, line) in product.lines().enumerate() {
             let code = line.split("//").next().unwrap_or("");
             let named = family_names().find(|name| code.contains(&format!("\"{name}\"")));
             // It is shown, and never looked at.
