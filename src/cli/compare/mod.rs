@@ -25,7 +25,7 @@ use super::train_args::Recipe;
 use super::{Cli, CliError, Command, Outcome};
 use crate::calib::Windows;
 use crate::folder::{FolderError, RunFolder, RunLock, RunPaths};
-use crate::fsio::{check_room, create_folder};
+use crate::fsio::{FsError, check_room, create_folder};
 use crate::prune::PruneError;
 
 /// What may be compared.
@@ -180,7 +180,11 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let options = args.windows.texts.options();
     let calib = choice.read(&model, &args.calib, &options)?;
     model.windows(&args.eval, &options, ("--eval-window", args.eval_window), None)?;
-    RunFolder::check_new(&args.out)?;
+    RunFolder::check_new(&args.out).map_err(|e| match e {
+        // A comparison is not resumed.
+        FolderError::Exists { path, entry } => CliError::Fs(FsError::NotEmpty { path, entry }),
+        other => other.into(),
+    })?;
     check_room(&args.out).map_err(FolderError::os(&args.out))?;
     let job = Job { device, args, model, choice, calib, stop: stop_flag()? };
     let mut contenders: Vec<Contender> = Vec::new();
