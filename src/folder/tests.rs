@@ -76,3 +76,27 @@ fn a_resumed_run_moves_aside_what_it_does_not_go_on_with() {
     assert!(matches!(Unfinished::open(&path), Err(FolderError::NoRun { .. })));
     fs::remove_dir_all(path).unwrap();
 }
+
+/// Of a hundred that start at the same moment exactly one has the folder, and nothing is left once it gives it up.
+#[test]
+fn a_hundred_starts_at_once() {
+    let path = scratch("hundred").join("run");
+    let (start, end) = (std::sync::Barrier::new(100), std::sync::Barrier::new(100));
+    let ends: Vec<bool> = std::thread::scope(|scope| {
+        let one = || {
+            start.wait();
+            let had = RunFolder::create(&path);
+            // All have tried before the winner ends.
+            end.wait();
+            if let Err(e) = &had {
+                assert!(matches!(e, FolderError::Locked { .. }), "{e}");
+            }
+            had.is_ok()
+        };
+        let all: Vec<_> = (0..100).map(|_| scope.spawn(one)).collect();
+        all.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(ends.iter().filter(|had| **had).count(), 1);
+    assert!(!path.exists());
+    fs::remove_dir_all(path.parent().unwrap()).ok();
+}
