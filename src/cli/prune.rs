@@ -324,6 +324,12 @@ pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliErr
     }
 }
 
+/// Where a run goes, locked.
+enum Place {
+    New(RunFolder),
+    Resumed(Unfinished),
+}
+
 /// One `prune`, with everything that needs no device opened and checked.
 pub(super) struct Job<'a> {
     pub(super) device: &'a DeviceArgs,
@@ -385,6 +391,11 @@ impl Job<'_> {
         report: &Reporting,
     ) -> Result<Outcome, CliError> {
         let started = Instant::now();
+        // Locked first: a second process is refused before it reads a model.
+        let place = match &self.args.resume {
+            Some(run) => Place::Resumed(Unfinished::open(run)?),
+            None => Place::New(RunFolder::create(out)?),
+        };
         let gpu = self.device.open()?;
         let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
         let pattern = self.args.select.pattern;
@@ -411,17 +422,16 @@ impl Job<'_> {
         let provenance = self.provenance();
         let prepared = self.prepare(&kernels, &self.stages, &conditions)?;
         // All that can be refused is refused before the first byte changes.
-        let (mut folder, mut kept, earlier) = match &self.args.resume {
-            Some(run) => {
-                let unfinished = Unfinished::open(run)?;
+        let (mut folder, mut kept, earlier) = match place {
+            Place::Resumed(unfinished) => {
                 let kept = BlockStore::open(unfinished.paths(), &conditions, pattern, provenance)?;
+                kept.masks(&self.model.checkpoint)?;
                 self.check_stages(unfinished.paths(), &prepared)?;
                 let (folder, earlier) = unfinished.go_on()?;
                 kept.remove_leftovers()?;
                 (folder, kept, earlier)
             }
-            None => {
-                let folder = RunFolder::create(out)?;
+            Place::New(folder) => {
                 let kept = BlockStore::create(folder.paths(), conditions.clone(), pattern, provenance)?;
                 (folder, kept, Vec::new())
             }
