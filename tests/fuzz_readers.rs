@@ -13,8 +13,9 @@ use fuzzing::oracle::{self, Tensor, Weights};
 use fuzzing::{Case, Corpus, End, fuzz, refused, unmeasured};
 use host_fixture::Scratch;
 use maskwright::export::{MaskedModel, hf};
+use maskwright::fsio::StandIn;
 use maskwright::mask::{MaskFile, Pattern};
-use maskwright::model::{Architecture, Checkpoint, ModelError, Overlay, Tokenizer};
+use maskwright::model::{Architecture, Checkpoint, ModelError, Overlay, Shard, Tokenizer};
 use maskwright::verify::{Options, verify};
 use serde_json::{Value, json};
 
@@ -83,6 +84,46 @@ fn sharded_model_folder() {
     dense(dir.path(), json!({ "rope_scaling": scaling, "attention_bias": true }), true);
     let files: Vec<&str> = SHARDED.into_iter().chain(["config.json"]).collect();
     fuzz("sharded_model_folder", &Corpus::of(dir.path(), &files), CASES, read_model);
+}
+
+/// What lies in the place of a weight file: a pointer of Git LFS, a web page, a server's refusal. Each is named as that or refused as no
+/// safetensors file, and what is no pointer any more is not called one.
+#[test]
+fn stand_ins() {
+    let dir = Scratch::in_memory();
+    let pointer = format!(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 269060552\n",
+        "4f".repeat(32)
+    );
+    fs::write(dir.join("pointer"), pointer).unwrap();
+    fs::write(
+        dir.join("page.html"),
+        "<!DOCTYPE html>\n<html class=\"\"><head><title>Sign in</title></head></html>\n",
+    )
+    .unwrap();
+    fs::write(dir.join("answer.json"), "{\"error\": \"Access to model is restricted\", \"errors\": []}")
+        .unwrap();
+    let corpus = Corpus::of(dir.path(), &["pointer", "page.html", "answer.json"]);
+    fuzz("stand_ins", &corpus, CASES, |case| {
+        let bytes = fs::read(case.file).map_err(|e| e.to_string())?;
+        let found = StandIn::of(&bytes);
+        let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
+        let small = text.trim_start_matches('\u{feff}').trim_start();
+        match found {
+            Some(StandIn::LfsPointer) if !small.starts_with("version https://git-lfs") => {
+                Err("no pointer".into())
+            }
+            Some(StandIn::Html) if !small.starts_with('<') => Err("no page".into()),
+            None if bytes == corpus.original(case.file) => Err("not known for what it is".into()),
+            _ => match Shard::open(case.file) {
+                Err(ModelError::StandIn { found: said, .. }) if Some(said) != found => {
+                    Err(format!("{said:?}, not {found:?}"))
+                }
+                Err(e) => refused(&e),
+                Ok(_) => Err("a safetensors file".into()),
+            },
+        }
+    });
 }
 
 /// A tokenizer with all that byte-level ones have.

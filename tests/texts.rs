@@ -7,10 +7,10 @@ mod tables;
 use std::fs;
 use std::path::Path;
 
-use cli_tools::{fails, fails_in, succeeds};
+use cli_tools::{fails, fails_in, shared_model, succeeds, village, village_text};
 use host_fixture::{Scratch, model};
 use maskwright::calib::{Segments, TextOptions, read_windows, tokens_of, tokens_of_file};
-use maskwright::model::Tokenizer;
+use maskwright::model::{Architecture, Tokenizer};
 use parquet::basic::{Compression, GzipLevel, ZstdLevel};
 use serde_json::json;
 use tables::{conversations, texts};
@@ -24,7 +24,7 @@ fn setup() -> (Scratch, Tokenizer) {
 }
 
 fn error(tokenizer: &Tokenizer, path: &Path, options: &TextOptions) -> String {
-    tokens_of(tokenizer, path, options).unwrap_err().to_string()
+    tokens_of(tokenizer, path, options, usize::MAX).unwrap_err().to_string()
 }
 
 #[test]
@@ -60,10 +60,10 @@ fn columns_are_found_or_named() {
     for part in ["t.parquet has no column `text`", "it has question, answer", "--column names"] {
         assert!(told.contains(part), "{told}");
     }
-    assert_eq!(tokens_of(&tokenizer, &path, &column("answer")).unwrap(), [1, 8, 9]);
+    assert_eq!(tokens_of(&tokenizer, &path, &column("answer"), usize::MAX).unwrap(), [1, 8, 9]);
     assert!(error(&tokenizer, &path, &column("url")).contains("has no column url"));
     texts(&path, Compression::SNAPPY, &[("body", &[Some("w4")])]);
-    assert_eq!(tokens_of(&tokenizer, &path, &none).unwrap(), [1, 4], "the only column of texts");
+    assert_eq!(tokens_of(&tokenizer, &path, &none, usize::MAX).unwrap(), [1, 4], "the only column of texts");
     texts(&path, Compression::SNAPPY, &[("text", &[None, Some("  ")])]);
     assert!(error(&tokenizer, &path, &none).contains("is empty"));
 }
@@ -106,15 +106,18 @@ fn conversations_go_through_the_chat_template() {
     fs::write(&config, tokens.to_string()).unwrap();
     // The template writes the opening token; a plain text gets the tokenizer's.
     let expected = [5, 2, 7, 8, 3, 9, 6];
-    assert_eq!(tokens_of(&tokenizer, &path, &none).unwrap(), [&expected[..], &[1, 4]].concat());
+    assert_eq!(tokens_of(&tokenizer, &path, &none, usize::MAX).unwrap(), [&expected[..], &[1, 4]].concat());
     // Under another key, and as a column.
     let talk = json!([{"role": "user", "content": "w7 w8"}, {"role": "assistant", "content": "w9"}]);
     fs::write(&path, json!({"text": "w4", "talk": talk}).to_string()).unwrap();
     let field = TextOptions { field: Some("talk".into()), column: None };
-    assert_eq!(tokens_of(&tokenizer, &path, &field).unwrap(), expected);
+    assert_eq!(tokens_of(&tokenizer, &path, &field, usize::MAX).unwrap(), expected);
     let table = dir.join("chat.parquet");
     conversations(&table, "messages", &[&[("user", "w7 w8"), ("assistant", "w9")], &[("user", "w10")]]);
-    assert_eq!(tokens_of(&tokenizer, &table, &none).unwrap(), [&expected[..], &[5, 2, 10, 6]].concat());
+    assert_eq!(
+        tokens_of(&tokenizer, &table, &none, usize::MAX).unwrap(),
+        [&expected[..], &[5, 2, 10, 6]].concat()
+    );
     // A file of its own goes before, and may be bad.
     fs::write(dir.join("model/chat_template.jinja"), "{% for %}").unwrap();
     let told = error(&tokenizer, &table, &none);
@@ -209,4 +212,35 @@ fn windows_beyond_the_positions_are_told() {
         out
     ]);
     assert!(ran.err.contains(said), "{}", ran.err);
+}
+
+/// Long texts are tokenized in pieces, whose tokens are those of the whole: of the tokenizers here, and of real ones where they lie next to
+/// the repository.
+#[test]
+fn long_texts_have_the_tokens_of_the_whole() {
+    let dir = Scratch::new();
+    let mut models = vec![village()];
+    let real = ["stories260K", "stories3M", "smollm2-135m"].map(shared_model);
+    models.extend(real.into_iter().filter(|folder| folder.join("config.json").is_file()));
+    let mut texts = vec![village_text("calib"), village_text("heldout")];
+    let shared = village().join("../../../shared/texts");
+    texts.extend(["wikitext2-calib.txt", "tinystories-valid.txt"].map(|name| shared.join(name)));
+    // Of several lengths, and with what no word is.
+    let long: String =
+        (0..60_000).map(|i| format!("{i} {}\r\n", "\u{e9}\u{4f60}\u{1f600} ".repeat(i % 5))).collect();
+    fs::write(dir.join("numbers.txt"), &long).unwrap();
+    texts.push(dir.join("numbers.txt"));
+    for folder in &models {
+        let tokenizer = Tokenizer::open(folder, &Architecture::read(folder).unwrap()).unwrap();
+        for path in texts.iter().filter(|path| path.is_file()) {
+            let text = fs::read_to_string(path).unwrap();
+            let whole = tokenizer.encode(&text).unwrap();
+            let (folder, path) = (folder.display(), path.display());
+            assert!(text.len() > 300_000, "{path} is not long");
+            assert!(tokenizer.encode_first(&text, usize::MAX).unwrap() == whole, "{folder} on {path}");
+            let some = tokenizer.encode_first(&text, 1000).unwrap();
+            assert_eq!(some, whole[..1000], "{folder} on {path}");
+            println!("{folder}: {} tokens of {path}", whole.len());
+        }
+    }
 }

@@ -86,7 +86,7 @@ pub fn read_windows_of(
             let mut rng = PythonRandom::new(seed);
             match source(tokenizer, path, options)? {
                 Source::Text(text) => {
-                    let tokens = tokenizer.encode(&text)?;
+                    let tokens = tokenizer.encode_first(&text, usize::MAX)?;
                     draw_from_text(&mut rng, path, tokens, count, length)?
                 }
                 Source::Documents(documents) => {
@@ -104,15 +104,21 @@ pub fn read_windows_of(
 /// # Errors
 /// [`CalibError`] when it is missing, damaged, not UTF-8, empty, too large, or cannot be tokenized.
 pub fn tokens_of_file(tokenizer: &Tokenizer, path: &Path) -> Result<Vec<u32>, CalibError> {
-    tokens_of(tokenizer, path, &TextOptions::default())
+    tokens_of(tokenizer, path, &TextOptions::default(), usize::MAX)
 }
 
-/// As [`tokens_of_file`], with options that say where the text is in the file.
+/// At least the first `wanted` tokens of a file, or all where there are fewer, as [`tokens_of_file`] gives them, with options that say where the
+/// text is in the file. No more of it is tokenized than is needed.
 ///
 /// # Errors
 /// As there.
-pub fn tokens_of(tokenizer: &Tokenizer, path: &Path, options: &TextOptions) -> Result<Vec<u32>, CalibError> {
-    first_tokens(tokenizer, &source(tokenizer, path, options)?, usize::MAX)
+pub fn tokens_of(
+    tokenizer: &Tokenizer,
+    path: &Path,
+    options: &TextOptions,
+    wanted: usize,
+) -> Result<Vec<u32>, CalibError> {
+    first_tokens(tokenizer, &source(tokenizer, path, options)?, wanted)
 }
 
 /// A file for the model that the tokenizer belongs to, whose chat template may be needed.
@@ -121,25 +127,25 @@ fn source(tokenizer: &Tokenizer, path: &Path, options: &TextOptions) -> Result<S
     Source::read(path, &mut Fields::new(options, folder))
 }
 
-/// The tokens of a document.
-fn encoded(tokenizer: &Tokenizer, document: &Text<'_>) -> Result<Vec<u32>, ModelError> {
+/// At least the first `wanted` tokens of a document, or all.
+fn encoded(tokenizer: &Tokenizer, document: &Text<'_>, wanted: usize) -> Result<Vec<u32>, ModelError> {
     match document.chat {
         true => tokenizer.encode_bare(&document.text),
-        false => tokenizer.encode(&document.text),
+        false => tokenizer.encode_first(&document.text, wanted),
     }
 }
 
 /// At least the first `wanted` tokens, or all where there are fewer.
 fn first_tokens(tokenizer: &Tokenizer, source: &Source, wanted: usize) -> Result<Vec<u32>, CalibError> {
     match source {
-        Source::Text(text) => Ok(tokenizer.encode(text)?),
+        Source::Text(text) => Ok(tokenizer.encode_first(text, wanted)?),
         Source::Documents(documents) => {
             let mut tokens = Vec::new();
             for i in 0..documents.len() {
                 if tokens.len() >= wanted {
                     break;
                 }
-                tokens.extend(encoded(tokenizer, &documents.text(i)?)?);
+                tokens.extend(encoded(tokenizer, &documents.text(i)?, wanted - tokens.len())?);
             }
             Ok(tokens)
         }
@@ -238,7 +244,7 @@ impl Pool<'_> {
         let known = match self.known.entry(i) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                let tokens = encoded(self.tokenizer, &self.documents.text(i)?)?;
+                let tokens = encoded(self.tokenizer, &self.documents.text(i)?, usize::MAX)?;
                 self.longest = self.longest.max(tokens.len());
                 entry.insert(Drawable::new(tokens, self.length))
             }

@@ -5,10 +5,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::context::{DeviceArgs, Model};
+use super::eval::masked;
+use super::memory::{MemoryArgs, planned};
 use super::output::{Progress, show_profile, shown, table, with_profile};
 use super::{CliError, Outcome};
 use crate::calib::Question;
-use crate::eval::{Accuracy, Answered, answer};
+use crate::eval::{Accuracy, Answered, Candidates, plan};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::model::Tokenizer;
@@ -20,6 +22,7 @@ pub(super) fn run(
     folder: &Path,
     mask: Option<&Path>,
     questions: &Path,
+    memory: &MemoryArgs,
     as_json: bool,
 ) -> Result<Outcome, CliError> {
     let model = Model::open_checked(device, folder)?;
@@ -29,6 +32,11 @@ pub(super) fn run(
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let started = std::time::Instant::now();
+    let (checkpoint, config) = (&model.checkpoint, &model.config);
+    let candidates = Candidates::new(config, gpu.limits(), &tokenizer, &questions)?;
+    let (sizes, masked) = (candidates.sizes(), masked(config, set.as_ref()));
+    let plan = plan::resident(&kernels, checkpoint, config, &masked, &sizes, candidates.tokens())?;
+    memory.allows(&plan, ["use shorter questions"; 2])?;
     let weights = DecoderWeights::upload(&gpu, &model.checkpoint, &model.config, |_| ())?;
     let bank = match &set {
         Some(set) => MaskBank::upload(&gpu, &model.config, set)?,
@@ -37,10 +45,9 @@ pub(super) fn run(
     let embedding = Embedding::new(&model.checkpoint, &model.config)?;
     let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
     let mut commands = Commands::new(&gpu)?;
-    let candidates: usize = questions.iter().map(|q| q.choices.len()).sum();
-    let mut bar = Progress::new("choices", candidates as u64, device.quiet);
+    let mut bar = Progress::new("choices", candidates.len() as u64, device.quiet);
     let progress = |done| bar.at(done as u64, String::new);
-    let answered = answer(&decoder, &mut commands, &bank.refs(), &tokenizer, &questions, progress)?;
+    let answered = candidates.answer(&decoder, &mut commands, &bank.refs(), progress)?;
     bar.end();
     let accuracy = Accuracy::of(&answered);
     let shares = [
@@ -60,6 +67,7 @@ pub(super) fn run(
             "preset": kernels.preset().name,
             "seconds": seconds,
             "masked": set.is_some(),
+            "memory": planned(&plan, &gpu),
         });
         for (name, share) in shares {
             out[name] = share.value.into();

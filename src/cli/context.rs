@@ -140,9 +140,10 @@ impl Model {
         most: Option<usize>,
     ) -> Result<(Windows, usize), CliError> {
         let tokenizer = Tokenizer::open(&self.folder, &self.config)?;
-        let tokens = tokens_of(&tokenizer, text, options)?;
         let most = most.unwrap_or(usize::MAX);
-        let count = tokens.len().min(most.saturating_mul(window));
+        let wanted = most.saturating_mul(window);
+        let tokens = tokens_of(&tokenizer, text, options, wanted)?;
+        let count = tokens.len().min(wanted);
         self.warn_of_long(option, window);
         let windows = Windows::new(tokens, window)?.first(most);
         if most < usize::MAX {

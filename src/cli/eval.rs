@@ -7,14 +7,16 @@ use serde_json::{Value, json};
 
 use super::calib_args::{TextArgs, at_least_one, tokens_of_window};
 use super::context::{DeviceArgs, Model};
+use super::memory::{MemoryArgs, planned};
 use super::output::{Progress, show_profile, shown, table, with_profile};
 use super::{CliError, Outcome, choices, help};
 use crate::calib::Windows;
-use crate::eval::{Comparison, OVERFLOW, Perplexity, Streamed, Summary, WindowMeans, perplexity, workspace};
+use crate::eval::{OVERFLOW, Streamed, Summary, WindowMeans, perplexity, plan, sizes};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
-use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank};
+use crate::model::{Architecture, Projection};
+use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank, MemoryPlan, Workspace};
 
 #[derive(clap::Args)]
 #[command(after_help = help::EVAL)]
@@ -42,6 +44,8 @@ pub(super) struct Args {
     windows: Option<usize>,
     #[command(flatten)]
     texts: TextArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -75,8 +79,9 @@ impl Texts {
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
     if let Some(questions) = &args.choices {
-        return choices::run(device, &args.model, args.mask.as_deref(), questions, args.json);
+        return choices::run(device, &args.model, args.mask.as_deref(), questions, &args.memory, args.json);
     }
+    args.memory.check()?;
     let model = Model::open_checked(device, &args.model)?;
     let texts = Texts::read(&model, args)?;
     let dense = args
@@ -89,9 +94,9 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let started = std::time::Instant::now();
     let text = (&texts.windows, texts.tokens());
-    let means: WindowMeans = match &dense {
-        None => resident(device, &kernels, &model, text, set.as_ref())?.into(),
-        Some(dense) => compare(device, &kernels, (&model, dense), text, set.as_ref())?.into(),
+    let (plan, means) = match &dense {
+        None => resident(device, &kernels, &model, text, set.as_ref(), &args.memory)?,
+        Some(dense) => compare(device, &kernels, (&model, dense), text, set.as_ref(), &args.memory)?,
     };
     let seconds = started.elapsed().as_secs_f64();
     let all = means.summary(0..texts.windows.count());
@@ -114,6 +119,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         out["preset"] = kernels.preset().name.into();
         out["seconds"] = seconds.into();
         out["masked"] = set.is_some().into();
+        out["memory"] = planned(&plan, &gpu);
         println!("{}", with_profile(out, device, &gpu));
     } else {
         let mut rows: Vec<_> = args
@@ -207,30 +213,46 @@ fn against(
     Ok(dense)
 }
 
+/// What to change where an evaluation takes too much memory.
+const REMEDIES: [&str; 2] = ["use a shorter --window", "use fewer --windows, or a shorter --window"];
+
+/// The projections that a set masks.
+pub(super) fn masked(config: &Architecture, set: Option<&MaskSet>) -> Vec<Projection> {
+    let has = |p: &Projection| set.is_some_and(|set| set.get(&p.name).is_some());
+    config.projections().into_iter().filter(has).collect()
+}
+
 /// Perplexity with all blocks on the device.
 fn resident(
     device: &DeviceArgs,
     kernels: &Kernels<'_>,
     model: &Model,
-    text: (&Windows, usize),
+    (windows, tokens): (&Windows, usize),
     set: Option<&MaskSet>,
-) -> Result<Perplexity, CliError> {
-    let (gpu, (windows, tokens)) = (kernels.gpu(), text);
-    let weights = DecoderWeights::upload(gpu, &model.checkpoint, &model.config, |_| ())?;
+    memory: &MemoryArgs,
+) -> Result<(MemoryPlan, WindowMeans), CliError> {
+    let (gpu, config) = (kernels.gpu(), &model.config);
+    let sizes = sizes(config, windows.count(), windows.window(), usize::MAX, gpu.limits());
+    let masked = masked(config, set);
+    let ids = windows.tokens().len();
+    let plan =
+        plan::resident(kernels, &model.checkpoint, config, &masked, std::slice::from_ref(&sizes), ids)?;
+    memory.allows(&plan, REMEDIES)?;
+    let weights = DecoderWeights::upload(gpu, &model.checkpoint, config, |_| ())?;
     let bank = match set {
-        Some(set) => MaskBank::upload(gpu, &model.config, set)?,
-        None => MaskBank::dense(&model.config),
+        Some(set) => MaskBank::upload(gpu, config, set)?,
+        None => MaskBank::dense(config),
     };
-    let embedding = Embedding::new(&model.checkpoint, &model.config)?;
-    let decoder = Decoder { kernels, config: &model.config, weights: &weights, embedding };
-    let ws = workspace(&decoder, windows, usize::MAX)?;
+    let embedding = Embedding::new(&model.checkpoint, config)?;
+    let decoder = Decoder { kernels, config, weights: &weights, embedding };
+    let ws = Workspace::new(gpu, config, sizes)?;
     let mut commands = Commands::new(gpu)?;
     let mut progress = Progress::new("windows", windows.count() as u64, device.quiet);
     let result = perplexity(&decoder, &mut commands, &ws, windows, tokens, &bank.refs(), |done| {
         progress.at(done as u64, String::new);
     })?;
     progress.end();
-    Ok(result)
+    Ok((plan, result.into()))
 }
 
 /// A model beside the dense one, block by block.
@@ -240,7 +262,8 @@ fn compare(
     (model, dense): (&Model, &Model),
     (windows, tokens): (&Windows, usize),
     set: Option<&MaskSet>,
-) -> Result<Comparison, CliError> {
+    memory: &MemoryArgs,
+) -> Result<(MemoryPlan, WindowMeans), CliError> {
     let embeddings = [
         Embedding::new(&model.checkpoint, &model.config)?,
         Embedding::new(&dense.checkpoint, &dense.config)?,
@@ -249,6 +272,8 @@ fn compare(
         Streamed { kernels, config: &model.config, tensors: &model.checkpoint, embedding: &embeddings[0] };
     let other =
         Streamed { kernels, config: &dense.config, tensors: &dense.checkpoint, embedding: &embeddings[1] };
+    let plan = own.plan(&other, &masked(&model.config, set), (windows.count(), windows.window()))?;
+    memory.allows(&plan, REMEDIES)?;
     let mut commands = Commands::new(kernels.gpu())?;
     let mut bar = Progress::new("dense", dense.config.num_layers as u64, device.quiet);
     let streams = other.streams(&mut commands, windows, &own, |n| bar.at(n as u64, String::new))?;
@@ -257,5 +282,5 @@ fn compare(
     let progress = |n| bar.at(n as u64, String::new);
     let found = own.compare(&mut commands, windows, tokens, set, &streams, progress)?;
     bar.end();
-    Ok(found)
+    Ok((plan, found.into()))
 }

@@ -53,13 +53,12 @@ enum Format {
 }
 
 impl ExportArgs {
-    /// Whether a file or a folder can be written as asked, before anything is read for it.
-    fn check_destination(&self, model: &Model) -> Result<(), CliError> {
+    /// Whether a file or a folder can be written as asked, before anything is read for it; the file, where it is one.
+    fn check_destination(&self, model: &Model) -> Result<Option<OutputFile>, CliError> {
         if matches!(self.format, Format::Mask | Format::MaskllmNpz) {
             let inputs = [Some(model.folder.as_path()), Some(self.mask.as_path()), run_of(&self.mask)];
             let inputs: Vec<&Path> = inputs.into_iter().flatten().collect();
-            OutputFile::check(&self.out, &inputs, self.force)?;
-            return Ok(());
+            return Ok(Some(OutputFile::check(&self.out, &inputs, self.force)?));
         }
         if self.force {
             let message =
@@ -67,7 +66,8 @@ impl ExportArgs {
             return Err(CliError::Usage(message.into()));
         }
         hf::check_destination(&model.checkpoint, &self.out)?;
-        Ok(check_folder(&self.out)?)
+        check_folder(&self.out)?;
+        Ok(None)
     }
 }
 
@@ -79,20 +79,20 @@ pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, 
         )));
     }
     let model = Model::open(device, &args.model)?;
-    args.check_destination(&model)?;
+    let output = args.check_destination(&model)?;
     let file = model.mask_file(&args.mask, None)?;
     model.warn_of_sources(&file, &args.mask)?;
-    if matches!(args.format, Format::Mask | Format::MaskllmNpz) {
+    if let Some(output) = output {
         if args.weights.is_some() {
             return Err(CliError::Usage(
                 "--weights has no use with a format that holds only the mask".into(),
             ));
         }
         match args.format {
-            Format::MaskllmNpz => npz::write(&file, &model.config.projections(), &args.out)?,
+            Format::MaskllmNpz => npz::write(&file, &model.config.projections(), &output)?,
             _ => {
                 let MaskFile { set, provenance, .. } = file.into_file()?;
-                MaskFile::new(set, provenance, &model.checkpoint)?.write(&args.out)?;
+                MaskFile::new(set, provenance, &model.checkpoint)?.write(&output)?;
             }
         }
         match args.json {

@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::context::{DeviceArgs, Model, stop_flag};
+use super::eval::masked;
+use super::memory::{MemoryArgs, planned};
 use super::output::{Progress, bytes, show_profile, with_profile};
 use super::{CliError, Outcome, help};
-use crate::eval::{Choice, Continuation, Generation, generate};
-use crate::fsio::{OutputFile, shown};
+use crate::eval::{Choice, Continuation, Generation, generate, plan};
+use crate::fsio::{Destination, OutputFile, shown};
 use crate::gpu::{Commands, DeviceKind};
 use crate::hub::Need;
 use crate::kernel::{Kernels, cut, f32_bytes};
-use crate::model::{OpenText, Tokenizer};
-use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, Generator, MaskBank, Masks};
+use crate::model::{Architecture, OpenText, Tokenizer};
+use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, Generator, MaskBank, Masks, MemoryPlan};
 
 /// Bytes of keys and values that sequences written together may take.
 const CACHE_BYTES: u64 = 1 << 30;
@@ -55,6 +57,8 @@ pub(super) struct Args {
     /// Continue behind a prompt that ends with a token which ends texts; without it such tokens are left out
     #[arg(long)]
     past_end: bool,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -97,6 +101,7 @@ struct Corpus {
 
 pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
     let choice = args.choice()?;
+    args.memory.check()?;
     let folder = device.model_folder(&args.model, Need::Whole)?;
     let corpus = args.corpus(&folder)?;
     let model = Model::open_checked(device, &folder)?;
@@ -107,16 +112,22 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     model.warn_of_long("the prompt and --tokens", prompt.len() + args.tokens as usize);
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
+    let masked = masked(&model.config, set.as_ref());
+    let together = together(device, &kernels, args, &model.config, prompt.len());
+    let texts = (together, prompt.len(), args.tokens as usize);
+    let plan = plan::generation(&kernels, &model.checkpoint, &model.config, &masked, texts)?;
+    args.memory.allows(&plan, ["use fewer --tokens, or a shorter --prompt"; 2])?;
     let weights = DecoderWeights::upload(&gpu, &model.checkpoint, &model.config, |_| ())?;
     let embedding = Embedding::new(&model.checkpoint, &model.config)?;
     let bank = set.as_ref().map(|set| MaskBank::upload(&gpu, &model.config, set)).transpose()?;
-    let masked = bank.as_ref().map(MaskBank::refs);
+    let masks = bank.as_ref().map(MaskBank::refs);
     let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
     let what = Generation { tokens: args.tokens as usize, ends: &ends, choice, first: 0 };
-    let writer = Writer { device, args, decoder: &decoder, tokenizer: &tokenizer, prompt: &prompt, what };
+    let (tokenizer, prompt) = (&tokenizer, &prompt[..]);
+    let writer = Writer { device, args, decoder: &decoder, tokenizer, prompt, what, together, plan };
     let outcome = match &corpus {
-        Some(corpus) => writer.corpus(corpus, masked.as_deref().unwrap_or(DENSE))?,
-        None => writer.show(masked.as_deref()).map(|()| Outcome::Done)?,
+        Some(corpus) => writer.corpus(corpus, masks.as_deref().unwrap_or(DENSE))?,
+        None => writer.show(masks.as_deref()).map(|()| Outcome::Done)?,
     };
     show_profile(device, &gpu, args.json);
     Ok(outcome)
@@ -175,6 +186,9 @@ struct Writer<'a, 'g, 'm> {
     tokenizer: &'a Tokenizer,
     prompt: &'a [u32],
     what: Generation<'a>,
+    /// Texts that are written at a time into a file.
+    together: usize,
+    plan: MemoryPlan,
 }
 
 impl Writer<'_, '_, '_> {
@@ -212,6 +226,7 @@ impl Writer<'_, '_, '_> {
         }
         if self.args.json {
             all.insert("prompt_ids".into(), self.prompt.into());
+            all.insert("memory".into(), planned(&self.plan, gpu));
             all.insert("adapter".into(), gpu.describe().into());
             all.insert("preset".into(), self.decoder.kernels.preset().name.into());
             println!("{}", with_profile(all.into(), self.device, gpu));
@@ -229,7 +244,6 @@ impl Writer<'_, '_, '_> {
         let Corpus { file, count, stop } = corpus;
         let (count, length) = (*count, self.what.tokens);
         let stopped = || stop.load(Ordering::SeqCst);
-        let together = self.together(count as usize);
         let mut ends = self.what.ends.to_vec();
         ends.extend(self.decoder.config.bos_token_id);
         let mut commands = Commands::new(self.decoder.kernels.gpu())?;
@@ -237,7 +251,7 @@ impl Writer<'_, '_, '_> {
         let (mut first, mut texts, mut tokens) = (0, 0u32, 0);
         let mut out = file.begin()?;
         while first < count && !stopped() {
-            let sequences = together.min((count - first) as usize);
+            let sequences = self.together.min((count - first) as usize);
             let prompts = self.prompt.repeat(sequences);
             let what = Generation { ends: &ends, first, ..self.what };
             let before = u64::from(first) * length as u64;
@@ -266,26 +280,34 @@ impl Writer<'_, '_, '_> {
         }
         match self.args.json {
             true => {
-                let out = serde_json::json!({"texts": texts, "tokens": tokens, "written": shown(path), "interrupted": interrupted});
-                println!("{}", with_profile(out, self.device, self.decoder.kernels.gpu()));
+                let gpu = self.decoder.kernels.gpu();
+                let out = serde_json::json!({"texts": texts, "tokens": tokens, "written": shown(path), "interrupted": interrupted,
+                    "memory": planned(&self.plan, gpu)});
+                println!("{}", with_profile(out, self.device, gpu));
             }
             false => println!("{texts} texts, {tokens} tokens: {}", path.display()),
         }
         Ok(if interrupted { Outcome::Interrupted } else { Outcome::Done })
     }
+}
 
-    /// How many sequences are written together.
-    fn together(&self, count: usize) -> usize {
-        let (config, gpu) = (self.decoder.config, self.decoder.kernels.gpu());
-        let capacity = self.prompt.len() + self.what.tokens;
-        let most = if gpu.kind() == DeviceKind::Cpu { TOGETHER_ON_CPU } else { TOGETHER };
-        let all = Generator::plan(config, 1, capacity).bytes;
-        let one = f32_bytes(config.num_kv_heads * config.head_dim, capacity.next_multiple_of(4));
-        let bound = cut::fitting(most, one, gpu.limits().piece(), 1);
-        let together = cut::fitting(bound, all, CACHE_BYTES, 1).min(count);
-        self.device.note(|| {
-            format!("{together} texts at a time, {} of keys and values", bytes(all * together as u64))
-        });
-        together
-    }
+/// How many sequences are written together: one, or as many for a file as have room.
+fn together(
+    device: &DeviceArgs,
+    kernels: &Kernels<'_>,
+    args: &Args,
+    config: &Architecture,
+    prompt: usize,
+) -> usize {
+    let Some(count) = args.count else { return 1 };
+    let gpu = kernels.gpu();
+    let capacity = prompt + args.tokens as usize;
+    let most = if gpu.kind() == DeviceKind::Cpu { TOGETHER_ON_CPU } else { TOGETHER };
+    let all = Generator::plan(config, 1, capacity).bytes;
+    let one = f32_bytes(config.num_kv_heads * config.head_dim, capacity.next_multiple_of(4));
+    let bound = cut::fitting(most, one, gpu.limits().piece(), 1);
+    let together = cut::fitting(bound, all, CACHE_BYTES, 1).min(count as usize);
+    device
+        .note(|| format!("{together} texts at a time, {} of keys and values", bytes(all * together as u64)));
+    together
 }

@@ -36,7 +36,8 @@ impl Job<'_> {
         let sizes = maskpro::sizes(config, window, self.args.learn.batch(), kernels.limits());
         let scratch = kernels.scratch_bytes(DecoderWeights::largest_projection(checkpoint, config)?);
         let gpu = maskpro::plan(checkpoint, config, self.selection, &sizes, scratch)?;
-        Ok(StagePlan { name: "maskpro on the model's loss".into(), gpu, host: Vec::new(), flops: None })
+        let host = maskpro::host_plan(self.selection, self.calib.as_ref().map_or(0, |w| w.tokens().len()));
+        Ok(StagePlan { name: "maskpro on the model's loss".into(), gpu, host, flops: None })
     }
 
     /// Makes the start mask and learns from it.
@@ -54,6 +55,7 @@ impl Job<'_> {
         let carried = carried.flatten();
         let learning = [self.learning_plan(&kernels)?];
         self.args.walk.check_all(walk.as_ref(), carried, &learning)?;
+        self.check_measuring(&kernels)?;
         let plan = largest(walk.as_ref(), &learning).to_vec();
         self.device.note(|| format!("plan: {} of GPU memory", bytes(total(&plan))));
         let options = json!(self.args.learn.options(self.args.select.pattern, self.args.windows.seed));

@@ -18,7 +18,7 @@ use crate::mask::{BitMask, MaskSet, Pattern};
 use crate::model::{Architecture, Projection};
 use crate::prune::learn::Stage;
 use crate::prune::maskpro::{Estimator, Options};
-use crate::prune::plan::Carried;
+use crate::prune::plan::{Carried, WalkPlan};
 use crate::prune::{
     InputNorms, OneShot, OneShotOptions, PruneError, Repair, Score, Selection, StartMask, score_logits,
 };
@@ -242,7 +242,7 @@ impl StartArgs {
     ) -> Result<Option<Start>, CliError> {
         let Some(options) = self.walk_options(walk, pattern, None, false)? else {
             let masks = start_file(model, selection, pattern, self.name().as_ref())?;
-            return Ok(Some(Start { masks, from: StartFrom::Mask }));
+            return Ok(Some(Start { masks, from: StartFrom::Mask, plan: None }));
         };
         let windows = windows.clone().first(self.windows(windows.count()));
         let (count, window) = (windows.count(), windows.window());
@@ -250,6 +250,8 @@ impl StartArgs {
         // A stream of its own: what it keeps for read-back goes with it.
         let mut commands = Commands::new(kernels.gpu())?;
         let job = Walk { device, model, selection, options: &options, starts: None };
+        let plan = job.plan(kernels, carried)?;
+        walk.check_all(Some(&plan), carried, &[])?;
         let walked = job.run(kernels, &mut commands, carried.map(|c| (&windows, c)), None, stop)?;
         if walked.stopped {
             return Ok(None);
@@ -260,7 +262,7 @@ impl StartArgs {
             OneShot::Wanda => StartFrom::Wanda(walked.norms),
             _ => StartFrom::Mask,
         };
-        Ok(Some(Start { masks, from }))
+        Ok(Some(Start { masks, from, plan: Some(plan) }))
     }
 
     /// How the windows are carried, with little device memory where other learning (`spare` windows at a time) takes its own; a mask
@@ -285,6 +287,8 @@ impl StartArgs {
 pub(super) struct Start {
     pub(super) masks: MaskSet,
     from: StartFrom,
+    /// What the walk that made it was planned with.
+    pub(super) plan: Option<WalkPlan>,
 }
 
 enum StartFrom {

@@ -17,6 +17,7 @@ mod help;
 mod hub;
 mod inspect;
 mod learn;
+mod memory;
 mod method_args;
 #[cfg(test)]
 mod numbers;
@@ -157,6 +158,13 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs a command line, the program's name first, within this process and without a handler of signals; the error is what would be printed. A
+/// command line that cannot be understood ends the process. For tests.
+#[doc(hidden)]
+pub fn run(args: Vec<std::ffi::OsString>) -> Result<(), String> {
+    Cli::of(args).and_then(execute).map(|_| ()).map_err(|e| e.to_string())
 }
 
 /// Runs the command.

@@ -13,7 +13,7 @@ use super::{CliError, Outcome};
 use crate::gpu::Gpu;
 use crate::kernel::{Kernels, product_rate};
 use crate::model::{Architecture, Dtype};
-use crate::nn::{PlanItem, total};
+use crate::nn::{MemoryPlan, PlanItem, total};
 use crate::prune::learn::Stage;
 use crate::prune::plan::{self, WalkPlan};
 use crate::prune::{OneShotOptions, Selection};
@@ -53,8 +53,18 @@ pub(super) fn dry_run_of_shape(
     if let Stored::All(dtype) = stored {
         device.note(|| format!("planned for weights in {dtype}, by {}/config.json", folder.display()));
     }
-    show_plan(device, args, &kernels, &selection, walk.as_ref(), &learning)?;
+    // The text that is measured on is not read for a plan by the shape.
+    let plans = Plans { walk: walk.as_ref(), stages: &learning, measuring: None };
+    show_plan(device, args, &kernels, &selection, plans)?;
     args.walk.check_all(walk.as_ref(), carried, &learning).map(|()| Outcome::Done)
+}
+
+/// What a run takes, part by part.
+#[derive(Clone, Copy)]
+pub(super) struct Plans<'a> {
+    pub(super) walk: Option<&'a WalkPlan>,
+    pub(super) stages: &'a [StagePlan],
+    pub(super) measuring: Option<&'a MemoryPlan>,
 }
 
 /// Prints what will be allocated and how long it may take: of the walk, and of what is learned behind it.
@@ -63,8 +73,7 @@ pub(super) fn show_plan(
     args: &Args,
     kernels: &Kernels<'_>,
     selection: &Selection,
-    walk: Option<&WalkPlan>,
-    stages: &[StagePlan],
+    Plans { walk, stages, measuring }: Plans<'_>,
 ) -> Result<(), CliError> {
     let gpu: &Gpu = kernels.gpu();
     let plan = largest(walk, stages);
@@ -83,6 +92,7 @@ pub(super) fn show_plan(
             "plan": plan, "total": total(plan), "host": walk.map(|w| &w.host),
             "flops": walk.map(|w| w.flops), "seconds": seconds,
             "walk": walk.map(|w| &w.gpu),
+            "measuring": measuring,
             "stages": stages.iter().map(|s| s.json(rate)).collect::<Vec<_>>(),
             "adapter": gpu.describe(),
         });
@@ -100,6 +110,10 @@ pub(super) fn show_plan(
         if !stage.host.is_empty() {
             println!("{}\n", table(&["host memory", "bytes"], &plan_rows(&stage.host)));
         }
+    }
+    if let Some(measuring) = measuring {
+        println!("{}", table(&["GPU memory of measuring on --eval", "bytes"], &plan_rows(&measuring.gpu)));
+        println!("\n{}\n", table(&["host memory", "bytes"], &plan_rows(&measuring.host)));
     }
     println!("{} projections, {} weights under masks", selection.pruned.len(), selection.weights());
     if let (Some(walk), Some(seconds)) = (walk, seconds) {

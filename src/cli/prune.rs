@@ -10,7 +10,7 @@ use super::calib_args::{CalibArgs, CalibChoice, at_least_one, tokens_of_window};
 use super::context::{DeviceArgs, Model, stop_flag};
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs, start_file};
 use super::output::bytes;
-use super::plan::{dry_run_of_shape, largest, show_plan};
+use super::plan::{Plans, dry_run_of_shape, largest, show_plan};
 use super::report::{ReportArgs, Reporting};
 use super::result::Made;
 use super::train_args::{Recipe, TrainArgs};
@@ -18,6 +18,7 @@ use super::unused::Readers;
 use super::walk::{Walk, WalkArgs, WalkWindows, conditions};
 use super::{CliError, Outcome, help};
 use crate::calib::Windows;
+use crate::eval::Streamed;
 use crate::export;
 use crate::folder::{FolderError, RunFolder, Unfinished};
 use crate::fsio::check_room;
@@ -26,7 +27,7 @@ use crate::hub::Need;
 use crate::kernel::Kernels;
 use crate::mask::{MaskSet, Provenance};
 use crate::model::{Architecture, Overlay};
-use crate::nn::total;
+use crate::nn::{Embedding, MemoryPlan, total};
 use crate::prune::learn::{Objective, Stage};
 use crate::prune::plan::{Carried, WalkPlan};
 use crate::prune::{BlockStore, OneShot, OneShotOptions, Selection, StartMask, select};
@@ -379,8 +380,30 @@ impl Job<'_> {
             true => vec![self.learning_plan(&kernels)?],
             false => self.plans(&kernels).all(&self.stages)?,
         };
-        show_plan(self.device, self.args, &kernels, self.selection, walk.as_ref(), &learning)?;
-        self.args.walk.check_all(walk.as_ref(), carried, &learning).map(|()| Outcome::Done)
+        let measuring = self.measuring_plan(&kernels)?;
+        let plans = Plans { walk: walk.as_ref(), stages: &learning, measuring: measuring.as_ref() };
+        show_plan(self.device, self.args, &kernels, self.selection, plans)?;
+        self.args.walk.check_all(walk.as_ref(), carried, &learning)?;
+        self.check_measuring(&kernels)?;
+        Ok(Outcome::Done)
+    }
+
+    /// The plan of measuring on the evaluation text, where there is one.
+    fn measuring_plan(&self, kernels: &Kernels<'_>) -> Result<Option<MemoryPlan>, CliError> {
+        let Some((windows, _)) = &self.eval else { return Ok(None) };
+        let (config, tensors) = (&self.model.config, &self.model.checkpoint);
+        let embedding = Embedding::new(tensors, config)?;
+        let model = Streamed { kernels, config, tensors, embedding: &embedding };
+        let size = (windows.count(), windows.window());
+        Ok(Some(model.plan(&model, &self.selection.projections(), size)?))
+    }
+
+    /// Refuses an evaluation that takes more memory than may be used.
+    pub(super) fn check_measuring(&self, kernels: &Kernels<'_>) -> Result<(), CliError> {
+        match self.measuring_plan(kernels)? {
+            Some(plan) => self.args.walk.check_measuring(&plan),
+            None => Ok(()),
+        }
     }
 
     /// Prunes layer by layer, or makes a start mask in that way, and runs the stages behind it.
@@ -410,6 +433,7 @@ impl Job<'_> {
         let carried = carried.flatten();
         let learning = self.plans(&kernels).all(&self.stages)?;
         self.args.walk.check_all(walk_plan.as_ref(), carried, &learning)?;
+        self.check_measuring(&kernels)?;
         let plan = largest(walk_plan.as_ref(), &learning).to_vec();
         let at_once = if self.stages.is_empty() { ", one block at a time" } else { "" };
         self.device.note(|| format!("plan: {} of GPU memory{at_once}", bytes(total(&plan))));

@@ -9,7 +9,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
 use super::{Cli, CliError, Outcome, complete};
-use crate::fsio::{FsError, OutputFile, create_folder};
+use crate::fsio::{Destination, FsError, OutputFile, create_folder};
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:

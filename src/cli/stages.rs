@@ -13,6 +13,7 @@ use super::prune::Job;
 use super::stage_plan::{Flow, StagePlans, Stored, stage_name};
 use crate::calib::Windows;
 use crate::folder::{FolderError, RunFolder, RunPaths};
+use crate::fsio;
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
@@ -42,7 +43,7 @@ impl Staged<'_> {
         for (paths, store) in self.stores {
             store.finish(keep_weights)?;
             // Not empty where weights are kept in it.
-            let _ = std::fs::remove_dir(paths.root());
+            let _ = fsio::remove_dir(paths.root());
         }
         Ok(())
     }
@@ -143,7 +144,7 @@ impl Job<'_> {
                 store.remove_leftovers()?;
                 store
             } else {
-                std::fs::create_dir_all(paths.root()).map_err(FolderError::os(paths.root()))?;
+                fsio::create_dir_all(paths.root()).map_err(FolderError::os(paths.root()))?;
                 BlockStore::create(&paths, conditions, pattern, provenance)?
             };
             let state = paths.training();
@@ -321,7 +322,7 @@ impl LearnWatch for Keeper<'_> {
         }
         let last = self.store.len() == self.layers;
         if self.state.exists() && (self.by_block || last) {
-            std::fs::remove_file(&self.state).map_err(FolderError::os(&self.state))?;
+            fsio::remove_file(&self.state).map_err(FolderError::os(&self.state))?;
         }
         Ok(())
     }

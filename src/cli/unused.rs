@@ -138,6 +138,7 @@ mod tests {
         "skip-indivisible",
         "repair",
         "gpu-memory",
+        "host-memory",
         "eval",
         "objective",
         "joint",

@@ -4,16 +4,17 @@ use std::path::PathBuf;
 
 use super::calib_args::CalibArgs;
 use super::context::{DeviceArgs, Model};
+use super::memory::planned;
 use super::method_args::{MaskProArgs, SelectArgs, StartArgs};
 use super::output::{Progress, show_profile, table, with_profile};
 use super::walk::WalkArgs;
 use super::{CliError, Outcome, help};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
-use crate::nn::{Decoder, DecoderWeights, Embedding};
-use crate::prune::maskpro::Learner;
+use crate::nn::{Decoder, DecoderWeights, Embedding, MemoryPlan};
+use crate::prune::maskpro::{self, Learner};
 use crate::prune::select;
-use crate::prune::variance::measure;
+use crate::prune::variance::{measure, plan};
 
 #[derive(clap::Args)]
 #[command(after_help = help::VARIANCE)]
@@ -60,6 +61,14 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let windows = args.windows.maskpro().read(&model, &args.calib, &args.windows.texts.options())?;
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
+    let sizes = maskpro::sizes(&model.config, windows.window(), args.learn.batch(), kernels.limits());
+    let scratch =
+        kernels.scratch_bytes(DecoderWeights::largest_projection(&model.checkpoint, &model.config)?);
+    let own = maskpro::plan(&model.checkpoint, &model.config, &selection, &sizes, scratch)?;
+    let plan = plan(own, maskpro::host_plan(&selection, windows.tokens().len()), &selection);
+    args.walk
+        .memory
+        .allows(&plan, ["use a smaller --batch, or a shorter --window", "use fewer --windows"])?;
     let mut commands = Commands::new(&gpu)?;
     let start = args.start.masks(
         device,
@@ -97,8 +106,10 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     })?;
     progress.end();
     if args.json {
-        let out =
-            serde_json::json!({ "samples": args.samples, "adapter": gpu.describe(), "estimators": rows });
+        let walk = start.plan.map(|walk| MemoryPlan { gpu: walk.gpu, host: walk.host });
+        let plan = walk.unwrap_or_default().or(plan);
+        let out = serde_json::json!({ "samples": args.samples, "adapter": gpu.describe(), "estimators": rows,
+            "memory": planned(&plan, &gpu) });
         println!("{}", with_profile(out, device, &gpu));
         return Ok(Outcome::Done);
     }

@@ -10,7 +10,8 @@ use serde_json::json;
 use super::CliError;
 use super::calib_args::CalibChoice;
 use super::context::{DeviceArgs, Model};
-use super::output::{Progress, bytes};
+use super::memory::MemoryArgs;
+use super::output::Progress;
 use super::stage_plan::{StagePlan, Stored};
 use super::train_args::TrainedRepair;
 use crate::calib::Windows;
@@ -19,7 +20,7 @@ use crate::gpu::{Commands, Gpu};
 use crate::kernel::Kernels;
 use crate::mask::{MaskSet, Pattern};
 use crate::model::{Architecture, Overlay};
-use crate::nn::{Activations, Embedding, Keep, Place, PlanItem, total};
+use crate::nn::{Activations, Embedding, Keep, MemoryPlan, Place, PlanItem, total};
 use crate::prune::learn::Objective;
 use crate::prune::plan::{self, Carried, WalkPlan};
 use crate::prune::{
@@ -84,9 +85,8 @@ pub(super) struct WalkArgs {
     /// Where the activations of all windows are kept; masks are the same
     #[arg(long, value_enum, default_value_t = ActivationsArg::Auto)]
     activations: ActivationsArg,
-    /// Device memory that a run may plan with, in GiB; what does not fit is refused [default: no bound]
-    #[arg(long, value_name = "GIB")]
-    gpu_memory: Option<f64>,
+    #[command(flatten)]
+    pub(super) memory: MemoryArgs,
 }
 
 impl WalkArgs {
@@ -109,9 +109,7 @@ impl WalkArgs {
         if self.max_sweeps == 0 {
             return bad("--max-sweeps must be at least 1");
         }
-        if self.gpu_memory.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
-            return bad("--gpu-memory must be a positive number of GiB");
-        }
+        self.memory.check()?;
         Ok(OneShotOptions {
             start,
             repair,
@@ -151,7 +149,7 @@ impl WalkArgs {
     }
 
     pub(super) fn budget(&self) -> Option<u64> {
-        self.gpu_memory.map(|g| (g * f64::from(1 << 30)) as u64)
+        self.memory.gpu()
     }
 
     /// How windows are carried: on the device where they fit. For a learning method (`spare` windows at a time) in host memory, since
@@ -192,67 +190,36 @@ impl WalkArgs {
     }
 
     fn check_stage(&self, plan: &StagePlan) -> Result<(), CliError> {
-        let needed = total(&plan.gpu);
-        if let Some(budget) = self.budget().filter(|budget| needed > *budget) {
-            return Err(CliError::Usage(format!(
-                "the plan of a stage ({}) takes {} of device memory, --gpu-memory allows {}: use a smaller --batch, a shorter \
-                 --window, --activations host, --blocks streamed, or the block objective",
-                plan.name,
-                bytes(needed),
-                bytes(budget)
-            )));
-        }
-        let host = total(&plan.host);
-        match free_host_memory() {
-            Some(free) if host > free => Err(CliError::Usage(format!(
-                "the plan of a stage ({}) takes {} of host memory, {} are free: use fewer --windows, a shorter --window, \
-                 --state f16, --blocks resident, or the block objective",
-                plan.name,
-                bytes(host),
-                bytes(free)
-            ))),
-            _ => Ok(()),
-        }
+        self.memory.fits(
+            &format!("the plan of a stage ({})", plan.name),
+            (&plan.gpu, &plan.host),
+            [
+                "use a smaller --batch, a shorter --window, --activations host, --blocks streamed, or the block objective",
+                "use fewer --windows, a shorter --window, --state f16, --blocks resident, or the block objective",
+            ],
+        )
+    }
+
+    /// Refuses an evaluation that takes more memory than may be used.
+    pub(super) fn check_measuring(&self, plan: &MemoryPlan) -> Result<(), CliError> {
+        let remedies = ["use a shorter --eval-window", "use fewer --eval-windows"];
+        self.memory.fits("measuring on the text of --eval", (&plan.gpu, &plan.host), remedies)
     }
 
     fn check(&self, plan: &WalkPlan, carried: Option<Carried>) -> Result<(), CliError> {
-        let needed = total(&plan.gpu);
-        if let Some(budget) = self.budget()
-            && needed > budget
-        {
-            let item = |name: &str| plan.gpu.iter().find(|i| i.item == name).map_or(0, |i| i.bytes);
-            let remedy = match carried {
-                Some(c) if c.place == Place::Gpu => {
-                    "keep the activations in host memory with --activations host, or use fewer --windows"
-                }
-                Some(c) if c.together == 1 && item("activations") > needed / 4 => "use a shorter --window",
-                _ => "weights, statistics and scratch of one block need it: use a device with more memory",
-            };
-            return Err(CliError::Usage(format!(
-                "the plan takes {} of device memory, --gpu-memory allows {}: {remedy}",
-                bytes(needed),
-                bytes(budget)
-            )));
-        }
-        let host = total(&plan.host);
-        if let Some(free) = free_host_memory()
-            && host > free
-        {
-            return Err(CliError::Usage(format!(
-                "the plan takes {} of host memory, {} are free: use fewer --windows, or a shorter --window",
-                bytes(host),
-                bytes(free)
-            )));
-        }
-        Ok(())
+        let item = |name: &str| plan.gpu.iter().find(|i| i.item == name).map_or(0, |i| i.bytes);
+        let remedy = match carried {
+            Some(c) if c.place == Place::Gpu => {
+                "keep the activations in host memory with --activations host, or use fewer --windows"
+            }
+            Some(c) if c.together == 1 && item("activations") > total(&plan.gpu) / 4 => {
+                "use a shorter --window"
+            }
+            _ => "weights, statistics and scratch of one block need it: use a device with more memory",
+        };
+        let remedies = [remedy, "use fewer --windows, or a shorter --window"];
+        self.memory.fits("the plan", (&plan.gpu, &plan.host), remedies)
     }
-}
-
-/// Host memory that can be had without swapping, where the system says so.
-fn free_host_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 /// What a walk has brought.

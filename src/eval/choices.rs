@@ -2,9 +2,9 @@
 
 use super::Estimate;
 use crate::calib::Question;
-use crate::gpu::Commands;
+use crate::gpu::{Commands, Limits};
 use crate::kernel::{Layout, cut};
-use crate::model::{OpenText, Tokenizer};
+use crate::model::{Architecture, OpenText, Tokenizer};
 use crate::nn::{Batch, Decoder, Masks, NnError, Sizes, Workspace};
 
 /// Texts are padded to a multiple of this.
@@ -116,66 +116,111 @@ impl Accuracy {
     }
 }
 
-/// Answers `questions` under `masks`; `progress` is called with the number of candidates done.
-///
-/// # Errors
-/// What the tokenizer or the device reports; [`NnError::NoTokens`]; a token outside the vocabulary; a loss that is not finite.
-pub fn answer<'g>(
-    decoder: &Decoder<'g, '_>,
-    c: &mut Commands<'g>,
-    masks: Masks<'_>,
-    tokenizer: &Tokenizer,
-    questions: &[Question],
-    mut progress: impl FnMut(usize),
-) -> Result<Vec<Answered>, NnError> {
-    // Learned positions are all there are; others end where the model was made to, and padding may stand behind.
-    let longest = decoder.config.max_position_embeddings;
-    let reach = if decoder.config.positions.is_some() { longest } else { usize::MAX };
-    // The last token is predicted, not read.
-    let most = reach.min(longest + 1);
-    let mut candidates = Vec::new();
-    for question in questions {
-        for choice in &question.choices {
-            let opening = decoder.config.bos_token_id;
-            candidates.push(Candidate::new(tokenizer, opening, &question.context, choice, most)?);
-        }
-    }
-    let mut likelihoods = vec![0.0; candidates.len()];
-    // Texts of about one length together, the longest first: a device without room says so at once.
-    let padded = |i: &usize| candidates[*i].ids.len().max(2).next_multiple_of(STEP).min(reach);
-    let mut order: Vec<usize> = (0..candidates.len()).collect();
-    order.sort_by_key(|i| std::cmp::Reverse(padded(i)));
-    let (config, gpu) = (decoder.config, decoder.kernels.gpu());
-    let limits = gpu.limits();
-    let mut done = 0;
-    for group in order.chunk_by(|a, b| padded(a) == padded(b)) {
-        let length = padded(&group[0]);
-        let together = cut::together(length, group.len());
-        let windows = Sizes::windows_that_fit(config, length, together, limits);
-        let ws = Workspace::new(gpu, config, Sizes::new(config, Layout { windows, length }, limits))?;
-        for batch in group.chunks(windows) {
-            let layout = Layout { windows: batch.len(), length };
-            let mut ids = vec![0; layout.windows * length];
-            for (&i, window) in batch.iter().zip(ids.chunks_exact_mut(length)) {
-                window[..candidates[i].ids.len()].copy_from_slice(&candidates[i].ids);
+/// The candidates of all questions, in batches of about one length.
+pub struct Candidates<'q> {
+    questions: &'q [Question],
+    all: Vec<Candidate>,
+    /// Sizes of the batches, and the candidates that they are made of: the longest first, so that a device without room says so at once.
+    groups: Vec<(Sizes, Vec<usize>)>,
+}
+
+impl<'q> Candidates<'q> {
+    /// Tokenizes all choices of `questions`.
+    ///
+    /// # Errors
+    /// What the tokenizer reports; [`NnError::NoTokens`].
+    pub fn new(
+        config: &Architecture,
+        limits: impl Into<Limits>,
+        tokenizer: &Tokenizer,
+        questions: &'q [Question],
+    ) -> Result<Self, NnError> {
+        // Learned positions are all there are; others end where the model was made to, and padding may stand behind.
+        let longest = config.max_position_embeddings;
+        let reach = if config.positions.is_some() { longest } else { usize::MAX };
+        // The last token is predicted, not read.
+        let most = reach.min(longest + 1);
+        let mut all = Vec::new();
+        for question in questions {
+            for choice in &question.choices {
+                all.push(Candidate::new(tokenizer, config.bos_token_id, &question.context, choice, most)?);
             }
-            let losses = decoder.losses(c, &ws, &Batch { ids, layout }, masks)?;
-            for (&i, window) in batch.iter().zip(losses.nll.chunks_exact(length - 1)) {
-                let Candidate { ids, answer } = &candidates[i];
-                let end = ids.len().saturating_sub(1);
-                likelihoods[i] = -window[end - answer..end].iter().sum::<f64>();
-            }
-            done += batch.len();
-            progress(done);
         }
+        let limits = limits.into();
+        let padded = |i: &usize| all[*i].ids.len().max(2).next_multiple_of(STEP).min(reach);
+        let mut order: Vec<usize> = (0..all.len()).collect();
+        order.sort_by_key(|i| std::cmp::Reverse(padded(i)));
+        let group = |group: &[usize]| {
+            let length = padded(&group[0]);
+            let together = cut::together(length, group.len());
+            let windows = Sizes::windows_that_fit(config, length, together, limits);
+            (Sizes::new(config, Layout { windows, length }, limits), group.to_vec())
+        };
+        let groups = order.chunk_by(|a, b| padded(a) == padded(b)).map(group).collect();
+        Ok(Self { questions, all, groups })
     }
-    let mut rest = likelihoods.into_iter().zip(candidates);
-    let answered = questions.iter().map(|question| {
-        let own = rest.by_ref().take(question.choices.len());
-        let (likelihoods, tokens) = own.map(|(likelihood, candidate)| (likelihood, candidate.answer)).unzip();
-        Answered::new(question, likelihoods, tokens)
-    });
-    Ok(answered.collect())
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Tokens of all of them.
+    pub fn tokens(&self) -> usize {
+        self.all.iter().map(|candidate| candidate.ids.len()).sum()
+    }
+
+    /// Sizes of the batches, one after the other.
+    pub fn sizes(&self) -> Vec<Sizes> {
+        self.groups.iter().map(|(sizes, _)| sizes.clone()).collect()
+    }
+
+    /// Answers the questions under `masks`; `progress` is called with the number of candidates done.
+    ///
+    /// # Errors
+    /// What the device reports; a token outside the vocabulary; a loss that is not finite.
+    pub fn answer<'g>(
+        self,
+        decoder: &Decoder<'g, '_>,
+        c: &mut Commands<'g>,
+        masks: Masks<'_>,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Vec<Answered>, NnError> {
+        let mut likelihoods = vec![0.0; self.all.len()];
+        let mut done = 0;
+        for (sizes, group) in self.groups {
+            let Layout { windows, length } = sizes.layout;
+            let ws = Workspace::new(decoder.kernels.gpu(), decoder.config, sizes)?;
+            for batch in group.chunks(windows) {
+                let layout = Layout { windows: batch.len(), length };
+                let mut ids = vec![0; layout.windows * length];
+                for (&i, window) in batch.iter().zip(ids.chunks_exact_mut(length)) {
+                    window[..self.all[i].ids.len()].copy_from_slice(&self.all[i].ids);
+                }
+                let losses = decoder.losses(c, &ws, &Batch { ids, layout }, masks)?;
+                for (&i, window) in batch.iter().zip(losses.nll.chunks_exact(length - 1)) {
+                    let Candidate { ids, answer } = &self.all[i];
+                    let end = ids.len().saturating_sub(1);
+                    likelihoods[i] = -window[end - answer..end].iter().sum::<f64>();
+                }
+                done += batch.len();
+                progress(done);
+            }
+        }
+        let mut rest = likelihoods.into_iter().zip(self.all);
+        let answered = self.questions.iter().map(|question| {
+            let own = rest.by_ref().take(question.choices.len());
+            let (likelihoods, tokens) =
+                own.map(|(likelihood, candidate)| (likelihood, candidate.answer)).unzip();
+            Answered::new(question, likelihoods, tokens)
+        });
+        Ok(answered.collect())
+    }
 }
 
 #[cfg(test)]

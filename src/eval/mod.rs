@@ -3,11 +3,12 @@
 
 mod choices;
 mod generate;
+pub mod plan;
 mod streamed;
 mod summary;
 mod worst;
 
-pub use choices::{Accuracy, Answered, answer};
+pub use choices::{Accuracy, Answered, Candidates};
 pub use generate::{Choice, Continuation, Generation, generate};
 pub use streamed::{Comparison, Streamed, Streams};
 pub use summary::{BesideSummary, Estimate, OVERFLOW, Summary, WindowMeans};

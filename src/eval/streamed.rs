@@ -59,7 +59,11 @@ fn mean(values: &[f64]) -> f64 {
 
 impl<'a, 'g> Streamed<'a, 'g> {
     fn sizes(&self, windows: &Windows, most: usize) -> Sizes {
-        sizes(self.config, windows.count(), windows.window(), most, self.kernels.limits())
+        self.sizes_of(windows.count(), windows.window(), most)
+    }
+
+    pub(super) fn sizes_of(&self, windows: usize, window: usize, most: usize) -> Sizes {
+        sizes(self.config, windows, window, most, self.kernels.limits())
     }
 
     /// Runs the blocks under the masks of `set`.
@@ -201,7 +205,7 @@ impl<'a, 'g> Streamed<'a, 'g> {
     }
 
     /// Whether two models have the same last norm and output matrix, byte for byte.
-    fn same_head(&self, other: &Streamed<'_, '_>) -> Result<bool, NnError> {
+    pub(super) fn same_head(&self, other: &Streamed<'_, '_>) -> Result<bool, NnError> {
         let same = |own: &str, others: &str| -> Result<bool, NnError> {
             let (a, b) = (self.tensors.tensor(own)?, other.tensors.tensor(others)?);
             Ok(a.dtype == b.dtype && a.shape == b.shape && a.data == b.data)

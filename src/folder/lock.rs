@@ -1,10 +1,11 @@
 //! The lock of a run folder: a file that the writing process holds, with its number and its host in it.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{FolderError, RunPaths};
+use crate::fsio;
 
 /// A lock that is held. The system lets it go when the process ends, however it ends.
 #[derive(Debug)]
@@ -21,8 +22,7 @@ impl RunLock {
     pub fn take(paths: &RunPaths) -> Result<Self, FolderError> {
         let path = paths.lock();
         loop {
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-            let mut file = file.map_err(FolderError::os(&path))?;
+            let mut file = fsio::open_lock(&path).map_err(FolderError::os(&path))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
@@ -44,15 +44,16 @@ impl RunLock {
                 std::process::id(),
                 gethostname::gethostname().to_string_lossy()
             );
-            let told = file.set_len(0).and_then(|()| file.write_all(owner.as_bytes()));
-            told.map_err(FolderError::os(&path))?;
-            return Ok(Self { path, file });
+            let told = fsio::sign_lock(&mut file, &owner);
+            let held = Self { path, file };
+            told.map_err(FolderError::os(&held.path))?;
+            return Ok(held);
         }
     }
 
     /// Takes the file away before the lock is let go.
     pub(super) fn forget_file(&self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = fsio::remove_file(&self.path);
     }
 }
 

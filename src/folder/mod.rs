@@ -6,14 +6,14 @@
 mod lock;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::fsio::{self, FsError};
+use crate::fsio::{self, Appended, FsError};
 
 pub use lock::RunLock;
 
@@ -186,7 +186,7 @@ pub struct Phase {
 /// command can be given again.
 pub struct RunFolder {
     paths: RunPaths,
-    metrics: File,
+    metrics: Appended,
     /// Folders made here, the innermost first.
     made: Vec<PathBuf>,
     resumed: bool,
@@ -218,8 +218,15 @@ fn used_by(paths: &RunPaths) -> io::Result<Option<String>> {
 fn make_folders(path: &Path) -> Result<Vec<PathBuf>, FolderError> {
     let missing = |p: &&Path| !p.as_os_str().is_empty() && fs::symlink_metadata(p).is_err();
     let made: Vec<PathBuf> = path.ancestors().take_while(missing).map(Path::to_path_buf).collect();
-    fs::create_dir_all(path).map_err(FolderError::os(path))?;
+    fsio::create_dir_all(path).map_err(FolderError::os(path))?;
     Ok(made)
+}
+
+/// Removes those of the folders that are empty.
+fn remove_folders(made: &[PathBuf]) {
+    for folder in made {
+        let _ = fsio::remove_dir(folder);
+    }
 }
 
 impl RunFolder {
@@ -243,24 +250,31 @@ impl RunFolder {
     /// [`FolderError::Os`] when the system refuses.
     pub fn create(path: &Path) -> Result<Self, FolderError> {
         let paths = RunPaths::new(path);
-        let (made, lock) = loop {
+        loop {
             let made = make_folders(path)?;
-            match RunLock::take(&paths) {
-                Ok(lock) => break (made, lock),
+            match Self::begin(&paths) {
+                Ok((lock, file)) => return Ok(Self::of(paths, file, made, lock, false)),
                 // Another process has just given it up and taken it away.
                 Err(FolderError::Os { source, .. })
                     if source.kind() == io::ErrorKind::NotFound && !path.exists() => {}
-                Err(e) => return Err(e),
+                Err(e) => {
+                    remove_folders(&made);
+                    return Err(e);
+                }
             }
-        };
-        Self::check_new(path)?;
-        let metrics = paths.metrics();
-        let file = OpenOptions::new().create(true).append(true).open(&metrics);
-        let file = file.map_err(FolderError::os(metrics))?;
-        Ok(Self::of(paths, file, made, lock, false))
+        }
     }
 
-    fn of(paths: RunPaths, metrics: File, made: Vec<PathBuf>, lock: RunLock, resumed: bool) -> Self {
+    /// The lock and the metrics of a new run in a folder that is there.
+    fn begin(paths: &RunPaths) -> Result<(RunLock, Appended), FolderError> {
+        let lock = RunLock::take(paths)?;
+        Self::check_new(paths.root())?;
+        let metrics = paths.metrics();
+        let file = Appended::open(&metrics).map_err(FolderError::os(metrics))?;
+        Ok((lock, file))
+    }
+
+    fn of(paths: RunPaths, metrics: Appended, made: Vec<PathBuf>, lock: RunLock, resumed: bool) -> Self {
         let (kept, phases, since) = (resumed, Vec::new(), Instant::now());
         Self { paths, metrics, made, resumed, kept, phases, since, lock }
     }
@@ -309,7 +323,7 @@ impl RunFolder {
     /// [`FolderError::Os`] when the disk is full.
     pub fn metric(&mut self, line: &Value) -> Result<(), FolderError> {
         let text = format!("{line}\n");
-        self.metrics.write_all(text.as_bytes()).map_err(FolderError::os(self.paths.metrics()))
+        self.metrics.put(text.as_bytes()).map_err(FolderError::os(self.paths.metrics()))
     }
 
     /// Writes `windows.json`, what the evaluation says of every window.
@@ -325,7 +339,7 @@ impl RunFolder {
     /// # Errors
     /// When the system refuses.
     pub fn finish(&mut self, options: &str, run: &Value) -> Result<(), FolderError> {
-        self.metrics.sync_all().map_err(FolderError::os(self.paths.metrics()))?;
+        self.metrics.sync().map_err(FolderError::os(self.paths.metrics()))?;
         fsio::write_bytes(&self.paths.config(), options.as_bytes())?;
         Ok(fsio::write_bytes(&self.paths.run(), format!("{run:#}\n").as_bytes())?)
     }
@@ -333,22 +347,20 @@ impl RunFolder {
 
 impl Drop for RunFolder {
     fn drop(&mut self) {
-        let first_result = self.metrics.metadata().map_or(true, |m| m.len() > 0);
+        let first_result = !self.metrics.is_empty();
         if self.kept || first_result || self.paths.run().exists() {
             return;
         }
         // What there may be before the first result; a folder with more in it stays.
         for stage in [self.paths.clone(), self.paths.stage(1)] {
-            if fs::remove_dir(stage.blocks()).is_ok() || !stage.blocks().exists() {
-                let _ = fs::remove_file(stage.manifest());
+            if fsio::remove_dir(&stage.blocks()).is_ok() || !stage.blocks().exists() {
+                let _ = fsio::remove_file(&stage.manifest());
             }
         }
-        let _ = fs::remove_dir(self.paths.stage(1).root());
-        let _ = fs::remove_file(self.paths.metrics());
+        let _ = fsio::remove_dir(&self.paths.stage(1).root());
+        let _ = fsio::remove_file(&self.paths.metrics());
         self.lock.forget_file();
-        for folder in &self.made {
-            let _ = fs::remove_dir(folder);
-        }
+        remove_folders(&self.made);
     }
 }
 
@@ -392,15 +404,14 @@ impl Unfinished {
         let aside = RunPaths::new(paths.earlier().join(number.to_string()));
         for (from, to) in [(paths.model(), aside.model()), (paths.metrics(), aside.metrics())] {
             if fs::symlink_metadata(&from).is_ok() {
-                fs::create_dir_all(aside.root()).map_err(FolderError::os(aside.root()))?;
-                fs::rename(&from, to).map_err(FolderError::os(from))?;
+                fsio::create_dir_all(aside.root()).map_err(FolderError::os(aside.root()))?;
+                fsio::rename(&from, &to).map_err(FolderError::os(from))?;
             }
         }
         histories.push(aside.root().to_path_buf());
         let earlier = steps(&histories);
         let metrics = paths.metrics();
-        let file = OpenOptions::new().create(true).append(true).open(&metrics);
-        let file = file.map_err(FolderError::os(metrics))?;
+        let file = Appended::open(&metrics).map_err(FolderError::os(metrics))?;
         Ok((RunFolder::of(paths, file, Vec::new(), lock, true), earlier))
     }
 }

@@ -77,7 +77,8 @@ fn a_resumed_run_moves_aside_what_it_does_not_go_on_with() {
     fs::remove_dir_all(path).unwrap();
 }
 
-/// Of a hundred that start at the same moment exactly one has the folder, and nothing is left once it gives it up.
+/// Of a hundred that start at the same moment exactly one has the folder, and nothing of a run is left once it gives it up. The folder
+/// itself may stay, empty: one that came too late may have been the one that made it.
 #[test]
 fn a_hundred_starts_at_once() {
     let path = scratch("hundred").join("run");
@@ -97,6 +98,7 @@ fn a_hundred_starts_at_once() {
         all.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(ends.iter().filter(|had| **had).count(), 1);
-    assert!(!path.exists());
+    assert!(fs::read_dir(&path).map_or(true, |mut left| left.next().is_none()));
+    drop(RunFolder::create(&path).unwrap());
     fs::remove_dir_all(path.parent().unwrap()).ok();
 }

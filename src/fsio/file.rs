@@ -8,16 +8,48 @@ use super::place::Place;
 use super::sys::{self, Written};
 use super::{FsError, sync_folder, unfinished};
 
-/// Writes a file by `fill`, replacing an older one at once and whole. The parent folder must exist. A link is followed and stays; the mode
-/// of a file that is replaced stays.
+/// Where a file is written: a path, where an older file is replaced, or an [`super::OutputFile`], which says whether it is.
+pub trait Destination {
+    /// Its path, for messages.
+    fn path(&self) -> &Path;
+
+    /// Begins to write.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    fn begin(&self) -> Result<AtomicFile, FsError>;
+}
+
+impl Destination for Path {
+    fn path(&self) -> &Path {
+        self
+    }
+
+    fn begin(&self) -> Result<AtomicFile, FsError> {
+        AtomicFile::create(self)
+    }
+}
+
+impl Destination for PathBuf {
+    fn path(&self) -> &Path {
+        self
+    }
+
+    fn begin(&self) -> Result<AtomicFile, FsError> {
+        AtomicFile::create(self)
+    }
+}
+
+/// Writes a file by `fill`, at once and whole. The parent folder must exist. A link is followed and stays; the mode of a file that is
+/// replaced stays.
 ///
 /// # Errors
-/// [`FsError`] as any `E`, or what `fill` returned; the older file is then untouched.
+/// [`FsError`] as any `E`, or what `fill` returned; an older file is then untouched.
 pub fn write_atomic<E: From<FsError>>(
-    path: &Path,
+    to: &(impl Destination + ?Sized),
     fill: impl FnOnce(&mut AtomicFile) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut file = AtomicFile::create(path)?;
+    let mut file = to.begin()?;
     fill(&mut file)?;
     file.commit()?;
     Ok(())

@@ -15,18 +15,36 @@ mod sys;
 mod unfinished;
 
 pub use error::FsError;
-pub use file::{AtomicFile, write_atomic, write_bytes};
+pub use file::{AtomicFile, Destination, write_atomic, write_bytes};
 pub use folder::{PendingFolder, check_folder, check_room, create_folder};
 pub use place::OutputFile;
 pub use stand_in::{StandIn, open_plain};
+pub use sys::{Appended, create_dir_all, remove_dir, remove_dir_all, remove_file, rename};
 #[doc(hidden)]
 pub use sys::{fail_at, fault_is_due};
 pub use unfinished::discard_unfinished;
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
 use serde::Serializer;
+
+/// Opens the file that a process holds locked, or makes it; what is in it stays.
+///
+/// # Errors
+/// What the system refuses.
+pub fn open_lock(path: &Path) -> io::Result<File> {
+    sys::open_or_create(path)
+}
+
+/// Writes into a lock who holds it.
+///
+/// # Errors
+/// What the system refuses.
+pub fn sign_lock(file: &mut File, owner: &str) -> io::Result<()> {
+    sys::rewrite(file, owner.as_bytes())
+}
 
 /// A path as text, for JSON and other files of text: what is no Unicode in it is replaced.
 pub fn shown(path: &Path) -> String {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::sys::Written;
-use super::{AtomicFile, FsError, unfinished};
+use super::{AtomicFile, Destination, FsError, unfinished};
 
 /// More links in a row than any system follows.
 const MAX_LINKS: usize = 40;
@@ -132,21 +132,6 @@ impl OutputFile {
         Ok(Self { path: path.into(), force })
     }
 
-    /// The path that was given.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Begins to write. Without `force` a file that came to be there since the check is not replaced either.
-    ///
-    /// # Errors
-    /// What the system refuses.
-    pub fn begin(&self) -> Result<AtomicFile, FsError> {
-        let mut file = AtomicFile::create(&self.path)?;
-        file.replaces(self.force);
-        Ok(file)
-    }
-
     /// Writes `bytes` as the whole content.
     ///
     /// # Errors
@@ -155,6 +140,19 @@ impl OutputFile {
         let mut file = self.begin()?;
         file.put(bytes)?;
         file.commit()
+    }
+}
+
+/// Without `force` a file that came to be there since the check is not replaced either.
+impl Destination for OutputFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn begin(&self) -> Result<AtomicFile, FsError> {
+        let mut file = AtomicFile::create(&self.path)?;
+        file.replaces(self.force);
+        Ok(file)
     }
 }
 

@@ -66,13 +66,63 @@ impl Write for Written {
     }
 }
 
+/// A file to whose end lines are put while it is written, each at once.
+#[derive(Debug)]
+pub struct Appended(File);
+
+impl Appended {
+    /// Opens or makes it.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        attempt(|| OpenOptions::new().create(true).append(true).open(path)).map(Self)
+    }
+
+    /// Puts `bytes` behind what is there.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        attempt(|| self.0.write_all(bytes))
+    }
+
+    /// Makes what is there durable.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn sync(&self) -> io::Result<()> {
+        attempt(|| self.0.sync_all())
+    }
+
+    /// Whether nothing is in it; not where the system does not say.
+    pub fn is_empty(&self) -> bool {
+        self.0.metadata().is_ok_and(|m| m.len() == 0)
+    }
+}
+
 impl Seek for Written {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.0.seek(to)
     }
 }
 
-pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+/// A file that is opened as it is, or made, and locked by whoever holds it.
+pub(super) fn open_or_create(path: &Path) -> io::Result<File> {
+    attempt(|| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path))
+}
+
+/// Makes `bytes` the whole content of an open file, in its place.
+pub(super) fn rewrite(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    attempt(|| file.set_len(0))?;
+    attempt(|| file.write_all(bytes))
+}
+
+/// Renames a file or folder.
+///
+/// # Errors
+/// What the system refuses.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     attempt(|| fs::rename(from, to))
 }
 
@@ -84,12 +134,36 @@ pub(super) fn create_dir(path: &Path) -> io::Result<()> {
     attempt(|| fs::create_dir(path))
 }
 
-pub(super) fn create_dir_all(path: &Path) -> io::Result<()> {
+/// Makes a folder and its parents.
+///
+/// # Errors
+/// What the system refuses.
+pub fn create_dir_all(path: &Path) -> io::Result<()> {
     attempt(|| fs::create_dir_all(path))
 }
 
-pub(super) fn remove_dir(path: &Path) -> io::Result<()> {
+/// Removes a folder that is empty.
+///
+/// # Errors
+/// What the system refuses.
+pub fn remove_dir(path: &Path) -> io::Result<()> {
     attempt(|| fs::remove_dir(path))
+}
+
+/// Removes a folder with all that is in it.
+///
+/// # Errors
+/// What the system refuses.
+pub fn remove_dir_all(path: &Path) -> io::Result<()> {
+    attempt(|| fs::remove_dir_all(path))
+}
+
+/// Removes a file.
+///
+/// # Errors
+/// What the system refuses.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    attempt(|| fs::remove_file(path))
 }
 
 /// Makes a folder's entries durable.

@@ -20,6 +20,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::fsio::Destination;
 use crate::model::{Checkpoint, OutTensor, Projection, clip, write_safetensors};
 
 use super::rank::{Packing, pack};
@@ -98,9 +99,9 @@ impl MaskFile {
     ///
     /// # Errors
     /// [`MaskError::In`] for a mask that is not strict, [`MaskError::Write`].
-    pub fn write(&self, path: &Path) -> Result<(), MaskError> {
+    pub fn write(&self, to: &(impl Destination + ?Sized)) -> Result<(), MaskError> {
         let pattern = self.set.pattern;
-        let unusable = |problem: String| MaskError::File { path: path.into(), problem };
+        let unusable = |problem: String| MaskError::File { path: to.path().into(), problem };
         let mut packed = Vec::new();
         for (name, mask) in &self.set.masks {
             let bytes = pack(mask, pattern).map_err(|e| e.within(name))?;
@@ -126,7 +127,7 @@ impl MaskFile {
             .iter()
             .map(|(name, data)| OutTensor { name, dtype: "U8", shape: vec![data.len()], data })
             .collect();
-        Ok(write_safetensors(path, metadata, &out)?)
+        Ok(write_safetensors(to, metadata, &out)?)
     }
 
     /// Reads a mask file of either kind, told by its first bytes: this program's, or MaskLLM's npz, which is read for the

@@ -16,7 +16,7 @@ use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use crate::fsio::{self, AtomicFile, FsError, open_plain};
+use crate::fsio::{self, AtomicFile, Destination, FsError, open_plain};
 use crate::model::{ModelError, Projection, clip};
 
 use super::census::Census;
@@ -110,7 +110,12 @@ fn wrong_len(rows: usize, cols: usize, found: usize) -> String {
 ///
 /// # Errors
 /// As [`Masks::mask`]; [`MaskError::Write`].
-pub fn write(masks: &dyn Masks, projections: &[Projection], path: &Path) -> Result<(), MaskError> {
+pub fn write(
+    masks: &dyn Masks,
+    projections: &[Projection],
+    to: &(impl Destination + ?Sized),
+) -> Result<(), MaskError> {
+    let path = to.path();
     // As Python's zipfile writes what numpy hands it.
     let options = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Deflated)
@@ -124,7 +129,7 @@ pub fn write(masks: &dyn Masks, projections: &[Projection], path: &Path) -> Resu
     };
     let refused = RefCell::new(None);
     let check = || refused.take().map_or(Ok(()), |source| Err(FsError::os("write", path, source)));
-    fsio::write_atomic(path, |file| {
+    fsio::write_atomic(to, |file| {
         let mut archive = ZipWriter::new(Sink { file, at: 0, end: 0, refused: &refused });
         for p in projections {
             let bytes = match masks.mask(&p.name)? {

@@ -9,6 +9,7 @@ mod error;
 mod families;
 mod foreign;
 mod guard;
+mod long_text;
 mod ops;
 mod overlay;
 mod parallel;

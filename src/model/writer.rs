@@ -1,10 +1,8 @@
 //! Writing safetensors files.
 
-use std::path::Path;
-
 use serde_json::{Map, Value, json};
 
-use crate::fsio::{self, FsError};
+use crate::fsio::{self, Destination, FsError};
 
 /// A tensor to be written.
 pub struct OutTensor<'a> {
@@ -24,13 +22,13 @@ pub struct OutTensor<'a> {
 /// # Errors
 /// What the system refuses; an older file of that name is then untouched.
 pub fn write_safetensors(
-    path: &Path,
+    to: &(impl Destination + ?Sized),
     metadata: Map<String, Value>,
     tensors: &[OutTensor<'_>],
 ) -> Result<(), FsError> {
     let parts = tensors.iter().map(|t| (t.name, t.dtype.to_string(), t.shape.as_slice(), t.data.len()));
     let header = header_bytes(metadata, parts);
-    fsio::write_atomic(path, |file| {
+    fsio::write_atomic(to, |file| {
         file.put(&header)?;
         tensors.iter().try_for_each(|t| file.put(t.data))
     })

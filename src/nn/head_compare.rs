@@ -43,6 +43,11 @@ impl HeadSpace {
         let dense = DenseSpace::new(gpu, hidden, sizes.vocab_rows, sizes.layout.t4())?;
         Ok(Self { dense: Some(dense), ..Self::new(gpu, sizes)? })
     }
+
+    /// Bytes of [`HeadSpace::comparing`].
+    pub fn comparing_bytes(hidden: usize, sizes: &Sizes) -> u64 {
+        Self::bytes(sizes) + DenseSpace::bytes(hidden, sizes.vocab_rows, sizes.layout.t4())
+    }
 }
 
 /// The dense model's head on the same batch.

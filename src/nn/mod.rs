@@ -25,7 +25,7 @@ pub use generate::Generator;
 pub use head::{HeadPass, HeadSpace, HeadWeights};
 pub use head_backward::{HeadLoss, HeadLosses};
 pub use head_compare::{DenseHead, HeadComparison};
-pub use plan::{PlanItem, total};
+pub use plan::{MemoryPlan, PlanItem, total};
 pub use train::{GradientSink, TrainLinear, TrainLinears, TrainPass, TrainSpace, WeightGradient};
 pub use weights::{BlockWeights, DecoderWeights, Linear, NormWeights, TensorSource, Tensors};
 pub use workspace::{Sizes, Workspace};

@@ -20,3 +20,21 @@ impl PlanItem {
 pub fn total(items: &[PlanItem]) -> u64 {
     items.iter().map(|i| i.bytes).sum()
 }
+
+/// What a piece of work takes, before anything is allocated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MemoryPlan {
+    /// Device memory at its peak.
+    pub gpu: Vec<PlanItem>,
+    /// Host memory at its peak, without the mapped files of the model.
+    pub host: Vec<PlanItem>,
+}
+
+impl MemoryPlan {
+    /// That of the two which takes more device memory, with the larger of both host memories: for what follows one another.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        let larger = |a: Vec<PlanItem>, b: Vec<PlanItem>| if total(&b) > total(&a) { b } else { a };
+        Self { gpu: larger(self.gpu, other.gpu), host: larger(self.host, other.host) }
+    }
+}

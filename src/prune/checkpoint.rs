@@ -114,7 +114,8 @@ impl BlockStore {
                 if !(name.starts_with('.') && name.contains(".tmp-")) {
                     continue;
                 }
-                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                let removed =
+                    if path.is_dir() { fsio::remove_dir_all(&path) } else { fsio::remove_file(&path) };
                 removed.map_err(FolderError::os(path))?;
             }
         }
@@ -223,13 +224,13 @@ impl BlockStore {
         if keep_weights {
             for entry in &self.manifest.blocks {
                 let path = self.paths.block_mask(entry.block);
-                fs::remove_file(&path).map_err(FolderError::os(path))?;
+                fsio::remove_file(&path).map_err(FolderError::os(path))?;
             }
             // Empty where no block is kept in it.
-            let _ = fs::remove_dir(self.paths.blocks());
+            let _ = fsio::remove_dir(&self.paths.blocks());
         } else {
-            fs::remove_dir_all(self.paths.blocks()).map_err(FolderError::os(self.paths.blocks()))?;
+            fsio::remove_dir_all(&self.paths.blocks()).map_err(FolderError::os(self.paths.blocks()))?;
         }
-        Ok(fs::remove_file(self.paths.manifest()).map_err(FolderError::os(self.paths.manifest()))?)
+        Ok(fsio::remove_file(&self.paths.manifest()).map_err(FolderError::os(self.paths.manifest()))?)
     }
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use super::{PruneError, Selection};
 use crate::calib::Windows;
 use crate::gpu::{Buffer, Commands, Limits, PARAMS_BYTES, READ_PIECE};
-use crate::kernel::{Layout, SampleAt, VOCAB_STATE, f32_bytes};
+use crate::kernel::{Layout, MaskBuffer, SampleAt, VOCAB_STATE, f32_bytes};
 use crate::mask::soft::top_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
 use crate::model::{Architecture, Checkpoint, Projection};
@@ -95,6 +95,19 @@ pub fn plan(
         PlanItem::new("scratch", scratch),
         PlanItem::new("staging", PARAMS_BYTES + read),
     ])
+}
+
+/// Host memory of a run on `tokens` tokens, item by item: the windows and their minibatches, the start mask and the result, the logits of
+/// one projection on their way.
+pub fn host_plan(selection: &Selection, tokens: usize) -> Vec<PlanItem> {
+    let pruned = selection.projections();
+    let masks: u64 = pruned.iter().map(|p| MaskBuffer::device_bytes(p.rows, p.cols)).sum();
+    let logits = pruned.iter().map(|p| f32_bytes(p.rows, p.cols)).max().unwrap_or(0);
+    vec![
+        PlanItem::new("tokens", 8 * tokens as u64),
+        PlanItem::new("masks", 2 * masks),
+        PlanItem::new("logits", 2 * logits),
+    ]
 }
 
 /// A run in progress: logits and masks on the device.

@@ -3,10 +3,12 @@
 //! All three estimate the same gradient (MaskPro, theorem 2: unbiased; Var tracked <= Var residual < Var loss as long as
 //! f(m) > f(m_0) / 2). The tracker is warmed up on samples that are not counted, then goes on as in training.
 
-use super::PruneError;
 use super::maskpro::{Learner, Step};
-use crate::kernel::Moments;
+use super::{PruneError, Selection};
+use crate::kernel::{Moments, f32_bytes};
 use crate::mask::Pattern;
+use crate::model::Projection;
+use crate::nn::{MemoryPlan, PlanItem};
 
 /// Result for one estimator.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -31,6 +33,17 @@ pub struct EstimatorMoments {
 /// The names of the estimators, in the order of the moments.
 pub const ESTIMATORS: [&str; 3] = ["loss", "residual", "tracked"];
 
+/// What measuring takes beside the run's own plan `gpu` and `host`: two sums of every logit and estimator on the device, their means in f64
+/// on the host.
+pub fn plan(mut gpu: Vec<PlanItem>, mut host: Vec<PlanItem>, selection: &Selection) -> MemoryPlan {
+    let pruned = selection.projections();
+    let sums = |p: &Projection| 2 * ESTIMATORS.len() as u64 * f32_bytes(p.rows, p.cols);
+    let all: u64 = pruned.iter().map(sums).sum();
+    gpu.push(PlanItem::new("statistics", all));
+    host.push(PlanItem::new("statistics", all + pruned.iter().map(sums).max().unwrap_or(0)));
+    MemoryPlan { gpu, host }
+}
+
 fn advantages(step: &Step) -> [f64; 3] {
     [step.loss, step.residual, step.residual - step.tracker]
 }
@@ -53,7 +66,7 @@ pub fn measure(
     let moments = {
         let (decoder, _, _, _, selection) = learner.parts();
         let gpu = decoder.kernels.gpu();
-        let new = |p: &crate::model::Projection| {
+        let new = |p: &Projection| {
             let bytes = 12 * p.rows as u64 * p.cols as u64;
             let sums = gpu.alloc("statistics:gradient sums", bytes)?;
             let squares = gpu.alloc("statistics:gradient squares", bytes)?;

@@ -395,6 +395,57 @@ mod tests {
         address
     }
 
+    /// 10 000 headers made of good ones by cutting, joining and changing bytes: those that are let in are one of a list, but for the port.
+    #[test]
+    fn mutated_hosts_are_let_in_only_as_they_should_be() {
+        let seeds = [
+            "127.0.0.1:8350",
+            "localhost",
+            "[::1]:8350",
+            "mill.example:80",
+            "127.evil.example",
+            "localhost.evil:1",
+        ];
+        let pool = b".:[]@%/\\ \0-_0179aeEilmx\x7f\xc3";
+        let local = Hosts::new("127.0.0.1:8350".parse().unwrap(), "mill.example:8350");
+        let all = Hosts::new("[::]:8350".parse().unwrap(), "[::]:8350");
+        let mut state = 1u64;
+        let mut draw = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        };
+        let (mut let_in, mut to_all) = (0, 0);
+        for _ in 0..10_000 {
+            let mut header = seeds[draw(seeds.len())].as_bytes().to_vec();
+            for _ in 0..draw(4) {
+                let at = draw(header.len() + 1);
+                match draw(4) {
+                    0 => header.insert(at, pool[draw(pool.len())]),
+                    1 if at < header.len() => header[at] = pool[draw(pool.len())],
+                    2 if at < header.len() => drop(header.remove(at)),
+                    _ => header.extend_from_slice(&seeds[draw(seeds.len())].as_bytes()[..draw(10)]),
+                }
+            }
+            let header = String::from_utf8_lossy(&header).into_owned();
+            let small = header.to_ascii_lowercase();
+            let port = |rest: &str| {
+                rest.is_empty()
+                    || rest.strip_prefix(':').is_some_and(|p| !p.starts_with('+') && p.parse::<u16>().is_ok())
+            };
+            let named = |name: &&str| small.strip_prefix(*name).is_some_and(port);
+            let expected = ["127.0.0.1", "localhost", "mill.example"].iter().any(|name| named(&name));
+            assert_eq!(local.allow(&header), expected, "{header:?}");
+            let_in += usize::from(expected);
+            if all.allow(&header) {
+                to_all += 1;
+                let address = |host: &str| host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+                let host = small.rsplit_once(':').map_or(&small[..], |(host, _)| host);
+                assert!(named(&"localhost") || address(&small) || address(host), "{header:?}");
+            }
+        }
+        assert!(let_in > 1000 && to_all > 1000, "{let_in}, {to_all}");
+    }
+
     #[test]
     fn only_its_own_names_are_hosts() {
         let hosts = |bound: &str, given: &str| Hosts::new(bound.parse().unwrap(), given);

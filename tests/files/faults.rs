@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use maskwright::export::{ExportError, MaskedModel, ct24, hf, torch24};
-use maskwright::fsio::{self, OutputFile};
+use maskwright::fsio::{self, Destination, OutputFile};
 use maskwright::mask::{MaskFile, MaskReader, npz};
 use maskwright::model::{Architecture, Checkpoint, Overlay};
 
@@ -114,10 +114,24 @@ fn folders_are_whole_or_absent() {
     }
 }
 
-/// What came to be there since the check is not replaced.
+/// What came to be there since the check is not replaced, whatever is written.
 #[test]
 fn a_file_that_appears_meanwhile_stays() {
-    let dir = Scratch::new();
+    let dir = setup();
+    let config = Architecture::read(&dir.join("dense")).unwrap();
+    let mask = MaskFile::read(&dir.join("mask")).unwrap();
+    for (name, force) in [("late.safetensors", false), ("late.npz", false), ("forced.npz", true)] {
+        let path = dir.join(name);
+        let file = OutputFile::check(&path, &[], force).unwrap();
+        fs::write(&path, "theirs").unwrap();
+        let done = match name.ends_with(".npz") {
+            true => npz::write(&mask.set, &config.projections(), &file),
+            false => mask.write(&file),
+        };
+        let told = done.map_or_else(|e| e.to_string(), |()| String::new());
+        assert_eq!(told.contains(&format!("{name} exists")), !force, "{told}");
+        assert_eq!(fs::read(&path).unwrap() == b"theirs", !force, "{name}");
+    }
     let path = dir.join("texts.jsonl");
     let file = OutputFile::check(&path, &[], false).unwrap();
     let mut begun = file.begin().unwrap();

@@ -11,6 +11,7 @@ mod faults;
 mod inputs;
 mod names;
 mod outputs;
+mod runs;
 mod signals;
 
 use std::ffi::OsString;

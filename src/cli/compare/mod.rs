@@ -179,7 +179,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let choice = args.windows.learned(model.config.max_position_embeddings);
     let options = args.windows.texts.options();
     let calib = choice.read(&model, &args.calib, &options)?;
-    model.windows(&args.eval, &options, ("--eval-window", args.eval_window), None)?;
+    model.windows(&args.eval, &options, ("--eval-window", args.eval_window), args.eval_windows)?;
     RunFolder::check_new(&args.out).map_err(|e| match e {
         // A comparison is not resumed.
         FolderError::Exists { path, entry } => CliError::Fs(FsError::NotEmpty { path, entry }),
