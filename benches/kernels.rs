@@ -11,8 +11,8 @@ use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
     AbsSums, Activation, Adam, AdamState, AttentionGradient, DIVERGENCE, Descent, Heads, InverseFactor,
     Kernels, Layout, Learn, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Norm,
-    Preset, Product, Relaxation, Rotary, SampleAt, Score, Soft, SoftPatterns, SoftTopN, Square, StateType,
-    VOCAB_STATE, Weight, choose_preset, f32_bytes,
+    Preset, Product, Relaxation, Rotary, SampleAt, Score, Soft, SoftPatterns, SoftTopN, Softmax, Square,
+    StateType, VOCAB_STATE, Weight, choose_preset, f32_bytes,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{ActivationKind, Dtype, NormKind, TensorView};
@@ -188,7 +188,7 @@ impl<'g> Bench<'g> {
         self.run("attention", shape.clone(), name, |c| {
             let (q, k, v, o) =
                 (q.rows(0, many, t4)?, k.rows(0, few, t4)?, v.rows(0, few, t4)?, o.rows(0, many, t4)?);
-            kernels.attention(c, q, k, v, o, Some(lse.rows(0, heads.heads, t4)?), heads, layout)
+            kernels.attention(c, [q, k, v], o, Some(lse.rows(0, heads.heads, t4)?), heads, layout)
         })?;
         self.run("attention_backward", shape, name, |c| {
             let gradient = AttentionGradient {
@@ -240,7 +240,7 @@ impl<'g> Bench<'g> {
         })?;
         self.run("squared_error", shape, name, |c| {
             let (y, target) = (y.rows(0, h, t4)?, z.rows(0, h, t4)?);
-            kernels.squared_error(c, y, target, None, 0.5, &tokens, layout)
+            kernels.squared_error(c, [y, target], None, 0.5, &tokens, layout)
         })?;
         // Any state will do whose sums are not zero.
         let (logits, dense) = (filled(gpu, vocab, t4)?, filled(gpu, vocab, t4)?);
@@ -260,13 +260,20 @@ impl<'g> Bench<'g> {
         })?;
         self.run("vocab_gradient", shape.clone(), name, |c| {
             let (logits, state) = (logits.rows(0, vocab, t4)?, state.rows(0, VOCAB_STATE, t4)?);
-            kernels.vocab_gradient(c, logits, vocab, 0, &targets, state, 0.5, None)
+            kernels.vocab_gradient(c, logits, 0..vocab, &targets, Softmax { state, cap: None }, 0.5)
         })?;
         let sums = gpu.alloc("bench:divergence", f32_bytes(DIVERGENCE, 4 * t4))?;
         self.run("vocab_kl", shape, name, |c| {
             let (x, d, s) =
                 (logits.rows(0, vocab, t4)?, dense.rows(0, vocab, t4)?, state.rows(0, VOCAB_STATE, t4)?);
-            kernels.vocab_kl(c, x, d, vocab, 0, s, s, &targets, 0.5, &sums, [None; 2])
+            kernels.vocab_kl(
+                c,
+                [x, d],
+                0..vocab,
+                [Softmax { state: s, cap: None }, Softmax { state: s, cap: None }],
+                &targets,
+                (0.5, &sums),
+            )
         })
     }
 
@@ -315,7 +322,7 @@ impl<'g> Bench<'g> {
         let (mask, errors) = (mask(gpu, n, n)?, kernels.sparsegpt_scratch(n, n)?);
         self.run("sparsegpt", format!("2:4 of {n} x {n}"), name, |c| {
             let w = panel.rows(0, n, n / 4)?;
-            kernels.sparsegpt(c, w, &factor, Pattern::TWO_OF_FOUR, &mask, 0, &errors)
+            kernels.sparsegpt(c, w, &factor, Pattern::TWO_OF_FOUR, (&mask, 0), &errors)
         })
     }
 
@@ -335,7 +342,7 @@ impl<'g> Bench<'g> {
         let moves = Descent::moves(gpu, n)?;
         self.run("descent", format!("2:4 of {n} x {n}, a sweep"), name, |c| {
             let y = products.rows(0, n, n / 4)?;
-            kernels.weight_times_square(c, &w, Some(&mask), true, 0..n, &h, y)?;
+            kernels.weight_times_square(c, &w, Some((&mask, true)), 0..n, &h, y)?;
             let pattern = Pattern::TWO_OF_FOUR;
             let sweep = Descent {
                 weight: &w,
@@ -463,7 +470,7 @@ impl<'g> Bench<'g> {
         let moments = AdamState::new(gpu, "bench:moments", rows * cols, StateType::F32)?;
         self.run("adam_weight", shape, name, |c| {
             let g = gradient.rows(0, rows, cols / 4)?;
-            kernels.adam_weight(c, &w, Some(&bits), g, 0..rows, &moments, adam)
+            kernels.adam_weight(c, &w, Some(&bits), g, 0..rows, (&moments, adam))
         })
     }
 

@@ -109,7 +109,7 @@ fn gradient_of_the_head() {
                 // Twice: nothing is left over from the batch before.
                 for _ in 0..2 {
                     let losses = head
-                        .gradient(&mut c, &batch, all(xa), all(normed), all(out), loss, scale)
+                        .gradient(&mut c, &batch, all(xa), all(normed), all(out), (loss, scale))
                         .expect("a gradient");
                     let label = format!("{name} {preset}, {rows} rows at once, kl {kl}");
                     let want = fixture.twin().gradient(&x, kl.then_some(&dense), &targets, scale);
@@ -167,7 +167,7 @@ fn spaces_without_room_are_refused() {
     for (space, loss) in spaces.into_iter().zip([HeadLoss::CrossEntropy, HeadLoss::Kl { dense }]) {
         let space = space.expect("room");
         let head = HeadPass { kernels: &kernels, config, weights: &weights, ws: &space };
-        let result = head.gradient(&mut commands(), &batch, x, normed, d_x, loss, 1.0);
+        let result = head.gradient(&mut commands(), &batch, x, normed, d_x, (loss, 1.0));
         assert!(matches!(result, Err(NnError::Gpu(_))));
     }
 }

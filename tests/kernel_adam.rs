@@ -432,7 +432,7 @@ fn adam_weight_steps() {
                 let (adam, case) = adam(step);
                 let strip = g.rows(1, part.len(), wide / 4).expect("rows");
                 let mask = masked.then_some(&bits);
-                k.adam_weight(&mut c, &weight, mask, strip, part.clone(), &moments, adam).expect("a step");
+                k.adam_weight(&mut c, &weight, mask, strip, part.clone(), (&moments, adam)).expect("a step");
                 let after = state(&mut c);
                 let [x, m, v] = &before;
                 let want = stepped(x, m, v, &all, case, cols);
@@ -501,7 +501,7 @@ fn shapes_that_do_not_fit() {
     let short = vector(gpu(), &[0.0f32; 80]);
     assert!(shape(k.learn_logits(&mut c, &weight, Soft::TopN(soft), rows(8), 0..8, Learn::Gradient(&short))));
     let half = Matrix::random(8, 12, Dtype::F16, &mut Random::new(8)).upload(gpu());
-    assert!(shape(k.adam_weight(&mut c, &half, None, rows(8), 0..8, &state(96), adam)));
-    assert!(shape(k.adam_weight(&mut c, &weight, None, rows(8), 0..8, &state(80), adam)));
+    assert!(shape(k.adam_weight(&mut c, &half, None, rows(8), 0..8, (&state(96), adam))));
+    assert!(shape(k.adam_weight(&mut c, &weight, None, rows(8), 0..8, (&state(80), adam))));
     assert_eq!(AdamState::device_bytes(6, StateType::F16), 24);
 }

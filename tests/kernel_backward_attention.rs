@@ -96,7 +96,7 @@ fn run(kernels: &Kernels<'static>, x: &Inputs) -> Got {
     };
     let mut c = commands();
     let g = &gradient;
-    kernels.attention(&mut c, g.q, g.k, g.v, g.o, Some(g.lse), h, x.layout).expect("attention");
+    kernels.attention(&mut c, [g.q, g.k, g.v], g.o, Some(g.lse), h, x.layout).expect("attention");
     kernels.attention_backward(&mut c, g, h, x.layout).expect("attention_backward");
     let gradients =
         [(&d_q, many), (&d_k, few), (&d_v, few)].map(|(a, n)| read(&mut c, a.buffer(), n * tokens));
@@ -287,7 +287,7 @@ fn wrong_shapes_are_refused() {
     refused(&AttentionGradient { d_q: narrow, ..good }, heads, layout);
     refused(&AttentionGradient { d_v: wide, ..good }, heads, layout);
     let mut c = commands();
-    let lse = kernels.attention(&mut c, wide, narrow, narrow, wide, Some(narrow), heads, layout);
+    let lse = kernels.attention(&mut c, [wide, narrow, narrow], wide, Some(narrow), heads, layout);
     assert!(matches!(lse, Err(GpuError::Shape { .. })));
     let empty = x.rows(0, 16, 0).expect("rows");
     let (few, lse) = (x.rows(0, 8, 0).expect("rows"), x.rows(0, 2, 0).expect("rows"));

@@ -7,7 +7,9 @@ mod reference;
 use common::differences::{check_differences, even};
 use common::{Random, Worst, activation, commands, gpu, kernels, offered, presets, read, untouched, vector};
 use maskwright::gpu::GpuError;
-use maskwright::kernel::{Activation, DIVERGENCE, Kernels, Layout, LogSum, Rows, VOCAB_STATE, agrees};
+use maskwright::kernel::{
+    Activation, DIVERGENCE, Kernels, Layout, LogSum, Rows, Softmax, VOCAB_STATE, agrees,
+};
 use reference::Twin;
 
 fn all(x: &Activation, rows: usize, t4: usize) -> Rows<'_> {
@@ -67,7 +69,7 @@ fn squared_error() {
                 let mut c = commands();
                 let (yr, tr) = (all(&ya, features, t4), all(&ta, features, t4));
                 kernels
-                    .squared_error(&mut c, yr, tr, weighted.then_some(&on_gpu), 0.3, &errors, layout)
+                    .squared_error(&mut c, [yr, tr], weighted.then_some(&on_gpu), 0.3, &errors, layout)
                     .expect("squared_error");
                 // The twin cannot have NaN times zero.
                 let clean: Vec<f32> = y.iter().map(|v| if v.is_nan() { 0.0 } else { *v }).collect();
@@ -151,7 +153,14 @@ impl Pieces {
             let (x, d) = (self.padded(i), dense.padded(i));
             let (state, dense_state) = (self.state(), dense.state());
             kernels
-                .vocab_kl(&mut c, x, d, rows, first, state, dense_state, &on_gpu, 0.3, &kl, caps)
+                .vocab_kl(
+                    &mut c,
+                    [x, d],
+                    first..first + rows,
+                    [Softmax { state, cap: caps[0] }, Softmax { state: dense_state, cap: caps[1] }],
+                    &on_gpu,
+                    (0.3, &kl),
+                )
                 .expect("vocab_kl");
         }
         let got = read(&mut c, &kl, DIVERGENCE * tokens);
@@ -226,7 +235,14 @@ fn vocab_gradient() {
                         for (i, &(first, rows, _)) in pieces.pieces.iter().enumerate() {
                             let (chunk, state) = (pieces.padded(i), pieces.state());
                             kernels
-                                .vocab_gradient(&mut c, chunk, rows, first, &on_gpu, state, 0.3, cap)
+                                .vocab_gradient(
+                                    &mut c,
+                                    chunk,
+                                    first..first + rows,
+                                    &on_gpu,
+                                    Softmax { state, cap },
+                                    0.3,
+                                )
                                 .expect("vocab_gradient");
                         }
                         c.finish().expect("the gradient");
@@ -341,18 +357,46 @@ fn wrong_shapes_are_refused() {
     let layout = Layout { windows: 1, length: 16 };
     let (v, mut c) = (x.buffer(), commands());
     let results = [
-        kernels.squared_error(&mut c, wide, odd, None, 1.0, v, layout),
-        kernels.squared_error(&mut c, wide, wide, None, 1.0, &small, layout),
-        kernels.squared_error(&mut c, wide, wide, Some(&small), 1.0, v, layout),
-        kernels.squared_error(&mut c, wide, wide, None, 1.0, v, Layout { windows: 2, length: 16 }),
-        kernels.vocab_gradient(&mut c, wide, 17, 0, v, state, 1.0, None),
-        kernels.vocab_gradient(&mut c, wide, 16, 0, &small, state, 1.0, None),
-        kernels.vocab_gradient(&mut c, wide, 16, 0, v, odd, 1.0, None),
-        kernels.vocab_gradient(&mut c, wide, 16, 0, v, state, 1.0, Some(-1.0)),
-        kernels.vocab_kl(&mut c, wide, odd, 12, 0, state, state, v, 1.0, v, [None; 2]),
-        kernels.vocab_kl(&mut c, wide, wide, 16, 0, state, odd, v, 1.0, v, [None; 2]),
-        kernels.vocab_kl(&mut c, wide, wide, 16, 0, state, state, v, 1.0, &small, [None; 2]),
-        kernels.vocab_kl(&mut c, wide, wide, 16, 0, state, state, v, 1.0, v, [None, Some(0.0)]),
+        kernels.squared_error(&mut c, [wide, odd], None, 1.0, v, layout),
+        kernels.squared_error(&mut c, [wide, wide], None, 1.0, &small, layout),
+        kernels.squared_error(&mut c, [wide, wide], Some(&small), 1.0, v, layout),
+        kernels.squared_error(&mut c, [wide, wide], None, 1.0, v, Layout { windows: 2, length: 16 }),
+        kernels.vocab_gradient(&mut c, wide, 0..17, v, Softmax { state, cap: None }, 1.0),
+        kernels.vocab_gradient(&mut c, wide, 0..16, &small, Softmax { state, cap: None }, 1.0),
+        kernels.vocab_gradient(&mut c, wide, 0..16, v, Softmax { state: odd, cap: None }, 1.0),
+        kernels.vocab_gradient(&mut c, wide, 0..16, v, Softmax { state, cap: Some(-1.0) }, 1.0),
+        kernels.vocab_kl(
+            &mut c,
+            [wide, odd],
+            0..12,
+            [Softmax { state, cap: None }, Softmax { state, cap: None }],
+            v,
+            (1.0, v),
+        ),
+        kernels.vocab_kl(
+            &mut c,
+            [wide, wide],
+            0..16,
+            [Softmax { state, cap: None }, Softmax { state: odd, cap: None }],
+            v,
+            (1.0, v),
+        ),
+        kernels.vocab_kl(
+            &mut c,
+            [wide, wide],
+            0..16,
+            [Softmax { state, cap: None }, Softmax { state, cap: None }],
+            v,
+            (1.0, &small),
+        ),
+        kernels.vocab_kl(
+            &mut c,
+            [wide, wide],
+            0..16,
+            [Softmax { state, cap: None }, Softmax { state, cap: Some(0.0) }],
+            v,
+            (1.0, v),
+        ),
     ];
     for (i, result) in results.into_iter().enumerate() {
         let error = result.expect_err(&format!("call {i}"));

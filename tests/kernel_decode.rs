@@ -8,7 +8,7 @@ use common::{
     same_bits, untouched,
 };
 use maskwright::gpu::GpuError;
-use maskwright::kernel::{Activation, Columns, Heads, Rows};
+use maskwright::kernel::{Activation, Cached, Columns, Heads, Rows};
 
 /// All rows of an activation of so many columns, its windows, and where in them.
 fn columns(x: &Activation, [tokens, window, at]: [usize; 3]) -> Columns<'_> {
@@ -118,10 +118,10 @@ fn step(
     let mut c = commands();
     let (q_rows, k_rows, v_rows, o_rows) = (whole(&qa), whole(&ka), whole(&va), whole(&oa));
     kernels(name)
-        .attention_step(&mut c, q_rows, k_rows, v_rows, o_rows, heads, sequences, window, seen)
+        .attention_step(&mut c, [q_rows, k_rows, v_rows], o_rows, heads, Cached { sequences, window, seen })
         .expect("attention_step");
     let got = read(&mut c, oa.buffer(), q.len());
-    let want = reference::attention_step(&q, &k, &v, heads, sequences, 4 * q4, window, seen);
+    let want = reference::attention_step([&q, &k, &v], heads, sequences, 4 * q4, window, seen);
     let label = format!("{name} {heads:?} {sequences} x {seen} of {window} scale {scale}");
     worst.check_where(&label, &got, &want, |i| i % (4 * q4) < sequences);
 }
@@ -139,22 +139,54 @@ fn wrong_shapes_are_refused() {
         kernels.copy_columns(&mut c, columns(wide, 8, 0), columns(odd, 8, 0), 1, 1),
         kernels.copy_columns(&mut c, columns(wide, 8, 6), columns(wide, 8, 0), 2, 3),
         kernels.copy_columns(&mut c, columns(wide, 8, 0), columns(wide, 8, 4), 2, 5),
-        kernels.attention_step(&mut c, wide, wide, wide, wide, heads(2, 0), 1, 16, 4),
-        kernels.attention_step(&mut c, wide, odd, odd, wide, heads(2, 1), 1, 16, 4),
-        kernels.attention_step(&mut c, wide, wide, wide, wide, heads(2, 2), 1, 16, 0),
-        kernels.attention_step(&mut c, wide, wide, wide, wide, heads(2, 2), 1, 16, 17),
-        kernels.attention_step(&mut c, wide, wide, wide, wide, heads(2, 2), 3, 8, 8),
-        kernels.attention_step(&mut c, wide, wide, wide, odd, heads(2, 2), 1, 16, 4),
         kernels.attention_step(
             &mut c,
+            [wide, wide, wide],
             wide,
+            heads(2, 0),
+            Cached { sequences: 1, window: 16, seen: 4 },
+        ),
+        kernels.attention_step(
+            &mut c,
+            [wide, odd, odd],
             wide,
+            heads(2, 1),
+            Cached { sequences: 1, window: 16, seen: 4 },
+        ),
+        kernels.attention_step(
+            &mut c,
+            [wide, wide, wide],
             wide,
+            heads(2, 2),
+            Cached { sequences: 1, window: 16, seen: 0 },
+        ),
+        kernels.attention_step(
+            &mut c,
+            [wide, wide, wide],
+            wide,
+            heads(2, 2),
+            Cached { sequences: 1, window: 16, seen: 17 },
+        ),
+        kernels.attention_step(
+            &mut c,
+            [wide, wide, wide],
+            wide,
+            heads(2, 2),
+            Cached { sequences: 3, window: 8, seen: 8 },
+        ),
+        kernels.attention_step(
+            &mut c,
+            [wide, wide, wide],
+            odd,
+            heads(2, 2),
+            Cached { sequences: 1, window: 16, seen: 4 },
+        ),
+        kernels.attention_step(
+            &mut c,
+            [wide, wide, wide],
             wide,
             Heads { window: Some(0), ..heads(2, 2) },
-            1,
-            16,
-            4,
+            Cached { sequences: 1, window: 16, seen: 4 },
         ),
     ];
     for (i, result) in results.into_iter().enumerate() {

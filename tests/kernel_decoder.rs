@@ -103,7 +103,7 @@ fn attend(kernels: &Kernels<'static>, h: Heads, layout: Layout, scale: f32, seed
     let oa = on(queries, &untouched(q.len()));
     let mut c = commands();
     let rows = (all(&qa, queries, t4), all(&ka, keys, t4), all(&va, keys, t4), all(&oa, queries, t4));
-    kernels.attention(&mut c, rows.0, rows.1, rows.2, rows.3, None, h, layout).expect("attention");
+    kernels.attention(&mut c, [rows.0, rows.1, rows.2], rows.3, None, h, layout).expect("attention");
     let got = read(&mut c, oa.buffer(), q.len());
     (got, reference::attention(&q, &k, &v, h, window, tokens))
 }
@@ -343,13 +343,11 @@ fn wrong_shapes_are_refused() {
         kernels.rope(&mut c, wide, turning(7), x.buffer(), layout),
         kernels.rope(&mut c, wide, turning(10), x.buffer(), layout),
         kernels.rope_backward(&mut c, wide, turning(0), x.buffer(), layout),
-        kernels.attention(&mut c, wide, wide, wide, wide, None, heads(2, 0), layout),
-        kernels.attention(&mut c, wide, odd, odd, wide, None, heads(2, 1), layout),
+        kernels.attention(&mut c, [wide, wide, wide], wide, None, heads(2, 0), layout),
+        kernels.attention(&mut c, [wide, odd, odd], wide, None, heads(2, 1), layout),
         kernels.attention(
             &mut c,
-            wide,
-            wide,
-            wide,
+            [wide, wide, wide],
             wide,
             None,
             heads(2, 2),
@@ -357,9 +355,7 @@ fn wrong_shapes_are_refused() {
         ),
         kernels.attention(
             &mut c,
-            wide,
-            wide,
-            wide,
+            [wide, wide, wide],
             wide,
             None,
             Heads { window: Some(0), ..heads(2, 2) },
@@ -367,9 +363,7 @@ fn wrong_shapes_are_refused() {
         ),
         kernels.attention(
             &mut c,
-            wide,
-            wide,
-            wide,
+            [wide, wide, wide],
             wide,
             None,
             Heads { cap: Some(0.0), ..heads(2, 2) },
@@ -377,9 +371,7 @@ fn wrong_shapes_are_refused() {
         ),
         kernels.attention(
             &mut c,
-            wide,
-            wide,
-            wide,
+            [wide, wide, wide],
             wide,
             None,
             Heads { scale: f32::NAN, ..heads(2, 2) },

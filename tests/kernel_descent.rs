@@ -61,7 +61,7 @@ impl Problem {
         let products = activation(gpu, panel, n / 4, &vec![0.0; panel * n]);
         let y = products.rows(0, panel, n / 4).expect("rows");
         kernels
-            .weight_times_square(&mut c, &weight, Some(&mask), true, rows.clone(), &h, y)
+            .weight_times_square(&mut c, &weight, Some((&mask, true)), rows.clone(), &h, y)
             .expect("products");
         let moves = Descent::moves(gpu, panel).expect("room");
         for pass in 0..60 {

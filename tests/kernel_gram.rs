@@ -208,7 +208,7 @@ fn products_with_squares() {
                 let y = activation(gpu, rows, n / 4, &untouched(rows * n));
                 let out = y.rows(0, rows, n / 4).expect("rows");
                 kernels
-                    .weight_times_square(&mut c, &weight, Some(&mask), complement, 3..3 + rows, &h, out)
+                    .weight_times_square(&mut c, &weight, Some((&mask, complement)), 3..3 + rows, &h, out)
                     .expect("a product");
                 let kept = reference::mask_apply(&m.values, &bits);
                 let used: Vec<f32> =

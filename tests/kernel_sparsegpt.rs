@@ -60,7 +60,7 @@ fn prune(
     let errors = kernels.sparsegpt_scratch(count, n)?;
     assert_eq!(errors.buffer().bytes(), Kernels::sparsegpt_scratch_bytes(count, n));
     let mask = MaskBuffer::upload(gpu, "test:mask", &BitMask::ones(rows, n))?;
-    kernels.sparsegpt(&mut c, panel.rows(0, count, n / 4)?, &factor, pattern, &mask, first, &errors)?;
+    kernels.sparsegpt(&mut c, panel.rows(0, count, n / 4)?, &factor, pattern, (&mask, first), &errors)?;
     let words: Vec<u32> = c.read(mask.buffer(), 0, rows * mask.words_per_row())?;
     Ok(Done {
         weights: read(&mut c, panel.buffer(), w.len()),
@@ -246,12 +246,12 @@ fn wrong_shapes() {
     let mask = MaskBuffer::new(gpu(), "test:mask", 6, 12).expect("room");
     let mut run = |p: Pattern, first: usize| {
         let w = panel.rows(0, 4, 3).expect("rows");
-        kernels.sparsegpt(&mut c, w, &factor, p, &mask, first, &errors)
+        kernels.sparsegpt(&mut c, w, &factor, p, (&mask, first), &errors)
     };
     assert!(matches!(run(pattern(2, 8), 0), Err(GpuError::Shape { .. })), "12 columns in groups of 8");
     assert!(matches!(run(pattern(2, 4), 3), Err(GpuError::Shape { .. })), "rows 3 .. 7 of 6");
     let other = InverseFactor::new(gpu(), "test:factor", 16).expect("room");
     let w = panel.rows(0, 4, 3).expect("rows");
-    let wrong = kernels.sparsegpt(&mut c, w, &other, pattern(2, 4), &mask, 0, &errors);
+    let wrong = kernels.sparsegpt(&mut c, w, &other, pattern(2, 4), (&mask, 0), &errors);
     assert!(matches!(wrong, Err(GpuError::Shape { .. })), "U of 16 rows for 12 columns");
 }

@@ -279,7 +279,7 @@ fn empty_batches_do_nothing() {
     let layout = Layout { windows: 0, length: 4 };
     let heads = Heads::new(2, 2, 8);
     let mut c = common::commands();
-    kernels.attention(&mut c, none, none, none, none, None, heads, layout).expect("nothing");
+    kernels.attention(&mut c, [none, none, none], none, None, heads, layout).expect("nothing");
     kernels.gated(&mut c, ActivationKind::Silu, none, none).expect("nothing");
     c.finish().expect("nothing");
     same_bits("unchanged", &read(&mut c, x.buffer(), 64), &[1.0; 64]);

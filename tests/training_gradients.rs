@@ -252,8 +252,7 @@ fn whole_model(
             whole(&inputs[layers]),
             whole(&again),
             whole(&d),
-            loss,
-            1.0 / predicted as f32,
+            (loss, 1.0 / predicted as f32),
         )
         .expect("the head");
     let mut out = Vec::new();

@@ -137,8 +137,7 @@ fn estimators_are_unbiased_and_ordered() {
     let mut learner = Learner::new(
         &decoder,
         &mut commands,
-        &selection,
-        &start,
+        (&selection, &start),
         &windows,
         options,
         |_, mask| Ok(logits_of(mask, SCALE)),

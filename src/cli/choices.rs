@@ -5,8 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::context::{DeviceArgs, Model};
-use super::eval::masked;
-use super::memory::{MemoryArgs, planned};
+use super::memory::{MemoryArgs, masked, planned};
 use super::output::{Progress, show_profile, shown, table, with_profile};
 use super::{CliError, Outcome};
 use crate::calib::Question;

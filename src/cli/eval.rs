@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::calib_args::{TextArgs, at_least_one, tokens_of_window};
 use super::context::{DeviceArgs, Model};
-use super::memory::{MemoryArgs, planned};
+use super::memory::{MemoryArgs, masked, planned};
 use super::output::{Progress, show_profile, shown, table, with_profile};
 use super::{CliError, Outcome, choices, help};
 use crate::calib::Windows;
@@ -15,7 +15,6 @@ use crate::eval::{OVERFLOW, Streamed, Summary, WindowMeans, perplexity, plan, si
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
-use crate::model::{Architecture, Projection};
 use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank, MemoryPlan, Workspace};
 
 #[derive(clap::Args)]
@@ -215,12 +214,6 @@ fn against(
 
 /// What to change where an evaluation takes too much memory.
 const REMEDIES: [&str; 2] = ["use a shorter --window", "use fewer --windows, or a shorter --window"];
-
-/// The projections that a set masks.
-pub(super) fn masked(config: &Architecture, set: Option<&MaskSet>) -> Vec<Projection> {
-    let has = |p: &Projection| set.is_some_and(|set| set.get(&p.name).is_some());
-    config.projections().into_iter().filter(has).collect()
-}
 
 /// Perplexity with all blocks on the device.
 fn resident(

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::context::{DeviceArgs, Model, stop_flag};
-use super::eval::masked;
-use super::memory::{MemoryArgs, planned};
+use super::memory::{MemoryArgs, masked, planned};
 use super::output::{Progress, bytes, show_profile, with_profile};
 use super::{CliError, Outcome, help};
 use crate::eval::{Choice, Continuation, Generation, generate, plan};

@@ -7,10 +7,10 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::context::stop_flag;
-use super::method_args::Start;
+use super::job::Job;
+use super::method_args::{Learning, Start};
 use super::output::{Progress, bytes};
 use super::plan::largest;
-use super::prune::Job;
 use super::report::Reporting;
 use super::result::Made;
 use super::stage_plan::StagePlan;
@@ -65,17 +65,10 @@ impl Job<'_> {
         let stop = stop_flag()?;
         let mut commands = Commands::new(&gpu)?;
         let pattern = self.args.select.pattern;
-        let start = self.args.start.masks(
-            self.device,
-            self.model,
-            &self.args.walk,
-            &kernels,
-            self.selection,
-            pattern,
-            windows,
-            self.args.learn.batch(),
-            &stop,
-        )?;
+        let (device, model, selection) = (self.device, self.model, self.selection);
+        let (walk, batch) = (&self.args.walk, self.args.learn.batch());
+        let learning = Learning { device, model, walk, selection, pattern, windows, batch };
+        let start = self.args.start.masks(&learning, &kernels, &stop)?;
         let Some(start) = start else {
             self.device.note(|| "interrupted before there was a start mask: nothing is written".into());
             return Ok(Outcome::Interrupted);
@@ -118,8 +111,7 @@ impl Job<'_> {
         let mut learner = Learner::new(
             decoder,
             commands,
-            self.selection,
-            &start.masks,
+            (self.selection, &start.masks),
             windows,
             options.clone(),
             |p, mask| start.logits(self.model, &options, p, mask),

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use super::CliError;
 use super::output::bytes;
 use crate::gpu::Gpu;
+use crate::mask::MaskSet;
+use crate::model::{Architecture, Projection};
 use crate::nn::{MemoryPlan, PlanItem, total};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -89,4 +91,10 @@ pub(super) fn planned(plan: &MemoryPlan, gpu: &Gpu) -> Value {
         "plan": plan.gpu, "plan_total": total(&plan.gpu), "host": plan.host, "host_total": total(&plan.host),
         "peak": gpu.memory_peak(), "at_peak": gpu.memory_items(),
     })
+}
+
+/// The projections that a set masks.
+pub(super) fn masked(config: &Architecture, set: Option<&MaskSet>) -> Vec<Projection> {
+    let has = |p: &Projection| set.is_some_and(|set| set.get(&p.name).is_some());
+    config.projections().into_iter().filter(has).collect()
 }

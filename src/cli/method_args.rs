@@ -8,7 +8,7 @@ use clap::ArgAction::Set;
 
 use super::CliError;
 use super::context::{DeviceArgs, Model};
-use super::prune::Method;
+use super::method::Method;
 use super::walk::{Walk, WalkArgs};
 use crate::calib::Windows;
 use crate::gpu::{Commands, Gpu};
@@ -226,27 +226,22 @@ impl StartArgs {
         Ok(Some(OneShotOptions { learn, ..options }))
     }
 
-    /// The start mask of a learning method that takes `batch` windows at a time, and what it was made of; none when stopped.
-    #[allow(clippy::too_many_arguments)] // what a start mask is made of
+    /// The start mask of a learning method, and what it was made of; none when stopped.
     pub(super) fn masks<'g>(
         &self,
-        device: &DeviceArgs,
-        model: &Model,
-        walk: &WalkArgs,
+        learner: &Learning<'_>,
         kernels: &Kernels<'g>,
-        selection: &Selection,
-        pattern: Pattern,
-        windows: &Windows,
-        batch: usize,
         stop: &Arc<AtomicBool>,
     ) -> Result<Option<Start>, CliError> {
+        let Learning { device, model, walk, selection, pattern, windows, batch } = *learner;
         let Some(options) = self.walk_options(walk, pattern, None, false)? else {
             let masks = start_file(model, selection, pattern, self.name().as_ref())?;
             return Ok(Some(Start { masks, from: StartFrom::Mask, plan: None }));
         };
         let windows = windows.clone().first(self.windows(windows.count()));
         let (count, window) = (windows.count(), windows.window());
-        let carried = self.carried(walk, kernels.gpu(), &model.config, &options, count, window, Some(batch));
+        let size = (count, window);
+        let carried = self.carried(walk, kernels.gpu(), &model.config, &options, size, Some(batch));
         // A stream of its own: what it keeps for read-back goes with it.
         let mut commands = Commands::new(kernels.gpu())?;
         let job = Walk { device, model, selection, options: &options, starts: None };
@@ -267,20 +262,30 @@ impl StartArgs {
 
     /// How the windows are carried, with little device memory where other learning (`spare` windows at a time) takes its own; a mask
     /// that does not depend on them needs none.
-    #[allow(clippy::too_many_arguments)] // what a walk depends on
     pub(super) fn carried(
         &self,
         walk: &WalkArgs,
         gpu: &Gpu,
         config: &Architecture,
         options: &OneShotOptions,
-        windows: usize,
-        window: usize,
+        (windows, window): (usize, usize),
         spare: Option<usize>,
     ) -> Option<Carried> {
         let carry = || walk.carried(gpu, config, windows, window, spare);
         options.needs_inputs().then(carry)
     }
+}
+
+/// What a learning method has for its start mask.
+pub(super) struct Learning<'a> {
+    pub(super) device: &'a DeviceArgs,
+    pub(super) model: &'a Model,
+    pub(super) walk: &'a WalkArgs,
+    pub(super) selection: &'a Selection,
+    pub(super) pattern: Pattern,
+    pub(super) windows: &'a Windows,
+    /// Windows that it takes at a time.
+    pub(super) batch: usize,
 }
 
 /// A start mask and what it was made of.

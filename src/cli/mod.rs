@@ -16,8 +16,10 @@ mod generate;
 mod help;
 mod hub;
 mod inspect;
+mod job;
 mod learn;
 mod memory;
+mod method;
 mod method_args;
 #[cfg(test)]
 mod numbers;
@@ -26,9 +28,11 @@ mod options_doc;
 mod output;
 mod plan;
 mod prune;
+mod prune_args;
 mod report;
 mod result;
 mod shell;
+mod stage_flow;
 mod stage_plan;
 mod stages;
 mod train_args;
@@ -65,7 +69,7 @@ enum Command {
     /// Let a model write: continue a prompt, dense and under a mask, or write texts of its own to calibrate on
     Generate(generate::Args),
     /// Choose or learn a mask and write it, with the masked model
-    Prune(Box<prune::Args>),
+    Prune(Box<prune_args::Args>),
     /// Run several methods under one budget and put them into one table
     Compare(Box<compare::Args>),
     /// Write the masked model or the mask in a format for deployment

@@ -5,9 +5,11 @@ use std::path::Path;
 use serde_json::json;
 
 use super::context::DeviceArgs;
+use super::method::Method;
 use super::output::table;
-use super::prune::{Args, Method};
-use super::stage_plan::{StagePlan, StagePlans, Stored};
+use super::prune_args::Args;
+use super::stage_flow::StagePlans;
+use super::stage_plan::{StagePlan, Stored};
 use super::walk::plan_rows;
 use super::{CliError, Outcome};
 use crate::gpu::Gpu;

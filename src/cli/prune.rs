@@ -1,265 +1,30 @@
 //! `maskwright prune`.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use super::calib_args::{CalibArgs, CalibChoice, at_least_one, tokens_of_window};
 use super::context::{DeviceArgs, Model, stop_flag};
-use super::method_args::{MaskProArgs, SelectArgs, StartArgs, start_file};
+use super::job::Job;
+use super::method_args::start_file;
 use super::output::bytes;
 use super::plan::{Plans, dry_run_of_shape, largest, show_plan};
-use super::report::{ReportArgs, Reporting};
+use super::prune_args::Args;
+use super::report::Reporting;
 use super::result::Made;
-use super::train_args::{Recipe, TrainArgs};
-use super::unused::Readers;
-use super::walk::{Walk, WalkArgs, WalkWindows, conditions};
-use super::{CliError, Outcome, help};
-use crate::calib::Windows;
-use crate::eval::Streamed;
+use super::walk::{WalkWindows, conditions};
+use super::{CliError, Outcome};
 use crate::export;
 use crate::folder::{FolderError, RunFolder, Unfinished};
 use crate::fsio::check_room;
 use crate::gpu::Commands;
 use crate::hub::Need;
 use crate::kernel::Kernels;
-use crate::mask::{MaskSet, Provenance};
-use crate::model::{Architecture, Overlay};
-use crate::nn::{Embedding, MemoryPlan, total};
-use crate::prune::learn::{Objective, Stage};
-use crate::prune::plan::{Carried, WalkPlan};
-use crate::prune::{BlockStore, OneShot, OneShotOptions, Selection, StartMask, select};
-
-/// What chooses the mask.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub(super) enum Method {
-    /// Keep the largest weights
-    Magnitude,
-    /// Keep the largest weight times input norm (Wanda)
-    Wanda,
-    /// Keep the largest relative weight times root of the input norm (RIA, without channel permutation)
-    Ria,
-    /// Prune group by group and pass the error on (SparseGPT); keeps the original weights unless --repair update
-    Sparsegpt,
-    /// Improve a start mask by exact group descent on each projection's output error
-    Descent,
-    /// Take the mask file of --start as it is, to repair the weights under it
-    Given,
-    /// Learn by policy gradient, forward only (MaskPro)
-    Maskpro,
-    /// Learn by backpropagation through a relaxed top N of one logit per weight
-    Relaxed,
-    /// Learn by backpropagation through a Gumbel softmax over the patterns of each group (MaskLLM)
-    Maskllm,
-    /// Train the weights under the 2:4 regulariser and take the largest of each group (ProxSparse); 2:4 only
-    Proxsparse,
-}
-
-impl Method {
-    /// The one-shot method, if it is one.
-    fn one_shot(self) -> Option<OneShot> {
-        Some(match self {
-            Self::Magnitude => OneShot::Magnitude,
-            Self::Wanda => OneShot::Wanda,
-            Self::Ria => OneShot::Ria,
-            Self::Sparsegpt => OneShot::SparseGpt,
-            Self::Descent => OneShot::Descent,
-            Self::Given => OneShot::Given,
-            Self::Maskpro | Self::Relaxed | Self::Maskllm | Self::Proxsparse => return None,
-        })
-    }
-
-    /// As on the command line.
-    pub(super) fn name(self) -> String {
-        format!("{self:?}").to_lowercase()
-    }
-}
-
-#[derive(clap::Args)]
-#[command(after_help = help::PRUNE)]
-pub(super) struct Args {
-    /// Model folder in Hugging Face layout, or its name on the hub, ORG/NAME (for --dry-run its config.json is enough)
-    pub(super) model: PathBuf,
-    /// Calibration text: a text file; .jsonl, .json or .parquet of documents with a `text`, `content` or `messages`; a folder of these; .gz and .zst work, too
-    /// [default: none, enough for magnitude and --dry-run]
-    #[arg(long, value_name = "FILE")]
-    pub(super) calib: Option<PathBuf>,
-    /// What chooses the mask
-    #[arg(long, value_enum, default_value_t = Method::Relaxed)]
-    pub(super) method: Method,
-    /// Folder of the run; must be new or empty; needed but with --dry-run and --resume
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "resume"])]
-    out: Option<PathBuf>,
-    /// Folder of an unfinished run: goes on where it stopped, in place of --out [default: a new run]
-    #[arg(long, value_name = "RUN", conflicts_with = "out")]
-    resume: Option<PathBuf>,
-    /// Do not write the masked model, only the mask
-    #[arg(long)]
-    pub(super) no_model: bool,
-    /// Held-out text on which dense, start and result are measured at the end [default: nothing is measured]
-    #[arg(long, value_name = "FILE")]
-    eval: Option<PathBuf>,
-    /// Tokens of an evaluation window
-    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = tokens_of_window())]
-    eval_window: usize,
-    /// Only the first N windows of the evaluation text [default: all]
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
-    pub(super) eval_windows: Option<usize>,
-    /// Print what memory and about what time the run would take, and stop
-    #[arg(long)]
-    dry_run: bool,
-    /// TOML file of options, such as the config.toml that every run leaves; those given here go before it [default: none]
-    #[arg(long, value_name = "FILE")]
-    pub(super) config: Option<PathBuf>,
-    /// Print one JSON object instead of tables
-    #[arg(long)]
-    pub(super) json: bool,
-    #[command(flatten)]
-    report: ReportArgs,
-    // Their headings hold for what comes behind them.
-    #[command(flatten)]
-    pub(super) select: SelectArgs,
-    #[command(flatten)]
-    pub(super) windows: CalibArgs,
-    #[command(flatten)]
-    pub(super) start: StartArgs,
-    #[command(flatten)]
-    pub(super) walk: WalkArgs,
-    #[command(flatten)]
-    pub(super) learn: MaskProArgs,
-    #[command(flatten)]
-    pub(super) train: TrainArgs,
-    /// The options as a file of options.
-    #[arg(skip)]
-    pub(super) resolved: String,
-    /// The options that were given, with another value than their default.
-    #[arg(skip)]
-    pub(super) given: BTreeSet<String>,
-    /// Nothing goes to standard output.
-    #[arg(skip)]
-    pub(super) silent: bool,
-}
-
-impl Args {
-    /// Puts the method in the place of the recipe, and the start that goes with it.
-    pub(super) fn resolve(&mut self) {
-        match self.train.recipe {
-            Some(Recipe::Fast) => self.method = Method::Descent,
-            Some(Recipe::Best) => self.method = Method::Relaxed,
-            None => {}
-        }
-        self.start.resolve(self.method);
-    }
-
-    /// How calibration windows are taken.
-    pub(super) fn choice(&self, config: &Architecture) -> CalibChoice {
-        match self.method {
-            Method::Maskpro => self.windows.maskpro(),
-            Method::Relaxed if self.train.only_layer() => {
-                self.windows.one_shot(config.max_position_embeddings)
-            }
-            Method::Relaxed | Method::Maskllm | Method::Proxsparse => {
-                self.windows.learned(config.max_position_embeddings)
-            }
-            _ => self.windows.one_shot(config.max_position_embeddings),
-        }
-    }
-
-    /// Options of the walk: of the one-shot method, or of the one that makes a learning method's start mask and goes on from it with
-    /// the stage `layer`, behind which `stages` follow.
-    pub(super) fn walk_options(
-        &self,
-        layer: Option<Stage>,
-        stages: &[Stage],
-    ) -> Result<Option<OneShotOptions>, CliError> {
-        let pattern = self.select.pattern;
-        match self.method.one_shot() {
-            Some(method) => {
-                let start = match method {
-                    OneShot::Descent => self.start.of_descent()?,
-                    OneShot::Given if self.start.file().is_none() => {
-                        return Err(CliError::Usage("--method given needs a mask file: --start FILE".into()));
-                    }
-                    OneShot::Given => StartMask::File,
-                    _ => StartMask::Wanda,
-                };
-                Ok(Some(self.walk.options(pattern, method, start)?))
-            }
-            None => {
-                let last = !stages.iter().any(|stage| stage.trains.masks());
-                self.start.walk_options(&self.walk, pattern, layer, last)
-            }
-        }
-    }
-
-    /// Whether MaskPro learns on the model's loss.
-    pub(super) fn policy(&self) -> bool {
-        self.method == Method::Maskpro && self.train.trains(self.method).is_none()
-    }
-
-    /// What is learned in the walk, and the stages behind it.
-    ///
-    /// # Errors
-    /// Options that contradict each other.
-    pub(super) fn stages(&self) -> Result<(Option<Stage>, Vec<Stage>), CliError> {
-        let repairs = self.walk.trained_repairs();
-        self.learn.check(self.policy(), &self.start)?;
-        if self.policy() && !repairs.is_empty() {
-            let message = "maskpro on the model's loss takes no --repair block or model; repair the weights under its mask with \
-                 --method given --start RUN/mask.safetensors --repair ...";
-            return Err(CliError::Usage(message.into()));
-        }
-        let (pattern, seed) = (self.select.pattern, self.windows.seed);
-        let mut stages = self.train.stages(self.method, &self.learn, &repairs, pattern, seed)?;
-        stages.iter_mut().for_each(|stage| stage.clamp = self.walk.clamp_weights);
-        let in_walk = stages.first().is_some_and(|stage| stage.objective == Objective::Layer);
-        let layer = in_walk.then(|| stages.remove(0));
-        Ok((layer, stages))
-    }
-
-    /// Says which options nothing in the run reads.
-    fn warn_of_unused(
-        &self,
-        layer: Option<&Stage>,
-        stages: &[Stage],
-        walk: Option<&OneShotOptions>,
-        calib: bool,
-    ) {
-        let stages: Vec<&Stage> = layer.into_iter().chain(stages).collect();
-        let (method, policy, eval) = (self.method, self.policy(), self.eval.is_some());
-        let readers = Readers { method, stages: &stages, walk, policy, calib, eval };
-        for (option, what) in readers.unused(&self.given).iter().filter(|_| !self.silent) {
-            log::warn!("--{option} does nothing in this run: it is for {what}");
-        }
-    }
-
-    /// How the walk carries the first of `count` calibration windows of `window` tokens.
-    pub(super) fn carried(
-        &self,
-        kernels: &Kernels<'_>,
-        config: &Architecture,
-        options: &OneShotOptions,
-        count: usize,
-        window: usize,
-    ) -> Option<Carried> {
-        let gpu = kernels.gpu();
-        if self.method.one_shot().is_some() {
-            return Some(self.walk.carried(gpu, config, count, window, None));
-        }
-        let spare = (!self.train.only_layer()).then(|| self.learn.batch());
-        self.start.carried(&self.walk, gpu, config, options, self.start.windows(count), window, spare)
-    }
-
-    pub(super) fn select(&self, config: &Architecture, device: &DeviceArgs) -> Result<Selection, CliError> {
-        let selection = select(config, self.select.pattern, &self.select.only, self.select.skip_indivisible)?;
-        for name in &selection.skipped {
-            device.note(|| format!("left dense: {name}"));
-        }
-        Ok(selection)
-    }
-}
+use crate::mask::MaskSet;
+use crate::model::Overlay;
+use crate::nn::total;
+use crate::prune::{BlockStore, OneShot, OneShotOptions};
 
 pub(super) fn run(device: &DeviceArgs, mut args: Args) -> Result<Outcome, CliError> {
     args.resolve();
@@ -331,41 +96,7 @@ enum Place {
     Resumed(Unfinished),
 }
 
-/// One `prune`, with everything that needs no device opened and checked.
-pub(super) struct Job<'a> {
-    pub(super) device: &'a DeviceArgs,
-    pub(super) args: &'a Args,
-    pub(super) model: &'a Model,
-    pub(super) selection: &'a Selection,
-    pub(super) choice: CalibChoice,
-    pub(super) calib: Option<Windows>,
-    pub(super) eval: Option<(Windows, usize)>,
-    pub(super) stages: Vec<Stage>,
-}
-
 impl Job<'_> {
-    fn walk<'w>(&'w self, options: &'w OneShotOptions, starts: Option<&'w MaskSet>) -> Walk<'w> {
-        Walk { device: self.device, model: self.model, selection: self.selection, options, starts }
-    }
-
-    /// The plan of the walk of this job.
-    pub(super) fn walk_plan(
-        &self,
-        kernels: &Kernels<'_>,
-        options: &OneShotOptions,
-    ) -> Result<(WalkPlan, Option<Carried>), CliError> {
-        let carried = self.calib.as_ref().and_then(|windows| {
-            let (count, window) = (windows.count(), windows.window());
-            self.args.carried(kernels, &self.model.config, options, count, window)
-        });
-        Ok((self.walk(options, None).plan(kernels, carried)?, carried))
-    }
-
-    /// The text that is measured on.
-    pub(super) fn eval_text(&self) -> Option<&Path> {
-        self.args.eval.as_deref()
-    }
-
     fn dry_run(&self, options: Option<OneShotOptions>) -> Result<Outcome, CliError> {
         let gpu = self.device.open()?;
         let kernels = Kernels::new(&gpu, self.device.preset(&gpu)?);
@@ -386,24 +117,6 @@ impl Job<'_> {
         self.args.walk.check_all(walk.as_ref(), carried, &learning)?;
         self.check_measuring(&kernels)?;
         Ok(Outcome::Done)
-    }
-
-    /// The plan of measuring on the evaluation text, where there is one.
-    fn measuring_plan(&self, kernels: &Kernels<'_>) -> Result<Option<MemoryPlan>, CliError> {
-        let Some((windows, _)) = &self.eval else { return Ok(None) };
-        let (config, tensors) = (&self.model.config, &self.model.checkpoint);
-        let embedding = Embedding::new(tensors, config)?;
-        let model = Streamed { kernels, config, tensors, embedding: &embedding };
-        let size = (windows.count(), windows.window());
-        Ok(Some(model.plan(&model, &self.selection.projections(), size)?))
-    }
-
-    /// Refuses an evaluation that takes more memory than may be used.
-    pub(super) fn check_measuring(&self, kernels: &Kernels<'_>) -> Result<(), CliError> {
-        match self.measuring_plan(kernels)? {
-            Some(plan) => self.args.walk.check_measuring(&plan),
-            None => Ok(()),
-        }
     }
 
     /// Prunes layer by layer, or makes a start mask in that way, and runs the stages behind it.
@@ -491,7 +204,7 @@ impl Job<'_> {
             return Err(CliError::Usage("a start mask is needed: --start".into()));
         };
         let start = if self.stages.is_empty() { given } else { Some(masks.clone()) };
-        let staged = self.run_stages(&mut folder, &kernels, prepared, masks, tensors, &earlier, &stop)?;
+        let staged = self.run_stages(&mut folder, &kernels, prepared, (masks, tensors), &earlier, &stop)?;
         if staged.stopped {
             return Ok(self.interrupted(&mut folder, "the state of training is kept", report, &info));
         }
@@ -508,27 +221,5 @@ impl Job<'_> {
         staged.finish(keep_weights)?;
         kept.finish(keep_weights)?;
         Ok(outcome)
-    }
-
-    fn interrupted(
-        &self,
-        folder: &mut RunFolder,
-        done: &str,
-        report: &Reporting,
-        info: &Map<String, Value>,
-    ) -> Outcome {
-        folder.keep();
-        report.write(folder.path(), Value::Object(info.clone()), false);
-        let path = folder.path().display();
-        self.device.note(|| format!("interrupted: {done}; the same command with --resume {path} goes on"));
-        Outcome::Interrupted
-    }
-
-    pub(super) fn blocks(&self) -> usize {
-        self.model.config.num_layers
-    }
-
-    pub(super) fn provenance(&self) -> Provenance {
-        Provenance::new(self.args.method.name(), self.args.windows.seed)
     }
 }

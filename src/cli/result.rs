@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
+use super::job::Job;
 use super::output::{Progress, profile, table};
-use super::prune::Job;
 use super::report::Reporting;
 use super::worst::windows_json;
 use super::{CliError, Outcome};

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::CliError;
+use super::job::Job;
 use super::output::Progress;
-use super::prune::Job;
-use super::stage_plan::{Flow, StagePlans, Stored, stage_name};
+use super::stage_flow::{Flow, StagePlans};
+use super::stage_plan::{Stored, stage_name};
 use crate::calib::Windows;
 use crate::folder::{FolderError, RunFolder, RunPaths};
 use crate::fsio;
@@ -122,14 +123,12 @@ impl Job<'_> {
     }
 
     /// Runs the stages behind each other; each goes on from where an interrupted run left it.
-    #[allow(clippy::too_many_arguments)] // the state of a run
     pub(super) fn run_stages<'a, 'g>(
         &'a self,
         folder: &mut RunFolder,
         kernels: &Kernels<'g>,
         stages: Vec<Prepared<'_>>,
-        start: MaskSet,
-        tensors: Overlay<'a>,
+        (start, tensors): (MaskSet, Overlay<'a>),
         earlier: &[Value],
         stop: &Arc<AtomicBool>,
     ) -> Result<Staged<'a>, CliError> {

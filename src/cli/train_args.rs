@@ -5,8 +5,9 @@ use std::str::FromStr;
 use clap::ArgAction::Set;
 
 use super::CliError;
+use super::method::Method;
 use super::method_args::MaskProArgs;
-use super::prune::Method;
+use super::walk::TrainedRepair;
 use crate::kernel::{SoftPatterns, StateType};
 use crate::mask::Pattern;
 use crate::prune::learn::{ModelLoss, Objective, Relaxing, Residency, Stage, Trains};
@@ -36,10 +37,6 @@ impl FromStr for Span {
         }
     }
 }
-
-/// A repair that trains.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct TrainedRepair(pub(super) Objective);
 
 #[derive(clap::Args)]
 #[command(next_help_heading = "Learning")]

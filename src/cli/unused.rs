@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::prune::Method;
+use super::method::Method;
 use crate::prune::learn::{Objective, Stage, Trains};
 use crate::prune::{OneShot, OneShotOptions, Repair};
 

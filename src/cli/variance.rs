@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::calib_args::CalibArgs;
 use super::context::{DeviceArgs, Model};
 use super::memory::planned;
-use super::method_args::{MaskProArgs, SelectArgs, StartArgs};
+use super::method_args::{Learning, MaskProArgs, SelectArgs, StartArgs};
 use super::output::{Progress, show_profile, table, with_profile};
 use super::walk::WalkArgs;
 use super::{CliError, Outcome, help};
@@ -70,18 +70,17 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         .memory
         .allows(&plan, ["use a smaller --batch, or a shorter --window", "use fewer --windows"])?;
     let mut commands = Commands::new(&gpu)?;
-    let start = args.start.masks(
+    let learning = Learning {
         device,
-        &model,
-        &args.walk,
-        &kernels,
-        &selection,
-        args.select.pattern,
-        &windows,
-        args.learn.batch(),
-        // Nothing is kept: a signal ends it at once.
-        &std::sync::Arc::default(),
-    )?;
+        model: &model,
+        walk: &args.walk,
+        selection: &selection,
+        pattern: args.select.pattern,
+        windows: &windows,
+        batch: args.learn.batch(),
+    };
+    // Nothing is kept: a signal ends it at once.
+    let start = args.start.masks(&learning, &kernels, &std::sync::Arc::default())?;
     let Some(start) = start else {
         return Ok(Outcome::Interrupted);
     };
@@ -92,8 +91,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     let mut learner = Learner::new(
         &decoder,
         &mut commands,
-        &selection,
-        &start.masks,
+        (&selection, &start.masks),
         &windows,
         options.clone(),
         |p, mask| start.logits(&model, &options, p, mask),

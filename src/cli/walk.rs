@@ -13,7 +13,6 @@ use super::context::{DeviceArgs, Model};
 use super::memory::MemoryArgs;
 use super::output::Progress;
 use super::stage_plan::{StagePlan, Stored};
-use super::train_args::TrainedRepair;
 use crate::calib::Windows;
 use crate::folder::RunFolder;
 use crate::gpu::{Commands, Gpu};
@@ -56,6 +55,10 @@ enum RepairArg {
     /// Trained so that the model's next-token distribution meets the dense model's
     Model,
 }
+
+/// A repair that trains.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct TrainedRepair(pub(super) Objective);
 
 /// Options of the one-shot methods, and of start masks made by them.
 #[derive(clap::Args)]

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::fsio;
 use crate::mask::Pattern;
 
+use super::elements;
 use super::hf::Summary;
 use super::packed::{self, Codec, Coded, Part, Weight};
 use super::{ExportError, LayoutError, MaskedModel};
@@ -38,7 +39,7 @@ pub struct Compressed {
 /// A type or shape that the format does not have, and a group with more than two non-zeros.
 pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<Compressed, LayoutError> {
     let size = check(dtype, rows, cols)?;
-    packed::expect_len(dense, rows, cols, size)?;
+    elements::expect_len(dense, rows, cols, size)?;
     let per_row = cols.div_ceil(8);
     let mut compressed = Vec::with_capacity(dense.len() / 2);
     let mut bitmask = vec![0u8; rows * per_row];
@@ -47,7 +48,7 @@ pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<C
         for (g, weights) in row.chunks_exact(4 * size).enumerate() {
             let mut flags = 0u8;
             for (i, weight) in weights.chunks_exact(size).enumerate() {
-                flags |= u8::from(!packed::is_zero(weight, dtype)) << i;
+                flags |= u8::from(!elements::is_zero(weight, dtype)) << i;
             }
             if flags.count_ones() > 2 {
                 let what = "has more than two weights that are not zero".into();
@@ -83,8 +84,8 @@ pub fn decode(
     bitmask: &[u8],
 ) -> Result<Vec<u8>, LayoutError> {
     let size = check(dtype, rows, cols)?;
-    packed::expect_len(compressed, rows, cols / 2, size)?;
-    packed::expect_len(bitmask, rows, cols.div_ceil(8), 1)?;
+    elements::expect_len(compressed, rows, cols / 2, size)?;
+    elements::expect_len(bitmask, rows, cols.div_ceil(8), 1)?;
     let mut dense = vec![0u8; rows * cols * size];
     let mut values = compressed.chunks_exact(size);
     let lines = dense.chunks_exact_mut(cols * size).zip(bitmask.chunks_exact(cols.div_ceil(8)));
@@ -149,12 +150,12 @@ impl Codec for Ct24 {
         if !cols.is_multiple_of(8) {
             return Err(format!("its {cols} columns are no multiple of 8"));
         }
-        check(packed::stored(dtype), rows, cols).map(|_| ())
+        check(elements::stored(dtype), rows, cols).map(|_| ())
     }
 
     fn parts(&self, Weight { dtype, rows, cols }: Weight) -> Vec<Part> {
         vec![
-            Part::new(Self::VALUES, packed::stored(dtype), [rows, cols / 2]),
+            Part::new(Self::VALUES, elements::stored(dtype), [rows, cols / 2]),
             Part::new("bitmask", Stored::U8, [rows, cols.div_ceil(8)]),
             Part::new("shape", Stored::I64, [2, 1]),
         ]
@@ -164,7 +165,7 @@ impl Codec for Ct24 {
         if part == "shape" {
             return Ok(shape(weight));
         }
-        let done = encode(packed::stored(weight.dtype), weight.rows, weight.cols, masked)?;
+        let done = encode(elements::stored(weight.dtype), weight.rows, weight.cols, masked)?;
         Ok(if part == "bitmask" { done.bitmask } else { done.compressed })
     }
 
@@ -176,7 +177,7 @@ impl Codec for Ct24 {
             let Weight { rows, cols, .. } = weight;
             return Err(LayoutError::Unfit(format!("its stored shape is not {rows} x {cols}")));
         }
-        decode(packed::stored(weight.dtype), weight.rows, weight.cols, values, bitmask)
+        decode(elements::stored(weight.dtype), weight.rows, weight.cols, values, bitmask)
     }
 
     fn shard_name(&self, _: usize, _: usize, source: &str) -> String {

@@ -17,6 +17,7 @@ use crate::mask::{BitMask, MaskError, Masks};
 use crate::model::{Architecture, Checkpoint, Dtype, Overlay, ProjectionKind, Shard, ShardEntry};
 
 use super::copy::{copy_others, inside, list_others};
+use super::elements;
 use super::{ExportError, MaskedModel};
 
 /// The sidecar's name.
@@ -112,12 +113,12 @@ pub fn nonzero_pruned(tensors: &Overlay<'_>, masks: &dyn Masks) -> Result<u64, E
             return Err(MaskError::Shape { tensor: name.into(), expected, found }.into());
         }
         let Some(mask) = masks.mask(name)? else { continue };
-        let (size, dtype) = (view.dtype.size(), super::packed::stored(view.dtype));
+        let (size, dtype) = (view.dtype.size(), elements::stored(view.dtype));
         let words = mask.words().chunks_exact(mask.words_per_row().max(1));
         for (words, row) in words.zip(view.data.chunks_exact((mask.cols() * size).max(1))) {
             for (weight, col) in row.chunks_exact(size).zip(0..) {
                 let pruned = words.get(col / 32).is_some_and(|w| w >> (col % 32) & 1 == 0);
-                count += u64::from(pruned && !super::packed::is_zero(weight, dtype));
+                count += u64::from(pruned && !elements::is_zero(weight, dtype));
             }
         }
     }

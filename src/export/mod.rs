@@ -2,6 +2,7 @@
 
 pub(crate) mod copy;
 pub mod ct24;
+mod elements;
 mod error;
 mod folder;
 pub mod hf;

@@ -14,6 +14,7 @@ use crate::mask::Pattern;
 use crate::model::{Dtype, Shard, ShardEntry, TensorView, header_bytes};
 
 use super::copy::copy_others;
+use super::elements::{self, qualifies};
 use super::hf::{self, Summary};
 use super::{ExportError, LayoutError, MaskedModel};
 
@@ -124,37 +125,6 @@ pub(super) fn prefix(name: &str) -> &str {
     name.strip_suffix(".weight").unwrap_or(name)
 }
 
-/// The type as the safetensors library names it.
-pub(super) fn stored(dtype: Dtype) -> Stored {
-    match dtype {
-        Dtype::F32 => Stored::F32,
-        Dtype::F64 => Stored::F64,
-        Dtype::F16 => Stored::F16,
-        Dtype::BF16 => Stored::BF16,
-    }
-}
-
-/// Whether an element is zero; the sign of a float does not matter.
-pub(super) fn is_zero(element: &[u8], dtype: Stored) -> bool {
-    let sign = if dtype == Stored::I8 { 0xff } else { 0x7f };
-    match element.split_last() {
-        Some((last, rest)) => last & sign == 0 && rest.iter().all(|&b| b == 0),
-        None => true,
-    }
-}
-
-/// Checks the number of bytes of `rows x cols` elements.
-pub(super) fn expect_len(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Result<(), String> {
-    let expected = rows.checked_mul(cols).and_then(|n| n.checked_mul(size));
-    if expected != Some(bytes.len()) {
-        return Err(format!(
-            "{rows} x {cols} elements of {size} bytes are expected, {} bytes found",
-            bytes.len()
-        ));
-    }
-    Ok(())
-}
-
 /// Writes the packed model to the new folder `out`.
 pub(super) fn write<C: Codec>(
     codec: &C,
@@ -164,7 +134,7 @@ pub(super) fn write<C: Codec>(
     let MaskedModel { tensors, config, masks, .. } = *model;
     masks.check_model(config)?;
     let unfit = |problem: String| ExportError::Format { format: C::NAME, problem };
-    if !super::torch24::qualifies(masks.pattern()) {
+    if !qualifies(masks.pattern()) {
         return Err(unfit(format!(
             "2:4 hardware needs at most 2 kept of every 4, which {} does not promise; masks of 2:4, 1:4, 1:2, 2:8 and 1:8 do",
             masks.pattern()
@@ -319,7 +289,7 @@ impl<C: Codec> Job<'_, C> {
                 })?;
                 let weight = Weight { dtype, rows: mask.rows(), cols: mask.cols() };
                 let coded = self.codec.encode(weight, &masked, part).and_then(|coded| {
-                    expect_len(&coded, 1, planned.bytes(), 1)?;
+                    elements::expect_len(&coded, 1, planned.bytes(), 1)?;
                     Ok(coded)
                 });
                 let problem = |problem: LayoutError| ExportError::Format {

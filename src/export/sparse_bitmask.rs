@@ -5,7 +5,7 @@
 use safetensors::Dtype as Stored;
 
 use super::LayoutError;
-use super::packed;
+use super::elements;
 
 /// A compressed weight `[rows, cols]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,7 +24,7 @@ pub struct SparseBitmask {
 /// A type that the format does not have, no weights, a wrong number of bytes.
 pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<SparseBitmask, LayoutError> {
     let size = check(dtype, rows, cols)?;
-    packed::expect_len(dense, rows, cols, size)?;
+    elements::expect_len(dense, rows, cols, size)?;
     let per_row = cols.div_ceil(8);
     let mut out = SparseBitmask {
         compressed: Vec::new(),
@@ -36,7 +36,7 @@ pub fn encode(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<S
         out.row_offsets.push((out.compressed.len() / size) as i64);
         for (weights, byte) in row.chunks(8 * size).zip(bits) {
             for (weight, i) in weights.chunks_exact(size).zip(0..) {
-                if !packed::is_zero(weight, dtype) {
+                if !elements::is_zero(weight, dtype) {
                     *byte |= 1 << i;
                     out.compressed.extend_from_slice(weight);
                 }
@@ -66,9 +66,9 @@ pub fn decode(
 ) -> Result<Vec<u8>, LayoutError> {
     let size = check(dtype, rows, cols)?;
     let per_row = cols.div_ceil(8);
-    packed::expect_len(&coded.bitmask, rows, per_row, 1)?;
+    elements::expect_len(&coded.bitmask, rows, per_row, 1)?;
     let count: usize = coded.bitmask.iter().map(|byte| byte.count_ones() as usize).sum();
-    packed::expect_len(&coded.compressed, 1, count, size)?;
+    elements::expect_len(&coded.compressed, 1, count, size)?;
     if coded.row_offsets.len() != rows {
         let found = coded.row_offsets.len();
         return Err(LayoutError::Unfit(format!("{found} row offsets for {rows} rows")));

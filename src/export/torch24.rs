@@ -13,6 +13,8 @@ use crate::fsio;
 use crate::mask::Pattern;
 use crate::model::Dtype;
 
+use super::elements;
+pub use super::elements::qualifies;
 use super::hf::Summary;
 use super::packed::{self, Codec, Coded, Part, Weight};
 use super::{ExportError, LayoutError, MaskedModel};
@@ -114,7 +116,7 @@ pub fn nibble(flags: usize) -> u8 {
 pub fn pack(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<Compressed, LayoutError> {
     let layout = Layout::check(dtype, rows, cols, false)?;
     let Layout { size, group, kept, meta: meta_size, .. } = layout;
-    packed::expect_len(dense, rows, cols, size)?;
+    elements::expect_len(dense, rows, cols, size)?;
     let meta_cols = layout.meta_cols(cols);
     let mut packed = Vec::with_capacity(dense.len() / 2);
     let mut meta = vec![0u8; rows * meta_cols * meta_size];
@@ -122,7 +124,7 @@ pub fn pack(dtype: Stored, rows: usize, cols: usize, dense: &[u8]) -> Result<Com
         for (g, weights) in row.chunks_exact(group * size).enumerate() {
             let mut flags = 0usize;
             for (i, weight) in weights.chunks_exact(size).enumerate() {
-                flags |= usize::from(!packed::is_zero(weight, dtype)) << i;
+                flags |= usize::from(!elements::is_zero(weight, dtype)) << i;
             }
             let nibble = match group {
                 // The first of two is kept when it is not zero, else the second.
@@ -154,8 +156,8 @@ pub fn unpack(
 ) -> Result<Vec<u8>, LayoutError> {
     let layout = Layout::check(dtype, rows, cols, false)?;
     let Layout { size, group, kept, meta: meta_size, .. } = layout;
-    packed::expect_len(packed, rows, cols / 2, size)?;
-    packed::expect_len(meta, rows, layout.meta_cols(cols), meta_size)?;
+    elements::expect_len(packed, rows, cols / 2, size)?;
+    elements::expect_len(meta, rows, layout.meta_cols(cols), meta_size)?;
     let mut dense = vec![0u8; rows * cols * size];
     let mut values = packed.chunks_exact(size);
     for (r, row) in dense.chunks_exact_mut(cols * size).enumerate() {
@@ -187,17 +189,12 @@ fn places(nibble: u8, kept: usize) -> impl Iterator<Item = usize> {
     [first, second].into_iter().take(kept)
 }
 
-/// Whether the pattern can run on 2:4 hardware: no aligned four has more than two kept weights.
-pub fn qualifies(pattern: Pattern) -> bool {
-    pattern.n() <= 2
-}
-
 /// Whether a weight `[rows, cols]` under a mask of `pattern` can be packed and its tensor class takes it.
 ///
 /// # Errors
 /// Why not.
 pub fn fits(pattern: Pattern, dtype: Dtype, rows: usize, cols: usize) -> Result<(), String> {
-    Layout::check(packed::stored(dtype), rows, cols, true)?;
+    Layout::check(elements::stored(dtype), rows, cols, true)?;
     if dtype == Dtype::F32 && pattern.n() != 1 {
         return Err(format!(
             "F32 weights keep 1 of 2 in this layout, the mask is {pattern}; convert the model to F16 or BF16 first"
@@ -229,7 +226,7 @@ impl Codec for Torch24 {
     }
 
     fn parts(&self, Weight { dtype, rows, cols }: Weight) -> Vec<Part> {
-        let dtype = packed::stored(dtype);
+        let dtype = elements::stored(dtype);
         let Some(layout) = Layout::of(dtype) else { return Vec::new() };
         let (meta, meta_cols) =
             (if layout.meta == 2 { Stored::I16 } else { Stored::I32 }, layout.meta_cols(cols));
@@ -237,13 +234,13 @@ impl Codec for Torch24 {
     }
 
     fn encode(&self, weight: Weight, masked: &[u8], part: &str) -> Result<Vec<u8>, LayoutError> {
-        let done = pack(packed::stored(weight.dtype), weight.rows, weight.cols, masked)?;
+        let done = pack(elements::stored(weight.dtype), weight.rows, weight.cols, masked)?;
         Ok(if part == Self::VALUES { done.packed } else { done.meta })
     }
 
     fn decode(&self, weight: Weight, parts: &[&[u8]]) -> Result<Vec<u8>, LayoutError> {
         let [values, meta] = *parts else { return Err(LayoutError::Unfit("it has two parts".into())) };
-        unpack(packed::stored(weight.dtype), weight.rows, weight.cols, values, meta)
+        unpack(elements::stored(weight.dtype), weight.rows, weight.cols, values, meta)
     }
 
     fn shard_name(&self, number: usize, of: usize, _: &str) -> String {

@@ -9,6 +9,7 @@
 mod error;
 mod file;
 mod folder;
+mod output;
 mod place;
 mod stand_in;
 mod sys;
@@ -17,7 +18,7 @@ mod unfinished;
 pub use error::FsError;
 pub use file::{AtomicFile, Destination, write_atomic, write_bytes};
 pub use folder::{PendingFolder, check_folder, check_room, create_folder};
-pub use place::OutputFile;
+pub use output::OutputFile;
 pub use stand_in::{StandIn, open_plain};
 pub use sys::{Appended, create_dir_all, remove_dir, remove_dir_all, remove_file, rename};
 #[doc(hidden)]

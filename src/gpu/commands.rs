@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::device::lock;
 use super::profile::SLOTS;
-use super::{Binding, Buffer, DeviceKind, Gpu, GpuError, OFFSET_ALIGNMENT, Pipeline};
+use super::sync::lock;
+use super::{Binding, Buffer, DeviceKind, Gpu, GpuError, OFFSET_ALIGNMENT, Pipeline, Work};
 
 /// Submits in flight before the host waits for the oldest.
 const OUTSTANDING: usize = 3;
@@ -21,15 +21,6 @@ const PAGE_SLOTS: u64 = 256;
 pub const READ_PIECE: u64 = 16 << 20;
 /// Bytes of parameter blocks that every stream allocates.
 pub const PARAMS_BYTES: u64 = PAGE_SLOTS * OFFSET_ALIGNMENT;
-
-/// What a dispatch costs, for cutting submits and for reports.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Work {
-    /// Floating-point operations.
-    pub flops: f64,
-    /// Bytes that have to be read or written at least once.
-    pub bytes: f64,
-}
 
 struct Dispatch {
     pipeline: Arc<Pipeline>,

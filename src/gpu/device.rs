@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::adapter::{choose, enumerate, instance, kind_of, wanted_features};
-use super::buffer::MemoryTracker;
+use super::memory::MemoryTracker;
 use super::profile::Profiler;
+use super::sync::lock;
 use super::{Defs, DeviceKind, GpuError, Pipeline};
 
 /// How to open a device.
@@ -245,9 +246,4 @@ fn record(sink: &Mutex<Reported>, lost: bool, message: String) {
     if reported.first.is_none() {
         reported.first = Some((lost, message));
     }
-}
-
-/// Locks even after another thread panicked: the data behind our locks is valid at every point.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

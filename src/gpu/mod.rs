@@ -4,24 +4,29 @@
 //! [`Commands`], which cuts them into short submits and keeps only a few outstanding.
 
 mod adapter;
+mod alloc;
 mod buffer;
+mod build;
 mod commands;
 mod device;
 mod error;
 mod limits;
+mod memory;
 mod pipeline;
 mod profile;
 mod shader;
+mod sync;
 
 pub use adapter::{AdapterReport, DeviceKind, list_adapters};
-pub use buffer::{Binding, Buffer, MemoryItem};
-pub use commands::{Commands, PARAMS_BYTES, READ_PIECE, Reading, Work};
+pub use buffer::{Binding, Buffer};
+pub use commands::{Commands, PARAMS_BYTES, READ_PIECE, Reading};
 pub use device::{Gpu, GpuOptions, Submits};
 pub use error::GpuError;
 pub use limits::Limits;
-pub use pipeline::{Defs, Pipeline};
-pub use profile::ProfileRow;
-pub use shader::{Composed, compose};
+pub use memory::MemoryItem;
+pub use pipeline::Pipeline;
+pub use profile::{ProfileRow, Work};
+pub use shader::{Composed, Defs, compose};
 
 /// Dynamic offsets of the parameter block and chunk boundaries of bound tensors are multiples of this many bytes:
 /// the largest `min_*_buffer_offset_alignment` WebGPU allows an adapter to ask for.

@@ -2,7 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::Work;
+/// What a dispatch costs, for cutting submits and for reports.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Bytes that have to be read or written at least once.
+    pub bytes: f64,
+}
 
 /// Dispatches measured per submit: two queries each; WebGPU allows 4096 queries in a set.
 pub(super) const SLOTS: u32 = 256;

@@ -2,7 +2,10 @@
 
 use naga_oil::compose::{ComposableModuleDescriptor, Composer, NagaModuleDescriptor, ShaderDefValue};
 
-use super::{Defs, GpuError};
+use super::GpuError;
+
+/// Shader defs of one pipeline: sizes and switches, substituted as `#{NAME}` and tested by `#ifdef`/`#if`.
+pub type Defs = Vec<(&'static str, u32)>;
 
 /// A module under `shaders/shared/`.
 struct Shared {

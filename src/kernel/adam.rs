@@ -318,7 +318,6 @@ impl Kernels<'_> {
     ///
     /// # Errors
     /// Shapes or types that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // what the step is made of
     pub fn adam_weight(
         &self,
         c: Stream<'_, '_>,
@@ -326,8 +325,7 @@ impl Kernels<'_> {
         mask: Option<&MaskBuffer>,
         gradient: Rows<'_>,
         rows: Range<usize>,
-        moments: &AdamState,
-        adam: Adam,
+        (moments, adam): (&AdamState, Adam),
     ) -> Result<(), GpuError> {
         const NAME: &str = "adam_weight";
         check_gradient(NAME, weight, &gradient, &rows)?;

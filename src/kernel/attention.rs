@@ -98,13 +98,10 @@ impl Kernels<'_> {
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // q, k, v, o and two shapes: grouping them would hide which is which
     pub fn attention(
         &self,
         c: Stream<'_, '_>,
-        q: Rows<'_>,
-        k: Rows<'_>,
-        v: Rows<'_>,
+        [q, k, v]: [Rows<'_>; 3],
         o: Rows<'_>,
         lse: Option<Rows<'_>>,
         heads: Heads,

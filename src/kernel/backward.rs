@@ -1,5 +1,7 @@
 //! Gradients of the losses.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::elementwise::{capped, sliced_defs};
@@ -50,6 +52,15 @@ fn alike(rows: &[Rows<'_>]) -> bool {
     rows.iter().all(|r| r.first == 0 && r.count == rows[0].count && r.t4 == rows[0].t4)
 }
 
+/// The softmax over the whole vocabulary of the tokens of a batch.
+#[derive(Clone, Copy)]
+pub struct Softmax<'a> {
+    /// What [`Kernels::vocab_reduce`] has left after all rows, [`VOCAB_STATE`, t].
+    pub state: Rows<'a>,
+    /// Where there is one, it is the softmax of `cap * tanh(logits / cap)`.
+    pub cap: Option<f32>,
+}
+
 impl Kernels<'_> {
     /// `errors` `[t]` = `w * sum over features of (y - target)^2` per token, and `y = scale * w * (y - target)` in place, with `w` of
     /// `token_weights` `[t]`, or 1; `y`, `target` `[features, t]`. Tokens that pad a window get zeros in both.
@@ -57,12 +68,10 @@ impl Kernels<'_> {
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // two tensors, two vectors, their layout: grouping them would hide which is which
     pub fn squared_error(
         &self,
         c: Stream<'_, '_>,
-        y: Rows<'_>,
-        target: Rows<'_>,
+        [y, target]: [Rows<'_>; 2],
         token_weights: Option<&Buffer>,
         scale: f32,
         errors: &Buffer,
@@ -98,26 +107,24 @@ impl Kernels<'_> {
         c.dispatch(&pipeline, &params, &bind, [y.t4.div_ceil(lanes as usize) as u32, 1, 1], work)
     }
 
-    /// `logits = scale * (softmax - [row is the target])` in place, for the vocabulary rows `first..first + rows`, where `state`
-    /// [`VOCAB_STATE`, t] is what [`Kernels::vocab_reduce`] has left after all rows and `targets` is `[t]` u32. Tokens without a target
-    /// (`u32::MAX`) get zeros, and so do the rows of `logits` from `rows` on, which pad the chunk. With `cap` the softmax is that of `cap
-    /// * tanh(logits / cap)`, and the gradient still that of the logits in the buffer.
+    /// `logits = scale * (softmax - [row is the target])` in place, for the vocabulary rows `chunk`, with the `softmax` of all rows, where
+    /// `targets` is `[t]` u32. Tokens without a target
+    /// (`u32::MAX`) get zeros, and so do the rows of `logits` behind the chunk, which pad it. With a cap the gradient is still
+    /// that of the logits in the buffer.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // a chunk, where it lies, and what it is compared with
     pub fn vocab_gradient(
         &self,
         c: Stream<'_, '_>,
         logits: Rows<'_>,
-        rows: usize,
-        first: usize,
+        chunk: Range<usize>,
         targets: &Buffer,
-        state: Rows<'_>,
+        Softmax { state, cap }: Softmax<'_>,
         scale: f32,
-        cap: Option<f32>,
     ) -> Result<(), GpuError> {
         const NAME: &str = "vocab_gradient";
+        let (first, rows) = (chunk.start, chunk.len());
         let mut cap_defs = Defs::new();
         let cap = capped(NAME, cap, "CAP", &mut cap_defs)?;
         if !fits_chunk(logits, rows, targets) || !fits_state(logits, state) {
@@ -142,35 +149,29 @@ impl Kernels<'_> {
         c.dispatch(&pipeline, &params, &bind, grid, work)
     }
 
-    /// Adds to `kl` [`DIVERGENCE`, t], zeros before the first chunk, the share of one chunk, the vocabulary rows `first..first + rows`, in the
-    /// divergence `sum p_dense * (log p_dense - log p)`, where `p` is the softmax of `logits` with `state`, `p_dense` that of `dense` with
-    /// `dense_state`, and how many rows are the greatest logit of both: [`LogSum::divergence`](super::LogSum::divergence) and
-    /// [`agrees`](super::agrees) read it; and `logits = scale * (p - p_dense)` in place. Tokens without one of `targets` `[t]` u32 (`u32::MAX`) add nothing and get zeros; the rows of `logits` from
-    /// `rows` on, which pad the chunk, get zeros. With `caps`, of `logits` and of `dense`, a softmax is that of `cap * tanh(logits / cap)`,
-    /// and the gradient still that of the logits in the buffer.
+    /// Adds to `kl` [`DIVERGENCE`, t], zeros before the first chunk, the share of the vocabulary rows `chunk` in the divergence
+    /// `sum p_dense * (log p_dense - log p)`, where `p` is the first softmax, of `logits`, `p_dense` the second, of `dense`, and how many rows are the greatest logit of both: [`LogSum::divergence`](super::LogSum::divergence) and
+    /// [`agrees`](super::agrees) read it; and `logits = scale * (p - p_dense)` in place. Tokens without one of `targets` `[t]` u32 (`u32::MAX`) add nothing and get zeros; the rows of `logits`
+    /// behind the chunk, which pad it, get zeros. With caps the gradient is still that of the logits in the buffer.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // two chunks with their states, and what comes out
     pub fn vocab_kl(
         &self,
         c: Stream<'_, '_>,
-        logits: Rows<'_>,
-        dense: Rows<'_>,
-        rows: usize,
-        first: usize,
-        state: Rows<'_>,
-        dense_state: Rows<'_>,
+        [logits, dense]: [Rows<'_>; 2],
+        chunk: Range<usize>,
+        [own, other]: [Softmax<'_>; 2],
         targets: &Buffer,
-        scale: f32,
-        kl: &Buffer,
-        caps: [Option<f32>; 2],
+        (scale, kl): (f32, &Buffer),
     ) -> Result<(), GpuError> {
         const NAME: &str = "vocab_kl";
+        let (first, rows) = (chunk.start, chunk.len());
+        let (state, dense_state) = (own.state, other.state);
         let mut cap_defs = Defs::new();
         let caps = [
-            capped(NAME, caps[0], "CAP", &mut cap_defs)?,
-            capped(NAME, caps[1], "DENSE_CAP", &mut cap_defs)?,
+            capped(NAME, own.cap, "CAP", &mut cap_defs)?,
+            capped(NAME, other.cap, "DENSE_CAP", &mut cap_defs)?,
         ];
         let fits = fits_chunk(logits, rows, targets)
             && alike(&[logits, dense])

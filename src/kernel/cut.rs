@@ -9,8 +9,12 @@
 
 use std::ops::Range;
 
-use super::f32_bytes;
 use crate::gpu::{Limits, OFFSET_ALIGNMENT};
+
+/// Bytes of an f32 tensor.
+pub fn f32_bytes(rows: usize, cols: usize) -> u64 {
+    rows as u64 * cols as u64 * 4
+}
 
 /// Rows at which kernels that take vec4s of rows can start.
 pub const QUAD: usize = 4;

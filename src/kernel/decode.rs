@@ -37,6 +37,17 @@ struct StepParams {
     reach: u32,
 }
 
+/// Keys and values of sequences, side by side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cached {
+    /// How many sequences.
+    pub sequences: usize,
+    /// Columns of a sequence, a multiple of four.
+    pub window: usize,
+    /// Tokens of each so far, the one at work included.
+    pub seen: usize,
+}
+
 impl Kernels<'_> {
     /// Copies `length` columns of each of `windows` windows.
     ///
@@ -89,24 +100,19 @@ impl Kernels<'_> {
         c.dispatch(&pipeline, &params, &bind, self.fold(count, lanes), work)
     }
 
-    /// Attention of one token of each of `sequences` sequences over the first `seen` tokens of its window in `k` and `v`, of which the
+    /// Attention of one token of each of the cached sequences over the tokens seen so far of its window in `k` and `v`, of which the
     /// token itself is the last (or over the last of them that `heads.window` lets it see): `q`, `o` `[heads * head_dim, t]` with sequence `i` in column `i`, `k`, `v` `[kv_heads * head_dim, t]`
-    /// with a window of `window` columns, a multiple of four, for each sequence.
+    /// with the columns of a window for each sequence.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // q, k, v, o and their shapes: grouping them would hide which is which
     pub fn attention_step(
         &self,
         c: Stream<'_, '_>,
-        q: Rows<'_>,
-        k: Rows<'_>,
-        v: Rows<'_>,
+        [q, k, v]: [Rows<'_>; 3],
         o: Rows<'_>,
         heads: Heads,
-        sequences: usize,
-        window: usize,
-        seen: usize,
+        Cached { sequences, window, seen }: Cached,
     ) -> Result<(), GpuError> {
         const NAME: &str = "attention_step";
         let Heads { heads: h, kv_heads, head_dim, .. } = heads;

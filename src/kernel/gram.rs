@@ -278,18 +278,16 @@ impl Kernels<'_> {
         Ok(())
     }
 
-    /// `y = (W * mask) H` for the rows `outputs` of a weight; with `complement`, `y = (W * !mask) H`; without a mask `y = W H`.
+    /// `y = (W * mask) H` for the rows `outputs` of a weight; with the mask's complement, where it says so, `y = (W * !mask) H`; without a mask `y = W H`.
     /// `y` `[outputs, n]`.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // a product's operands; a struct of its own would repeat Product
     pub fn weight_times_square(
         &self,
         c: Stream<'_, '_>,
         weight: &Weight,
-        mask: Option<&MaskBuffer>,
-        complement: bool,
+        mask: Option<(&MaskBuffer, bool)>,
         outputs: Range<usize>,
         h: &Square,
         y: Rows<'_>,
@@ -301,8 +299,8 @@ impl Kernels<'_> {
         for (i, chunk) in h.chunks.iter().enumerate() {
             let x = h.rows(chunk, 0, chunk.rows);
             let product = Product {
-                mask,
-                complement,
+                mask: mask.map(|(mask, _)| mask),
+                complement: mask.is_some_and(|(_, complement)| complement),
                 outputs: outputs.clone(),
                 inputs: chunk.range(),
                 accumulate: i > 0,

@@ -49,15 +49,13 @@ impl Kernels<'_> {
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
-    #[allow(clippy::too_many_arguments)] // the operands of one operation
     pub fn sparsegpt(
         &self,
         c: Stream<'_, '_>,
         w: Rows<'_>,
         factor: &InverseFactor,
         pattern: Pattern,
-        mask: &MaskBuffer,
-        first_row: usize,
+        (mask, first_row): (&MaskBuffer, usize),
         errors: &Activation,
     ) -> Result<(), GpuError> {
         let n = factor.n();

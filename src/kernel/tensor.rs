@@ -7,12 +7,7 @@ use crate::gpu::{Buffer, Commands, Gpu, GpuError};
 use crate::mask::BitMask;
 use crate::model::{Dtype, TensorView, encode};
 
-use super::{cut, shape_error};
-
-/// Bytes of an f32 tensor.
-pub fn f32_bytes(rows: usize, cols: usize) -> u64 {
-    rows as u64 * cols as u64 * 4
-}
+use super::{cut, f32_bytes, shape_error};
 
 /// An activation `[rows, 4 * t4]` in f32: one row per feature, tokens contiguous.
 pub struct Activation {

@@ -15,16 +15,15 @@
 //! | `tensors` | JSON: parameter name to `{"shape":[rows,cols],"source_dtype":"F16","source_sha256":"..."}`, the hash being of the dense tensor's stored bytes |
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::fsio::Destination;
-use crate::model::{Checkpoint, OutTensor, Projection, clip, write_safetensors};
+use crate::model::{Checkpoint, OutTensor, clip, write_safetensors};
 
 use super::rank::{Packing, pack};
-use super::{MaskError, MaskReader, MaskSet, Masks, Pattern};
+use super::{MaskError, MaskSet, Masks};
 
 pub(super) const FORMAT: &str = "maskwright-mask";
 pub(super) const VERSION: &str = "1";
@@ -128,29 +127,6 @@ impl MaskFile {
             .map(|(name, data)| OutTensor { name, dtype: "U8", shape: vec![data.len()], data })
             .collect();
         Ok(write_safetensors(to, metadata, &out)?)
-    }
-
-    /// Reads a mask file of either kind, told by its first bytes: this program's, or MaskLLM's npz, which is read for the
-    /// model with these projections. Whether the masks of the former fit a model, [`Masks::check_model`] tells. `pattern` is the one
-    /// that an npz file must have; without it, it is found in the masks.
-    ///
-    /// # Errors
-    /// As [`MaskFile::read`], and those of the other format.
-    pub fn open(
-        path: &Path,
-        projections: &[Projection],
-        pattern: Option<Pattern>,
-    ) -> Result<Self, MaskError> {
-        MaskReader::open(path, projections, pattern)?.into_file()
-    }
-
-    /// Reads and checks a file: known format, possible pattern and sizes, every rank in range, so that every mask is
-    /// strict; and each tensor described exactly once.
-    ///
-    /// # Errors
-    /// [`MaskError::File`] and [`MaskError::Model`].
-    pub fn read(path: &Path) -> Result<Self, MaskError> {
-        MaskReader::packed(path)?.into_file()
     }
 
     /// Compares with a model: every mask must belong to a tensor of the same shape. Returns the parameter names whose

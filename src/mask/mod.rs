@@ -4,8 +4,10 @@ mod bits;
 mod census;
 mod error;
 mod file;
+mod masks;
 mod npy;
 pub mod npz;
+mod parse;
 mod pattern;
 pub mod rank;
 mod reader;
@@ -23,8 +25,9 @@ pub use bits::BitMask;
 pub use census::Census;
 pub use error::MaskError;
 pub use file::{MaskFile, Provenance, SourceTensor};
+pub use masks::Masks;
 pub use pattern::Pattern;
-pub use reader::{MaskReader, Masks};
+pub use reader::MaskReader;
 
 use std::collections::BTreeMap;
 

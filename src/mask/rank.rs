@@ -11,13 +11,7 @@
 
 use super::{BitMask, MaskError, Pattern};
 
-/// M over N. Exact for the sizes of a pattern.
-pub fn binomial(m: usize, n: usize) -> u64 {
-    if n > m {
-        return 0;
-    }
-    (0..n as u64).fold(1, |product, i| product * (m as u64 - i) / (i + 1))
-}
+pub use super::pattern::binomial;
 
 /// The rank of a group mask: bit `i` of `bits` is the group's weight `i`.
 pub fn rank(pattern: Pattern, bits: u32) -> u32 {

@@ -1,4 +1,4 @@
-//! Masks one at a time: of a set in memory, or out of a mask file, so that a large model needs one mask in memory and not all.
+//! Mask files that are open: a large model needs one mask in memory and not all.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -6,75 +6,11 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype as StoredDtype;
 
-use crate::model::{Architecture, Checkpoint, MESSAGE, Projection, Shard, clip};
+use crate::model::{Checkpoint, MESSAGE, Projection, Shard, clip};
 
 use super::file::{self, MaskFile, Provenance, SourceTensor};
 use super::rank::{Packing, unpack};
-use super::{BitMask, MaskError, MaskSet, Pattern, npz};
-
-/// The masks of a model's projections, by tensor name. A projection without one stays dense.
-pub trait Masks: Sync {
-    /// The pattern that every mask has.
-    fn pattern(&self) -> Pattern;
-
-    /// Output and input features of every mask, by tensor name.
-    fn shapes(&self) -> BTreeMap<&str, [usize; 2]>;
-
-    /// Those of one mask.
-    fn shape(&self, tensor: &str) -> Option<[usize; 2]>;
-
-    /// The mask of a projection, if it is pruned; exactly N ones in every group.
-    ///
-    /// # Errors
-    /// [`MaskError::In`] for a mask that is not strict, [`MaskError::File`] for one that cannot be read.
-    fn mask(&self, tensor: &str) -> Result<Option<Cow<'_, BitMask>>, MaskError>;
-
-    /// Checks that every mask belongs to a projection of the model and has its shape.
-    ///
-    /// # Errors
-    /// [`MaskError::NoProjection`] and [`MaskError::Shape`].
-    fn check_model(&self, config: &Architecture) -> Result<(), MaskError> {
-        let projections = config.projections();
-        let shapes: BTreeMap<&str, [usize; 2]> =
-            projections.iter().map(|p| (p.name.as_str(), [p.rows, p.cols])).collect();
-        for (name, found) in self.shapes() {
-            let Some(&expected) = shapes.get(name) else {
-                return Err(MaskError::NoProjection { tensor: name.into() });
-            };
-            if found != expected {
-                return Err(MaskError::Shape { tensor: name.into(), expected, found });
-            }
-        }
-        Ok(())
-    }
-}
-
-impl MaskSet {
-    /// Output and input features of a mask.
-    fn sides(mask: &BitMask) -> [usize; 2] {
-        [mask.rows(), mask.cols()]
-    }
-}
-
-impl Masks for MaskSet {
-    fn pattern(&self) -> Pattern {
-        self.pattern
-    }
-
-    fn shapes(&self) -> BTreeMap<&str, [usize; 2]> {
-        self.masks.iter().map(|(name, mask)| (name.as_str(), Self::sides(mask))).collect()
-    }
-
-    fn shape(&self, tensor: &str) -> Option<[usize; 2]> {
-        self.get(tensor).map(Self::sides)
-    }
-
-    fn mask(&self, tensor: &str) -> Result<Option<Cow<'_, BitMask>>, MaskError> {
-        let Some(mask) = self.get(tensor) else { return Ok(None) };
-        mask.check(self.pattern).map_err(|e| e.within(tensor))?;
-        Ok(Some(Cow::Borrowed(mask)))
-    }
-}
+use super::{BitMask, MaskError, MaskSet, Masks, Pattern, npz};
 
 /// A mask file that is open: of this program's the header is read and checked, and each mask when it is asked for; of MaskLLM's npz,
 /// which must be inflated to know its pattern, all masks are in memory.
@@ -217,6 +153,31 @@ impl MaskReader {
         unpack(rows, cols, self.pattern, shard.data(entry))
             .map(Some)
             .map_err(|problem| unusable(&self.path, &format!("{}: {problem}", entry.name)))
+    }
+}
+
+impl MaskFile {
+    /// Reads a mask file of either kind, told by its first bytes: this program's, or MaskLLM's npz, which is read for the
+    /// model with these projections. Whether the masks of the former fit a model, [`Masks::check_model`] tells. `pattern` is the one
+    /// that an npz file must have; without it, it is found in the masks.
+    ///
+    /// # Errors
+    /// As [`MaskFile::read`], and those of the other format.
+    pub fn open(
+        path: &Path,
+        projections: &[Projection],
+        pattern: Option<Pattern>,
+    ) -> Result<Self, MaskError> {
+        MaskReader::open(path, projections, pattern)?.into_file()
+    }
+
+    /// Reads and checks a file: known format, possible pattern and sizes, every rank in range, so that every mask is
+    /// strict; and each tensor described exactly once.
+    ///
+    /// # Errors
+    /// [`MaskError::File`] and [`MaskError::Model`].
+    pub fn read(path: &Path) -> Result<Self, MaskError> {
+        MaskReader::packed(path)?.into_file()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::projection::{Part, PlaceInTensor};
 use super::{ActivationKind, Dtype, NormKind, ProjectionKind, Rope};
 
 /// A decoder. All sizes are checked: not zero, below sane bounds, heads divisible by kv heads.
@@ -252,48 +253,6 @@ pub struct Names {
     pub blocks: &'static str,
     /// Where each projection lies, in the order of [`ProjectionKind::ALL`]; none: there is no such projection.
     pub places: [Option<PlaceInTensor>; ProjectionKind::ALL.len()],
-}
-
-/// Where a projection lies: a whole tensor or some of its outputs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PlaceInTensor {
-    /// The module, behind the block's number: `self_attn.q_proj`.
-    pub module: &'static str,
-    /// The outputs of the stored tensor that belong to it; none: all.
-    pub part: Option<Part>,
-    /// Stored `[inputs, outputs]`.
-    pub transposed: bool,
-}
-
-/// Some outputs of a stored tensor: runs of `run` outputs, `stride` apart, the first run at `first`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Part {
-    /// The first output.
-    pub first: usize,
-    /// Outputs of a run.
-    pub run: usize,
-    /// From one run to the next.
-    pub stride: usize,
-    /// All outputs of the stored tensor.
-    pub of: usize,
-}
-
-impl PlaceInTensor {
-    /// A whole tensor `[outputs, inputs]`.
-    pub const fn whole(module: &'static str) -> Self {
-        Self { module, part: None, transposed: false }
-    }
-
-    /// Outputs `first..first + run` of `of`.
-    pub const fn rows(module: &'static str, first: usize, run: usize, of: usize) -> Self {
-        Self { module, part: Some(Part { first, run, stride: run, of }), transposed: false }
-    }
-
-    /// The same, stored `[inputs, outputs]`.
-    #[must_use]
-    pub const fn transposed(self) -> Self {
-        Self { transposed: true, ..self }
-    }
 }
 
 /// A tensor that an architecture calls for, as it is stored.

@@ -14,6 +14,7 @@ mod ops;
 mod overlay;
 mod parallel;
 mod projection;
+mod projections;
 mod quantization;
 mod rope;
 mod shard;
@@ -24,8 +25,7 @@ mod zeros;
 
 pub use architecture::{
     Architecture, AttentionShape, BlockShape, FeedForward, Gain, LayerShape, LearnedPositions, Names,
-    NormShape, Part, PlaceInTensor, QkNorm, QkSpread, QueryGrowth, RotaryShape, Scales, TensorPart,
-    TensorSpec,
+    NormShape, QkNorm, QkSpread, QueryGrowth, RotaryShape, Scales, TensorPart, TensorSpec,
 };
 pub(crate) use checkpoint::is_plain_name;
 pub use checkpoint::{Checkpoint, sha256_hex};
@@ -36,7 +36,7 @@ pub(crate) use guard::quietly;
 pub use ops::{ActivationKind, NormKind};
 pub use overlay::Overlay;
 pub(crate) use parallel::in_parallel;
-pub use projection::{Projection, ProjectionKind};
+pub use projection::{Part, PlaceInTensor, Projection, ProjectionKind};
 pub use quantization::stored_plain;
 pub use rope::{Llama3, Rope, RopeScaling, Yarn};
 pub use shard::{Shard, ShardEntry};

@@ -2,9 +2,6 @@
 
 use std::fmt;
 
-use super::Architecture;
-use super::architecture::PlaceInTensor;
-
 /// Which linear layer of a block.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ProjectionKind {
@@ -49,6 +46,48 @@ impl fmt::Display for ProjectionKind {
     }
 }
 
+/// Where a projection lies: a whole tensor or some of its outputs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PlaceInTensor {
+    /// The module, behind the block's number: `self_attn.q_proj`.
+    pub module: &'static str,
+    /// The outputs of the stored tensor that belong to it; none: all.
+    pub part: Option<Part>,
+    /// Stored `[inputs, outputs]`.
+    pub transposed: bool,
+}
+
+/// Some outputs of a stored tensor: runs of `run` outputs, `stride` apart, the first run at `first`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// The first output.
+    pub first: usize,
+    /// Outputs of a run.
+    pub run: usize,
+    /// From one run to the next.
+    pub stride: usize,
+    /// All outputs of the stored tensor.
+    pub of: usize,
+}
+
+impl PlaceInTensor {
+    /// A whole tensor `[outputs, inputs]`.
+    pub const fn whole(module: &'static str) -> Self {
+        Self { module, part: None, transposed: false }
+    }
+
+    /// Outputs `first..first + run` of `of`.
+    pub const fn rows(module: &'static str, first: usize, run: usize, of: usize) -> Self {
+        Self { module, part: Some(Part { first, run, stride: run, of }), transposed: false }
+    }
+
+    /// The same, stored `[inputs, outputs]`.
+    #[must_use]
+    pub const fn transposed(self) -> Self {
+        Self { transposed: true, ..self }
+    }
+}
+
 /// One projection: a weight `[rows, cols]` = `[out_features, in_features]`, row-major.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Projection {
@@ -84,43 +123,4 @@ impl Projection {
 /// The bias beside a weight.
 fn bias_of(weight: &str) -> String {
     format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))
-}
-
-impl Architecture {
-    /// The projection of one block, `[out_features, in_features]`.
-    ///
-    /// # Panics
-    /// For a kind that is not among [`Architecture::kinds`].
-    pub fn projection(&self, block: usize, kind: ProjectionKind) -> Projection {
-        use ProjectionKind::{Down, Gate, K, O, Q, Up, V};
-        let (rows, cols) = match kind {
-            Q => (self.query_rows(), self.hidden_size),
-            K | V => (self.key_rows(), self.hidden_size),
-            O => (self.hidden_size, self.query_rows()),
-            Gate | Up => (self.intermediate_size, self.hidden_size),
-            Down => (self.hidden_size, self.intermediate_size),
-        };
-        let Some(place) = self.names.places[kind as usize] else {
-            unreachable!("an architecture without {kind}");
-        };
-        let module = self.module(block, place.module);
-        let stored = format!("{module}.weight");
-        let name = if place.part.is_some() { format!("{module}.{kind}.weight") } else { stored.clone() };
-        Projection { name, stored, place, block, kind, rows, cols }
-    }
-
-    /// All projections, block by block in the order of [`Architecture::kinds`].
-    pub fn projections(&self) -> Vec<Projection> {
-        (0..self.num_layers).flat_map(|block| self.block_projections(block)).collect()
-    }
-
-    /// Those of one block.
-    pub fn block_projections(&self, block: usize) -> impl Iterator<Item = Projection> + '_ {
-        self.kinds().map(move |kind| self.projection(block, kind))
-    }
-
-    /// The place among [`Architecture::projections`] of a block's projection; nothing where there is none of that kind.
-    pub fn projection_index(&self, block: usize, kind: ProjectionKind) -> Option<usize> {
-        Some(block * self.kinds_count() + self.kinds().position(|k| k == kind)?)
-    }
 }

@@ -1,10 +1,13 @@
 //! The masks of all projections on the device.
 
-use super::{Masks, NnError, PlanItem};
+use super::{NnError, PlanItem};
 use crate::gpu::Gpu;
 use crate::kernel::MaskBuffer;
 use crate::mask::MaskSet;
 use crate::model::{Architecture, Projection};
+
+/// Masks of all projections in the order of [`Architecture::projections`]; `None` = dense.
+pub type Masks<'a> = &'a [Option<&'a MaskBuffer>];
 
 /// One mask buffer per projection, in the order of [`Architecture::projections`]; `None` = dense.
 pub struct MaskBank {

@@ -240,7 +240,7 @@ impl<'a, 'g> BlockPass<'a, 'g> {
     pub fn attend(&self, c: &mut Commands<'g>, normed: Rows<'_>, attended: Rows<'_>) -> Result<(), NnError> {
         let [q, k, v] = self.queries_keys_values(c, normed)?;
         let heads = self.config.heads(self.block.index, self.layout.length);
-        Ok(self.kernels.attention(c, q, k, v, attended, None, heads, self.layout)?)
+        Ok(self.kernels.attention(c, [q, k, v], attended, None, heads, self.layout)?)
     }
 
     /// Queries, keys and values of the normed input, rotated.

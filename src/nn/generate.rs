@@ -2,7 +2,7 @@
 
 use super::{Decoder, Masks, NnError, PlanItem, Sizes, Workspace};
 use crate::gpu::Commands;
-use crate::kernel::{Activation, Columns, Layout, Rows, f32_bytes};
+use crate::kernel::{Activation, Cached, Columns, Layout, Rows, f32_bytes};
 use crate::model::Architecture;
 
 /// Keys and values of one block, each `[kv_heads * head_dim, sequences * capacity]`.
@@ -92,7 +92,7 @@ impl<'a, 'g, 'm> Generator<'a, 'g, 'm> {
             let from = |rows| Columns { rows, window, at: 0 };
             self.store(c, block, from(k), from(v), layout.length)?;
             let heads = decoder.config.heads(block, layout.length);
-            Ok(pass.kernels.attention(c, q, k, v, attended, None, heads, layout)?)
+            Ok(pass.kernels.attention(c, [q, k, v], attended, None, heads, layout)?)
         })?;
         self.seen = layout.length;
         // The last token of every sequence, side by side.
@@ -131,14 +131,10 @@ impl<'a, 'g, 'm> Generator<'a, 'g, 'm> {
             let (window, seen) = (4 * self.room.window4(), self.seen);
             Ok(pass.kernels.attention_step(
                 c,
-                q,
-                keys,
-                values,
+                [q, keys, values],
                 attended,
                 decoder.config.heads(block, seen),
-                windows,
-                window,
-                seen,
+                Cached { sequences: windows, window, seen },
             )?)
         })?;
         self.logits(c)

@@ -1,11 +1,10 @@
 //! The end of the model: last norm, output matrix, and the loss of every token, without ever holding all logits.
 
-use super::head_compare::{DenseSide, DenseSpace};
 use super::weights::{NormWeights, vector, vector_bytes};
 use super::{Batch, NnError, Sizes, Tensors, TokenLoss};
-use crate::gpu::{Buffer, Commands, Gpu};
+use crate::gpu::{Buffer, Commands, Gpu, GpuError};
 use crate::kernel::{
-    Activation, Kernels, Layout, LogSum, Product, Rows, VOCAB_STATE, Weight, cut, f32_bytes,
+    Activation, DIVERGENCE, Kernels, Layout, LogSum, Product, Rows, VOCAB_STATE, Weight, cut, f32_bytes,
 };
 use crate::model::{Architecture, Checkpoint, Dtype, ModelError};
 
@@ -210,6 +209,74 @@ impl<'g> HeadPass<'_, 'g> {
         }
         Ok(out)
     }
+}
+
+/// What the dense model's logits take.
+pub(super) struct DenseSpace {
+    pub(super) normed: Activation,
+    pub(super) logits: Activation,
+    pub(super) state: Activation,
+    /// [`DIVERGENCE`, t].
+    pub(super) kl: Buffer,
+}
+
+impl DenseSpace {
+    /// Allocates for `rows` rows of the vocabulary at once, and a residual stream `[hidden, 4 * t4]`.
+    pub(super) fn new(gpu: &Gpu, hidden: usize, rows: usize, t4: usize) -> Result<Self, NnError> {
+        let new = |name: &str, rows| Activation::new(gpu, &format!("activations:{name}"), rows, t4);
+        Ok(Self {
+            normed: new("normed of the dense model", hidden)?,
+            logits: new("vocabulary of the dense model", rows)?,
+            state: new("loss of the dense model", VOCAB_STATE)?,
+            kl: gpu.alloc("activations:divergence", f32_bytes(DIVERGENCE, 4 * t4))?,
+        })
+    }
+
+    /// Bytes of [`DenseSpace::new`].
+    pub(super) fn bytes(hidden: usize, rows: usize, t4: usize) -> u64 {
+        f32_bytes(hidden + rows + VOCAB_STATE + DIVERGENCE, 4 * t4)
+    }
+}
+
+/// The dense model's head on the same batch.
+pub(super) struct DenseSide<'a, 'g> {
+    pub(super) pass: HeadPass<'a, 'g>,
+    pub(super) space: &'a DenseSpace,
+    pub(super) x: Rows<'a>,
+}
+
+impl<'a, 'g> DenseSide<'a, 'g> {
+    fn normed(&self) -> Result<Rows<'a>, NnError> {
+        Ok(self.space.normed.rows(0, self.x.count, self.x.t4)?)
+    }
+
+    pub(super) fn start(&self, c: &mut Commands<'g>) -> Result<(), NnError> {
+        c.clear(&self.space.kl, f32_bytes(DIVERGENCE, 4 * self.x.t4))?;
+        self.pass.norm(c, self.x, self.normed()?)
+    }
+
+    pub(super) fn logits(
+        &self,
+        c: &mut Commands<'g>,
+        first: usize,
+        rows: usize,
+    ) -> Result<Rows<'a>, NnError> {
+        self.pass.logits_of(c, self.normed()?, first, rows, &self.space.logits)
+    }
+
+    /// The cap of its logits.
+    pub(super) fn cap(&self) -> Option<f32> {
+        self.pass.config.logit_cap
+    }
+
+    pub(super) fn state(&self) -> Result<Rows<'a>, NnError> {
+        Ok(self.space.state.rows(0, VOCAB_STATE, self.x.t4)?)
+    }
+}
+
+/// A shape that the head cannot be run with.
+pub(super) fn shape(message: &str) -> NnError {
+    GpuError::Shape { kernel: "head", message: message.to_string() }.into()
 }
 
 /// The running log-sum-exp of the tokens of a batch, on the host.

@@ -1,10 +1,9 @@
 //! The head's backward pass: the loss of every token again, now with its gradient by the residual stream.
 
-use super::head::{losses_of, read_state};
-use super::head_compare::DenseSpace;
+use super::head::{DenseSpace, losses_of, read_state, shape};
 use super::{Batch, HeadPass, HeadSpace, NnError, Sizes, TokenLoss};
-use crate::gpu::{Commands, Gpu, GpuError};
-use crate::kernel::{Activation, Masking, Rows, TransposedProduct, VOCAB_STATE, f32_bytes};
+use crate::gpu::{Commands, Gpu};
+use crate::kernel::{Activation, Masking, Rows, Softmax, TransposedProduct, VOCAB_STATE, f32_bytes};
 use crate::model::Architecture;
 
 /// What the head's gradient is of.
@@ -81,7 +80,6 @@ impl<'g> HeadPass<'_, 'g> {
     ///
     /// # Errors
     /// What the device reports; a space without room for this; a loss that is not finite.
-    #[allow(clippy::too_many_arguments)] // three tensors of one shape: grouping them would hide which is which
     pub fn gradient(
         &self,
         c: &mut Commands<'g>,
@@ -89,8 +87,7 @@ impl<'g> HeadPass<'_, 'g> {
         x: Rows<'_>,
         normed: Rows<'_>,
         d_x: Rows<'_>,
-        loss: HeadLoss<'_>,
-        scale: f32,
+        (loss, scale): (HeadLoss<'_>, f32),
     ) -> Result<HeadLosses, NnError> {
         let missing = || shape("no room for gradients of this loss: made with HeadSpace::training?");
         let (ws, t4) = (self.ws, x.t4);
@@ -112,7 +109,14 @@ impl<'g> HeadPass<'_, 'g> {
                 None => {
                     let state = ws.state.rows(0, VOCAB_STATE, t4)?;
                     let cap = self.config.logit_cap;
-                    self.kernels.vocab_gradient(c, logits, rows, first, &ws.targets, state, scale, cap)?;
+                    self.kernels.vocab_gradient(
+                        c,
+                        logits,
+                        first..first + rows,
+                        &ws.targets,
+                        Softmax { state, cap },
+                        scale,
+                    )?;
                 }
                 Some(dense) => self.divergence(c, logits, (first, rows), again, dense, scale)?,
             }
@@ -134,8 +138,4 @@ impl<'g> HeadPass<'_, 'g> {
         };
         Ok(HeadLosses { tokens, kl })
     }
-}
-
-pub(super) fn shape(message: &str) -> NnError {
-    GpuError::Shape { kernel: "head", message: message.to_string() }.into()
 }

@@ -1,38 +1,10 @@
 //! The head beside that of the dense model: how far apart the distributions of the next token are, without ever holding all logits.
 
-use super::head::{losses_of, of_predicted, read_state};
-use super::head_backward::shape;
+use super::head::{DenseSide, DenseSpace, losses_of, of_predicted, read_state, shape};
 use super::{Batch, HeadPass, HeadSpace, HeadWeights, NnError, Sizes, TokenLoss};
-use crate::gpu::{Buffer, Commands, Gpu};
-use crate::kernel::{Activation, DIVERGENCE, Layout, LogSum, Rows, VOCAB_STATE, agrees, f32_bytes};
+use crate::gpu::{Commands, Gpu};
+use crate::kernel::{DIVERGENCE, Layout, LogSum, Rows, Softmax, VOCAB_STATE, agrees};
 use crate::model::Architecture;
-
-/// What the dense model's logits take.
-pub(super) struct DenseSpace {
-    normed: Activation,
-    logits: Activation,
-    state: Activation,
-    /// [`DIVERGENCE`, t].
-    kl: Buffer,
-}
-
-impl DenseSpace {
-    /// Allocates for `rows` rows of the vocabulary at once, and a residual stream `[hidden, 4 * t4]`.
-    pub(super) fn new(gpu: &Gpu, hidden: usize, rows: usize, t4: usize) -> Result<Self, NnError> {
-        let new = |name: &str, rows| Activation::new(gpu, &format!("activations:{name}"), rows, t4);
-        Ok(Self {
-            normed: new("normed of the dense model", hidden)?,
-            logits: new("vocabulary of the dense model", rows)?,
-            state: new("loss of the dense model", VOCAB_STATE)?,
-            kl: gpu.alloc("activations:divergence", f32_bytes(DIVERGENCE, 4 * t4))?,
-        })
-    }
-
-    /// Bytes of [`DenseSpace::new`].
-    pub(super) fn bytes(hidden: usize, rows: usize, t4: usize) -> u64 {
-        f32_bytes(hidden + rows + VOCAB_STATE + DIVERGENCE, 4 * t4)
-    }
-}
 
 impl HeadSpace {
     /// Allocates for [`HeadPass::compare`], too, with a model whose residual stream has `hidden` features.
@@ -50,47 +22,13 @@ impl HeadSpace {
     }
 }
 
-/// The dense model's head on the same batch.
-pub(super) struct DenseSide<'a, 'g> {
-    pass: HeadPass<'a, 'g>,
-    space: &'a DenseSpace,
-    x: Rows<'a>,
-}
-
 /// Divergences and agreement of the predicted tokens of a batch, `[windows, length - 1]`.
 pub(super) struct Divergences {
     pub(super) kl: Vec<f64>,
     pub(super) agree: Vec<bool>,
 }
 
-impl<'a, 'g> DenseSide<'a, 'g> {
-    fn normed(&self) -> Result<Rows<'a>, NnError> {
-        Ok(self.space.normed.rows(0, self.x.count, self.x.t4)?)
-    }
-
-    pub(super) fn start(&self, c: &mut Commands<'g>) -> Result<(), NnError> {
-        c.clear(&self.space.kl, f32_bytes(DIVERGENCE, 4 * self.x.t4))?;
-        self.pass.norm(c, self.x, self.normed()?)
-    }
-
-    pub(super) fn logits(
-        &self,
-        c: &mut Commands<'g>,
-        first: usize,
-        rows: usize,
-    ) -> Result<Rows<'a>, NnError> {
-        self.pass.logits_of(c, self.normed()?, first, rows, &self.space.logits)
-    }
-
-    /// The cap of its logits.
-    pub(super) fn cap(&self) -> Option<f32> {
-        self.pass.config.logit_cap
-    }
-
-    pub(super) fn state(&self) -> Result<Rows<'a>, NnError> {
-        Ok(self.space.state.rows(0, VOCAB_STATE, self.x.t4)?)
-    }
-
+impl<'g> DenseSide<'_, 'g> {
     /// Divergences from this side, where `own` is the state of the other; and this side's state.
     pub(super) fn read(
         &self,
@@ -152,19 +90,15 @@ impl<'g> HeadPass<'_, 'g> {
         let of_dense = dense.space.logits.rows(0, logits.count, logits.t4)?;
         let state = self.ws.state.rows(0, VOCAB_STATE, logits.t4)?;
         let (targets, kl) = (&self.ws.targets, &dense.space.kl);
-        let caps = [self.config.logit_cap, dense.cap()];
+        let own = Softmax { state, cap: self.config.logit_cap };
+        let other = Softmax { state: dense.state()?, cap: dense.cap() };
         Ok(self.kernels.vocab_kl(
             c,
-            logits,
-            of_dense,
-            rows,
-            first,
-            state,
-            dense.state()?,
+            [logits, of_dense],
+            first..first + rows,
+            [own, other],
             targets,
-            scale,
-            kl,
-            caps,
+            (scale, kl),
         )?)
     }
 

@@ -329,7 +329,7 @@ impl<'a, 'g> TrainPass<'a, 'g> {
         let heads = config.heads(self.block.index, self.layout.length);
         let attended = self.rows(&ws.attended, config.query_rows())?;
         let lse = self.rows(&ws.heads[0], heads.heads)?;
-        kernels.attention(c, q, k, v, attended, Some(lse), heads, self.layout)?;
+        kernels.attention(c, [q, k, v], attended, Some(lse), heads, self.layout)?;
         let mid = self.stream(&ws.mid)?;
         c.copy(x.buffer, 0, mid.buffer, 0, bytes)?;
         let to = self.aside(0, mid)?;

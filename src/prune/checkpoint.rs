@@ -10,9 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
 use super::conditions::Conditions;
-use super::oneshot::ProjectionReport;
-use super::schedule::BlockResult;
-use super::{Learned, PruneError};
+use super::{BlockResult, Learned, ProjectionReport, PruneError};
 use crate::folder::{FolderError, RunPaths};
 use crate::fsio;
 use crate::mask::{BitMask, MaskFile, MaskSet, Pattern, Provenance};

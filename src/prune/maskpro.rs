@@ -133,12 +133,10 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
     ///
     /// # Errors
     /// Too few windows for a batch; no room on the device.
-    #[allow(clippy::too_many_arguments)] // the parts of a run; each is used once
     pub fn new(
         decoder: &'r Decoder<'g, 'm>,
         commands: &'r mut Commands<'g>,
-        selection: &'r Selection,
-        start: &'r MaskSet,
+        (selection, start): (&'r Selection, &'r MaskSet),
         windows: &Windows,
         options: Options,
         initial: impl Fn(&Projection, &BitMask) -> Result<Vec<f32>, PruneError>,

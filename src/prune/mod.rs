@@ -2,10 +2,12 @@
 
 mod checkpoint;
 mod conditions;
+mod cost;
 mod error;
 pub mod learn;
 pub mod maskpro;
 mod oneshot;
+mod outcome;
 pub mod plan;
 mod schedule;
 mod scores;
@@ -19,9 +21,9 @@ pub mod variance;
 pub use checkpoint::BlockStore;
 pub use conditions::Conditions;
 pub use error::PruneError;
-pub use learn::Learned;
-pub use oneshot::{Input, Inputs, OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
-pub use schedule::{BlockResult, Schedule, Watch};
+pub use oneshot::{Input, Inputs, OneShot, OneShotOptions, Repair, StartMask};
+pub use outcome::{BlockResult, Learned, ProjectionReport};
+pub use schedule::{Schedule, Watch};
 pub use scores::{InputNorms, Score, score_logits};
 pub use select::{Selection, select};
 pub use session::Session;

@@ -151,27 +151,3 @@ impl Input {
         }
     }
 }
-
-/// How a projection came out. Errors are squared output errors on the calibration inputs as shares of the output's energy,
-/// tr(D H D^T) / tr(W H W^T) with D the change of the weights W and H the Gram matrix of the inputs.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct ProjectionReport {
-    /// Tensor name.
-    pub name: String,
-    /// Error under the start mask.
-    pub start: Option<f64>,
-    /// Error under the mask.
-    pub error: Option<f64>,
-    /// Error after the kept weights were re-fitted.
-    pub repaired: Option<f64>,
-    /// Groups that differ from the start mask: descent's, or that which learning began with.
-    pub groups_changed: Option<u64>,
-    /// Passes of descent over the rows, four sweeps each.
-    pub passes: Option<u32>,
-    /// Iterations of the least squares, the most of any panel.
-    pub iterations: Option<u32>,
-    /// Damping that SparseGPT's matrix took, where more than asked for was needed.
-    pub damp_raised: Option<f64>,
-    /// Seconds.
-    pub seconds: f64,
-}

@@ -2,6 +2,7 @@
 
 use super::PruneError;
 use super::Selection;
+use super::cost::forward_flops;
 use super::learn::{Objective, Stage, layer};
 use super::oneshot::{Input, OneShot, OneShotOptions, Repair};
 use super::solver::Solver;
@@ -117,14 +118,6 @@ pub fn walk(
     let masks = selection.pruned.iter().map(|(_, p)| MaskBuffer::device_bytes(p.rows, p.cols)).sum();
     plan.host.push(PlanItem::new("masks", masks));
     Ok(plan)
-}
-
-/// Operations of a block's forward pass: products and attention.
-pub(super) fn forward_flops(config: &Architecture, block: usize, windows: usize, window: usize) -> f64 {
-    let tokens = (windows * window) as f64;
-    let weights: f64 = config.block_projections(block).map(|p| (p.rows * p.cols) as f64).sum();
-    let heads = config.query_rows() as f64;
-    2.0 * weights * tokens + 2.0 * heads * window as f64 * tokens
 }
 
 /// One block of a plan.

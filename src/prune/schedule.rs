@@ -7,32 +7,15 @@
 
 use std::collections::BTreeMap;
 
-use super::oneshot::{Input, Inputs, OneShotOptions, ProjectionReport};
+use super::oneshot::{Input, Inputs, OneShotOptions};
 use super::solver::Solver;
 use super::stored::stored;
-use super::{Learned, PruneError, Selection};
+use super::{BlockResult, ProjectionReport, PruneError, Selection};
 use crate::gpu::Commands;
 use crate::kernel::{Kernels, MaskBuffer, Square};
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Architecture, Overlay, Projection, ProjectionKind, TensorView};
 use crate::nn::{Access, Activations, BatchView, BlockPass, BlockSpace, BlockWeights, NnError};
-
-/// What a block got.
-#[derive(Clone, Debug, Default)]
-pub struct BlockResult {
-    /// Its number.
-    pub block: usize,
-    /// Masks by tensor name.
-    pub masks: BTreeMap<String, BitMask>,
-    /// Re-fitted weights by tensor name, as stored.
-    pub weights: BTreeMap<String, Vec<u8>>,
-    /// How its projections came out.
-    pub reports: Vec<ProjectionReport>,
-    /// Squared norms of the features of each [`Input`], where they were needed.
-    pub squared_norms: [Option<Vec<f32>>; 4],
-    /// What training made of it; of the whole model in block 0.
-    pub learned: Option<Learned>,
-}
 
 /// Who watches a walk.
 pub trait Watch {
@@ -108,7 +91,7 @@ impl<'g> Schedule<'_, 'g> {
                 let pruned = self.projections(index, input, solve);
                 let h = match (&mut activations, &space) {
                     (Some(a), Some(space)) => {
-                        self.advance(c, a, space, &mut current, Some(input), !pruned.is_empty(), watch)?
+                        self.advance(c, a, space, &mut current, Some((input, !pruned.is_empty())), watch)?
                     }
                     _ => None,
                 };
@@ -121,7 +104,7 @@ impl<'g> Schedule<'_, 'g> {
             if let (Some(a), Some(space)) = (&mut activations, &space)
                 && index + 1 < self.config.num_layers
             {
-                self.advance(c, a, space, &mut current, None, false, watch)?;
+                self.advance(c, a, space, &mut current, None, watch)?;
             }
             if solve {
                 watch.block(result)?;
@@ -173,18 +156,17 @@ impl<'g> Schedule<'_, 'g> {
         if solve { of_input.collect() } else { Vec::new() }
     }
 
-    /// Brings all windows to `input` of a block (`None`: to its end); returns the input's Gram matrix if asked for.
-    #[allow(clippy::too_many_arguments)] // the state of the walk
+    /// Brings all windows to `input` of a block (`None`: to its end); returns the input's Gram matrix where it is wanted.
     fn advance(
         &self,
         c: &mut Commands<'g>,
         activations: &mut Activations<'g>,
         space: &BlockSpace,
         current: &mut Current,
-        input: Option<Input>,
-        wanted: bool,
+        input: Option<(Input, bool)>,
         watch: &mut dyn Watch,
     ) -> Result<Option<Square>, PruneError> {
+        let (input, wanted) = (input.map(|(input, _)| input), input.is_some_and(|(_, wanted)| wanted));
         let (gpu, config) = (self.kernels.gpu(), self.config);
         let sizes = activations.sizes().clone();
         let gram = match input.filter(|_| wanted) {

@@ -6,10 +6,11 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use super::ProjectionReport;
 use super::PruneError;
 use super::learn::Stage;
 use super::learn::layer::Layer;
-use super::oneshot::{OneShot, OneShotOptions, ProjectionReport, Repair, StartMask};
+use super::oneshot::{OneShot, OneShotOptions, Repair, StartMask};
 use super::statistics::Statistics;
 use crate::gpu::{Commands, Gpu};
 use crate::kernel::{
@@ -216,7 +217,7 @@ impl<'g> Work<'_, '_, 'g> {
         let products = s.products.rows(0, rows.len(), k4)?;
         let change = s.change.rows(0, rows.len(), k4)?;
         k.spread(c, self.weight, Part::All, rows.clone(), change)?;
-        k.weight_times_square(c, self.weight, None, false, rows.clone(), s.h, products)?;
+        k.weight_times_square(c, self.weight, None, rows.clone(), s.h, products)?;
         self.energy += self.row_errors(c, s, change, products)?.iter().map(|&e| f64::from(e)).sum::<f64>();
         match self.options().method {
             OneShot::SparseGpt => self.sparsegpt(c, s, rows.clone(), change)?,
@@ -330,7 +331,7 @@ impl<'g> Work<'_, '_, 'g> {
         let products = s.products.rows(0, rows.len(), k4)?;
         let change = s.change.rows(0, rows.len(), k4)?;
         k.spread(c, self.weight, Part::Pruned(&self.mask), rows.clone(), change)?;
-        Ok(k.weight_times_square(c, self.weight, Some(&self.mask), true, rows, s.h, products)?)
+        Ok(k.weight_times_square(c, self.weight, Some((&self.mask, true)), rows, s.h, products)?)
     }
 
     /// Squared output errors of the rows of a panel: of a change and its product with the Gram matrix.
@@ -356,7 +357,7 @@ impl<'g> Work<'_, '_, 'g> {
             return Ok(());
         };
         let pattern = self.options().pattern;
-        self.solver.kernels.sparsegpt(c, panel, factor, pattern, &self.mask, rows.start, scratch)?;
+        self.solver.kernels.sparsegpt(c, panel, factor, pattern, (&self.mask, rows.start), scratch)?;
         self.report.damp_raised = (*used > self.options().damp).then_some(*used);
         if self.options().repair == Repair::Update {
             let weights: Vec<f32> = c.read(s.change.buffer(), 0, rows.len() * self.weight.cols())?;

@@ -233,7 +233,7 @@ pub fn fuzz(
             if tally.failures.len() >= 5 {
                 break;
             }
-            one(corpus, seed, case, target, &watch, start, &mut work, &mut tally, only.is_some());
+            one(corpus, (seed, case), target, (&watch, start), &mut work, &mut tally, only.is_some());
         }
     });
     println!(
@@ -258,14 +258,11 @@ struct Tally {
     failures: Vec<String>,
 }
 
-#[allow(clippy::too_many_arguments, reason = "the body of a loop")]
 fn one(
     corpus: &Corpus,
-    seed: u64,
-    case: u64,
+    (seed, case): (u64, u64),
     target: &str,
-    watch: &Watch,
-    start: Instant,
+    (watch, start): (&Watch, Instant),
     work: &mut impl FnMut(&Case<'_>) -> Result<End, String>,
     tally: &mut Tally,
     keep: bool,

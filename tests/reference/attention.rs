@@ -77,11 +77,8 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], h: Heads, window: usize, token
 
 /// The attention of the last of `seen` tokens of each window of `window` columns in `k` and `v`; `q` and the result have a column for each of
 /// `sequences` sequences (and padding, which is not computed). Value and unit are those of [`attention`].
-#[allow(clippy::too_many_arguments)] // as the kernel takes them
 pub fn attention_step(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    [q, k, v]: [&[f32]; 3],
     h: Heads,
     sequences: usize,
     q_tokens: usize,

@@ -9,7 +9,7 @@ use super::Job;
 use crate::calib::Windows;
 use crate::cli::CliError;
 use crate::cli::context::DeviceArgs;
-use crate::cli::prune;
+use crate::cli::{job, prune_args};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::soft::logits_of;
@@ -45,7 +45,7 @@ fn fit(stages: &[Timed], budget: f64) -> Vec<u32> {
 
 impl Job<'_> {
     /// Steps for each objective of a method so that they take about `budget` seconds; none for a method that does not learn.
-    pub(super) fn steps_within(&self, mut args: prune::Args, budget: f64) -> Result<Vec<u32>, CliError> {
+    pub(super) fn steps_within(&self, mut args: prune_args::Args, budget: f64) -> Result<Vec<u32>, CliError> {
         args.resolve();
         let (layer, stages) = args.stages()?;
         if layer.is_some() {
@@ -56,7 +56,7 @@ impl Job<'_> {
         let selection = select(config, args.select.pattern, &args.select.only, args.select.skip_indivisible)?;
         // The run that follows says where it runs.
         let device = DeviceArgs { quiet: true, ..self.device.clone() };
-        let job = prune::Job {
+        let job = job::Job {
             device: &device,
             args: &args,
             model: &self.model,
@@ -99,7 +99,7 @@ fn first_of_every_group(selection: &Selection, pattern: Pattern) -> Result<MaskS
 
 /// Times the stages of a run.
 struct Pilot<'a, 'g> {
-    job: &'a prune::Job<'a>,
+    job: &'a job::Job<'a>,
     kernels: &'a Kernels<'g>,
     calib: &'a Windows,
     budget: f64,
@@ -140,8 +140,7 @@ impl Pilot<'_, '_> {
         let mut learner = Learner::new(
             &decoder,
             &mut commands,
-            self.job.selection,
-            start,
+            (self.job.selection, start),
             &windows,
             options,
             |_, mask| Ok(logits_of(mask, scale)),

@@ -18,11 +18,11 @@ use self::row::Row;
 use self::table::Comparison;
 use super::calib_args::{CalibArgs, CalibChoice, at_least_one, tokens_of_window};
 use super::context::{DeviceArgs, Model, stop_flag};
+use super::method::Method;
 use super::method_args::SelectArgs;
-use super::prune::{self, Method};
 use super::report;
 use super::train_args::Recipe;
-use super::{Cli, CliError, Command, Outcome};
+use super::{Cli, CliError, Command, Outcome, prune, prune_args};
 use crate::calib::Windows;
 use crate::folder::{FolderError, RunFolder, RunLock, RunPaths};
 use crate::fsio::{FsError, check_room, create_folder};
@@ -248,7 +248,7 @@ impl Job<'_> {
     }
 
     /// The run of `contender`, as the options of `prune`; `steps` of each of its objectives, if given.
-    fn words(&self, contender: Contender, steps: &[u32]) -> Result<prune::Args, CliError> {
+    fn words(&self, contender: Contender, steps: &[u32]) -> Result<prune_args::Args, CliError> {
         let (args, choice) = (self.args, self.choice);
         let mut words: Vec<OsString> = vec!["maskwright".into(), "prune".into()];
         words.extend(self.device.words());

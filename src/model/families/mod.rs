@@ -36,11 +36,11 @@ use keys::{MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_POSITIONS, MAX_VOCAB, MAX_WI
 pub(super) use keys::Keys;
 
 use super::architecture::{
-    Architecture, AttentionShape, BlockShape, FeedForward, Gain, LayerShape, Names, NormShape, PlaceInTensor,
-    QkNorm, QkSpread, RotaryShape, Scales,
+    Architecture, AttentionShape, BlockShape, FeedForward, Gain, LayerShape, Names, NormShape, QkNorm,
+    QkSpread, RotaryShape, Scales,
 };
 use super::ends::token_ids;
-use super::{ActivationKind, ModelError, NormKind, ProjectionKind, stored_plain};
+use super::{ActivationKind, ModelError, NormKind, PlaceInTensor, ProjectionKind, stored_plain};
 
 /// A family of models.
 pub(super) struct Family {

@@ -12,55 +12,14 @@ use super::options::Trains;
 use super::run::{MaskBuffers, StageRun};
 use super::sink::GradientSpace;
 use super::state::BlockState;
-use super::steps::Minibatch;
+use super::steps::squared;
+use super::walk::{Block, Blockwise, OnBlock, Space, Streams};
 use super::{LearnWatch, MEASURED, Snapshot, StepReport, copy_rows, minibatch_order};
-use crate::gpu::{Buffer, Commands};
+use crate::gpu::Commands;
 use crate::kernel::{Activation, Masking, f32_bytes};
 use crate::mask::{BitMask, MaskSet};
-use crate::model::Architecture;
-use crate::nn::{Access, Activations, BlockWeights, Sizes, TrainSpace};
+use crate::nn::{Access, Activations, BlockWeights, TrainSpace};
 use crate::prune::{BlockResult, Learned, PruneError};
-
-/// A walk over the blocks that trains each.
-pub(super) struct Blockwise<'a, 'g> {
-    pub(super) run: &'a StageRun<'a, 'g>,
-}
-
-/// The residual streams of all windows.
-pub(super) struct Streams<'g> {
-    /// Of the model under training.
-    pub(super) pruned: Activations<'g>,
-    /// Of the dense model.
-    pub(super) dense: Activations<'g>,
-}
-
-/// Buffers of a walk.
-pub(super) struct Space {
-    pub(super) train: TrainSpace,
-    /// The block's output, then its gradient.
-    pub(super) y: Activation,
-    /// A copy of it where it is still needed.
-    copy: Activation,
-    pub(super) errors: Buffer,
-}
-
-/// A block on its way.
-#[derive(Clone, Copy)]
-pub(super) struct Block<'b> {
-    pub(super) index: usize,
-    pub(super) weights: &'b BlockWeights,
-    /// Energy of the dense block's update, over all windows.
-    pub(super) energy: f64,
-}
-
-impl Block<'_> {
-    /// Whether the dense block's update is zero in each of `minibatches`, or so small that the gradient of an error as a share of it
-    /// overflows.
-    fn adds_nothing(&self, minibatches: usize) -> bool {
-        let share = self.energy / minibatches.max(1) as f64;
-        share >= 0.0 && !((2.0 / share) as f32).is_finite()
-    }
-}
 
 impl BlockResult {
     /// Of a block that has nothing to learn from, and keeps the masks `start`.
@@ -75,14 +34,6 @@ impl BlockResult {
             seconds,
         };
         Self { block, masks: start, learned: Some(learned), ..Default::default() }
-    }
-}
-
-impl Blockwise<'_, '_> {
-    /// Bytes on the device beside weights, state and streams: buffers of a block, and the gradients.
-    pub(super) fn space_bytes(config: &Architecture, sizes: &Sizes) -> u64 {
-        let t = 4 * sizes.layout.t4();
-        TrainSpace::bytes(config, sizes) + f32_bytes(2 * config.hidden_size + 1, t)
     }
 }
 
@@ -127,7 +78,8 @@ impl<'g> Blockwise<'_, 'g> {
                 }
                 continue;
             }
-            let (result, trained) = self.train(c, &space, &gradients, &block, &streams, parts, watch)?;
+            let on = OnBlock { run: self.run, space: &space, block, streams: &streams, parts };
+            let (result, trained) = on.train(c, &gradients, watch)?;
             watch.block(&result)?;
             if last {
                 continue;
@@ -161,7 +113,7 @@ impl<'g> Blockwise<'_, 'g> {
             pass.forward(c, batch.x, y)?;
             let copy = space.copy.rows(0, y.count, y.t4)?;
             copy_rows(c, y, copy)?;
-            energy += self.squared(c, space, copy, batch.x, 0.0, batch.layout)?;
+            energy += squared(self.run, c, space, (copy, batch.x), 0.0, batch.layout)?;
             copy_rows(c, y, batch.x)?;
             Ok::<(), PruneError>(())
         })?;
@@ -177,7 +129,7 @@ impl<'g> Blockwise<'_, 'g> {
         masks: &BTreeMap<String, BitMask>,
         streams: &mut Streams<'g>,
     ) -> Result<(), PruneError> {
-        let buffers = self.mask_buffers(block.index, masks)?;
+        let buffers = mask_buffers(self.run, block.index, masks)?;
         let access = Access { load_x: true, save_x: true, ..Default::default() };
         streams.pruned.each(c, access, |c, batch| {
             let y = space.y.rows(0, self.run.config.hidden_size, batch.layout.t4())?;
@@ -187,49 +139,32 @@ impl<'g> Blockwise<'_, 'g> {
         })?;
         Ok(())
     }
+}
 
-    fn mask_buffers(
-        &self,
-        index: usize,
-        masks: &BTreeMap<String, BitMask>,
-    ) -> Result<MaskBuffers, PruneError> {
-        self.run.mask_buffers(index, |name| masks.get(name).or_else(|| self.run.start.get(name)))
-    }
-
+impl<'g> OnBlock<'_, 'g> {
     /// Error of the block over the windows that are measured, under `masks`, as a share of the energy of its update.
-    fn error(
-        &self,
-        c: &mut Commands<'g>,
-        space: &Space,
-        block: &Block<'_>,
-        masks: &BTreeMap<String, BitMask>,
-        streams: &Streams<'g>,
-    ) -> Result<f64, PruneError> {
-        let buffers = self.mask_buffers(block.index, masks)?;
-        let (mut sum, batches) = (0.0, streams.pruned.batches());
-        let measured = batches.min(MEASURED.div_ceil(streams.pruned.sizes().layout.windows));
+    fn error(&self, c: &mut Commands<'g>, masks: &BTreeMap<String, BitMask>) -> Result<f64, PruneError> {
+        let (block, pruned) = (&self.block, &self.streams.pruned);
+        let buffers = mask_buffers(self.run, block.index, masks)?;
+        let (mut sum, batches) = (0.0, pruned.batches());
+        let measured = batches.min(MEASURED.div_ceil(pruned.sizes().layout.windows));
         let linears = block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
         for i in 0..measured {
-            sum += self.part(c, space, block, streams, linears, i, 0.0)?;
+            sum += self.part(c, linears, i, 0.0)?;
         }
         Ok(sum / (block.energy * measured as f64 / batches as f64))
     }
 
     /// Trains one block; returns what it got, and its weights where they changed.
-    #[allow(clippy::too_many_arguments)] // the state of the walk
     fn train(
         &self,
         c: &mut Commands<'g>,
-        space: &Space,
         gradients: &GradientSpace,
-        block: &Block<'_>,
-        streams: &Streams<'g>,
-        parts: usize,
         watch: &mut dyn LearnWatch,
     ) -> Result<(BlockResult, Option<BlockWeights>), PruneError> {
         let started = Instant::now();
-        let (stage, index) = (self.run.stage, block.index);
-        let minibatches = streams.pruned.batches() / parts;
+        let (stage, index, block) = (self.run.stage, self.block.index, &self.block);
+        let minibatches = self.streams.pruned.batches() / self.parts;
         let own: BTreeMap<String, BitMask> = self
             .run
             .config
@@ -243,7 +178,7 @@ impl<'g> Blockwise<'_, 'g> {
             );
             return Ok((BlockResult::skipped(index, own, started.elapsed().as_secs_f64()), None));
         }
-        let before = self.error(c, space, block, &own, streams)?;
+        let before = self.error(c, &own)?;
         let state = BlockState::new(self.run, index)?;
         let mut first = 0;
         let mut tracker = 0.0;
@@ -262,26 +197,24 @@ impl<'g> Blockwise<'_, 'g> {
             }
             let at = Instant::now();
             let number = minibatch_order(stage.seed, index, step, minibatches);
-            let minibatch = Minibatch { number, parts };
             let mut residual = None;
             let loss = match stage.trains {
                 Trains::MaskPro => {
                     let start = match baseline[number] {
                         Some(loss) => loss,
                         None => {
-                            let buffers = self.mask_buffers(index, &own)?;
+                            let buffers = mask_buffers(self.run, index, &own)?;
                             let linears = block
                                 .weights
                                 .train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
-                            *baseline[number].insert(self.loss(c, space, block, streams, linears, minibatch)?)
+                            *baseline[number].insert(self.loss(c, linears, number)?)
                         }
                     };
-                    let loss =
-                        self.draw(c, space, block, streams, &state, step, minibatch, start, &mut tracker)?;
+                    let loss = self.draw(c, &state, (step, number), start, &mut tracker)?;
                     residual = Some(loss - start);
                     loss
                 }
-                _ => self.descend(c, space, gradients, block, streams, &state, step, minibatch)?,
+                _ => self.descend(c, gradients, &state, (step, number))?,
             };
             if !loss.is_finite() {
                 return Err(PruneError::Diverged { place: format!("block {index}"), step, loss });
@@ -289,23 +222,18 @@ impl<'g> Blockwise<'_, 'g> {
             let report = StepReport::new(stage, Some(index), step, loss, at);
             watch.step(&StepReport { residual, tracker: residual.map(|_| tracker), ..report })?;
         }
-        self.finish(c, space, block, streams, state, own, before, started)
+        self.finish(c, state, own, (before, started))
     }
 
-    /// Mask and weights that training has come to, unless those of the start are better.
-    #[allow(clippy::too_many_arguments)] // the state of the walk
+    /// Mask and weights that training has come to, unless those of the start are better, whose error was `before`.
     fn finish(
         &self,
         c: &mut Commands<'g>,
-        space: &Space,
-        block: &Block<'_>,
-        streams: &Streams<'g>,
         state: BlockState,
         start: BTreeMap<String, BitMask>,
-        before: f64,
-        started: Instant,
+        (before, started): (f64, Instant),
     ) -> Result<(BlockResult, Option<BlockWeights>), PruneError> {
-        let (stage, index) = (self.run.stage, block.index);
+        let (stage, index, block) = (self.run.stage, self.block.index, &self.block);
         let mut masks = start.clone();
         masks.extend(state.masks(c, stage)?);
         let set = MaskSet { pattern: stage.pattern, masks: masks.clone() };
@@ -319,7 +247,7 @@ impl<'g> Blockwise<'_, 'g> {
             Some(BlockWeights::upload(self.run.kernels.gpu(), &tensors, self.run.config, index)?)
         };
         let of_block = Block { weights: trained.as_ref().unwrap_or(block.weights), ..*block };
-        let after = self.error(c, space, &of_block, &masks, streams)?;
+        let after = OnBlock { block: of_block, ..*self }.error(c, &masks)?;
         let changed = masks
             .iter()
             .filter_map(|(name, mask)| Some(mask.groups_changed(start.get(name)?, stage.pattern)))
@@ -343,4 +271,13 @@ impl<'g> Blockwise<'_, 'g> {
             Ok((result, None))
         }
     }
+}
+
+/// The masks of a block on the device: those given, else those of the start.
+fn mask_buffers(
+    run: &StageRun<'_, '_>,
+    index: usize,
+    masks: &BTreeMap<String, BitMask>,
+) -> Result<MaskBuffers, PruneError> {
+    run.mask_buffers(index, |name| masks.get(name).or_else(|| run.start.get(name)))
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::options::{At, ModelLoss, Stage};
+use super::options::{At, ModelLoss, Residency};
 use super::run::StageRun;
 use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
@@ -23,21 +23,18 @@ use crate::nn::{
 };
 use crate::prune::{BlockResult, Learned, PruneError};
 
-/// Where blocks are while others are at work.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Residency {
-    /// All on the device
-    Resident,
-    /// One at a time on the device
-    Streamed,
-}
-
 /// Training on the loss of the whole model.
 pub(super) struct EndToEnd<'a, 'g> {
     pub(super) run: &'a StageRun<'a, 'g>,
     /// The dense model's embedding.
     pub(super) embedding: &'a Embedding<'a>,
+}
+
+/// What training sees: the windows, and where the loss is [`ModelLoss::Kl`] what the dense model's last block puts out for them.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'a, 'g> {
+    pub(super) windows: &'a Windows,
+    pub(super) dense: Option<&'a Activations<'g>>,
 }
 
 /// The blocks, wherever they are.
@@ -72,7 +69,7 @@ impl EndToEnd<'_, '_> {
 }
 
 impl<'g> EndToEnd<'_, 'g> {
-    /// Trains. `dense` holds what the dense model's last block puts out for all windows, where the loss is [`ModelLoss::Kl`].
+    /// Trains.
     ///
     /// # Errors
     /// What the device or the watcher report; [`PruneError::Stopped`] when the watcher asks to stop;
@@ -80,17 +77,16 @@ impl<'g> EndToEnd<'_, 'g> {
     pub(super) fn train_all(
         &self,
         c: &mut Commands<'g>,
-        windows: &Windows,
+        seen: Seen<'_, 'g>,
         sizes: Sizes,
-        dense: Option<&Activations<'g>>,
         watch: &mut dyn LearnWatch,
     ) -> Result<(), PruneError> {
         let started = Instant::now();
         let stage = self.run.stage;
         let parts = stage.parts(&sizes)?;
-        let minibatches = windows.count() / stage.batch;
+        let minibatches = seen.windows.count() / stage.batch;
         let space = self.space(sizes, parts)?;
-        let before = self.loss(c, &space, windows, dense, self.run.tensors, self.run.start)?;
+        let before = self.loss(c, &space, seen, self.run.tensors, self.run.start)?;
         let mut blocks = self.blocks(c, watch)?;
         let mut first = 0;
         if let Some(resumed) = watch.resume(0)? {
@@ -107,13 +103,13 @@ impl<'g> EndToEnd<'_, 'g> {
             }
             let at = Instant::now();
             let minibatch = minibatch_order(stage.seed, 0, step, minibatches);
-            let loss = self.step(c, &space, &mut blocks, windows, dense, stage.at(step), minibatch)?;
+            let loss = self.step(c, &space, &mut blocks, seen, stage.at(step), minibatch)?;
             if !loss.is_finite() {
                 return Err(PruneError::Diverged { place: "the model".into(), step, loss });
             }
             watch.step(&StepReport::new(stage, None, step, loss, at))?;
         }
-        self.finish(c, &space, blocks, windows, dense, before, started, watch)
+        self.finish(c, &space, blocks, seen, (before, started), watch)
     }
 
     fn space(&self, sizes: Sizes, parts: usize) -> Result<Space, PruneError> {
@@ -269,23 +265,22 @@ impl<'g> EndToEnd<'_, 'g> {
             Some(dense) => HeadLoss::Kl { dense: dense.batch(c, in_all)?.x },
             None => HeadLoss::CrossEntropy,
         };
-        let losses = head.gradient(c, batch, x, again, d, loss, scale)?;
+        let losses = head.gradient(c, batch, x, again, d, (loss, scale))?;
         Ok(losses.mean())
     }
 
-    #[allow(clippy::too_many_arguments)] // the state of a run
+    /// A step on a minibatch; its loss before it.
     fn step(
         &self,
         c: &mut Commands<'g>,
         space: &Space,
         blocks: &mut Blocks<'_>,
-        windows: &Windows,
-        dense: Option<&Activations<'g>>,
+        seen: Seen<'_, 'g>,
         at: At,
         minibatch: usize,
     ) -> Result<f64, PruneError> {
         let (layers, stage) = (self.run.config.num_layers, self.run.stage);
-        let batches = self.parts(space, windows, minibatch);
+        let batches = self.parts(space, seen.windows, minibatch);
         self.embed(c, space, &batches)?;
         for index in 0..layers {
             let (weights, state) = self.take(c, blocks, index)?;
@@ -305,7 +300,7 @@ impl<'g> EndToEnd<'_, 'g> {
         for (part, batch) in batches.iter().enumerate() {
             let number = minibatch * batches.len() + part;
             let scale = 1.0 / predicted as f32;
-            loss += self.head(c, space, batch, (part, number), dense, scale)? / batches.len() as f64;
+            loss += self.head(c, space, batch, (part, number), seen.dense, scale)? / batches.len() as f64;
         }
         for index in (0..layers).rev() {
             let (weights, state) = self.take(c, blocks, index)?;
@@ -342,14 +337,13 @@ impl<'g> EndToEnd<'_, 'g> {
         &self,
         c: &mut Commands<'g>,
         space: &Space,
-        windows: &Windows,
-        dense: Option<&Activations<'g>>,
+        seen: Seen<'_, 'g>,
         tensors: Tensors<'_>,
         masks: &MaskSet,
     ) -> Result<f64, PruneError> {
         let gpu = self.run.kernels.gpu();
         let minibatches =
-            (windows.count() / self.run.stage.batch).min(MEASURED.div_ceil(self.run.stage.batch));
+            (seen.windows.count() / self.run.stage.batch).min(MEASURED.div_ceil(self.run.stage.batch));
         let load = |index: usize| -> Result<_, PruneError> {
             let weights = BlockWeights::upload(gpu, tensors, self.run.config, index)?;
             let buffers = self.run.mask_buffers(index, |name| masks.get(name))?;
@@ -360,7 +354,7 @@ impl<'g> EndToEnd<'_, 'g> {
             (0..self.run.config.num_layers).filter(|_| resident).map(load).collect::<Result<Vec<_>, _>>()?;
         let mut sum = 0.0;
         for minibatch in 0..minibatches {
-            let batches = self.parts(space, windows, minibatch);
+            let batches = self.parts(space, seen.windows, minibatch);
             self.embed(c, space, &batches)?;
             for index in 0..self.run.config.num_layers {
                 let loaded = if resident { None } else { Some(load(index)?) };
@@ -376,23 +370,20 @@ impl<'g> EndToEnd<'_, 'g> {
             }
             for (part, batch) in batches.iter().enumerate() {
                 let number = minibatch * batches.len() + part;
-                sum += self.head(c, space, batch, (part, number), dense, 0.0)? / batches.len() as f64;
+                sum += self.head(c, space, batch, (part, number), seen.dense, 0.0)? / batches.len() as f64;
             }
         }
         Ok(sum / minibatches as f64)
     }
 
-    /// Masks and weights that training has come to, unless those of the start are better.
-    #[allow(clippy::too_many_arguments)] // the state of a run
+    /// Masks and weights that training has come to, unless those of the start are better, whose loss was `before`.
     fn finish(
         &self,
         c: &mut Commands<'g>,
         space: &Space,
         mut blocks: Blocks<'_>,
-        windows: &Windows,
-        dense: Option<&Activations<'g>>,
-        before: f64,
-        started: Instant,
+        seen: Seen<'_, 'g>,
+        (before, started): (f64, Instant),
         watch: &mut dyn LearnWatch,
     ) -> Result<(), PruneError> {
         let stage = self.run.stage;
@@ -404,7 +395,7 @@ impl<'g> EndToEnd<'_, 'g> {
             fitted.extend(state.weights(c, stage, self.run.dense, &set)?);
         }
         let tensors = Fitted { base: self.run.tensors, weights: &fitted };
-        let after = self.loss(c, space, windows, dense, &tensors, &set)?;
+        let after = self.loss(c, space, seen, &tensors, &set)?;
         let kept = after.is_finite() && after <= before;
         let changed = |masks: &BTreeMap<String, BitMask>| -> u64 {
             let pairs = masks.iter().filter_map(|(name, mask)| Some((mask, self.run.start.get(name)?)));
@@ -434,19 +425,5 @@ impl<'g> EndToEnd<'_, 'g> {
             watch.block(&result)?;
         }
         Ok(())
-    }
-}
-
-impl Stage {
-    /// Parts in which a minibatch goes through a block.
-    ///
-    /// # Errors
-    /// [`PruneError::Batch`] where the windows of a batch do not divide it.
-    pub fn parts(&self, sizes: &Sizes) -> Result<usize, PruneError> {
-        let together = sizes.layout.windows;
-        if !self.batch.is_multiple_of(together) {
-            return Err(PruneError::Batch { batch: self.batch, together });
-        }
-        Ok(self.batch / together)
     }
 }

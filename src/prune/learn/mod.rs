@@ -1,6 +1,7 @@
 //! Learning by backpropagation through masks, block by block or through the whole model.
 
 mod blockwise;
+mod dispatch;
 mod endtoend;
 pub(super) mod layer;
 mod logits;
@@ -11,9 +12,9 @@ mod sink;
 mod snapshot;
 mod state;
 mod steps;
+mod walk;
 
-pub use endtoend::Residency;
-pub use options::{At, ModelLoss, Objective, Relaxing, Stage, Trains};
+pub use options::{At, ModelLoss, Objective, Relaxing, Residency, Stage, Trains};
 pub use run::StageRun;
 pub use snapshot::Snapshot;
 
@@ -64,28 +65,6 @@ impl StepReport {
 
 /// Windows, in whole batches, on which a stage compares what it started from with what it came to.
 const MEASURED: usize = 128;
-
-/// How a block, or the model, came out of a stage. Errors are means over 128 calibration windows under strict masks, in the units of
-/// [`StepReport::loss`].
-#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Learned {
-    /// The block; none for the whole model.
-    pub block: Option<usize>,
-    /// Error with the masks and weights that it started from.
-    pub start: f64,
-    /// Error with those that it came to.
-    pub error: f64,
-    /// Whether the latter are taken: not where they are worse.
-    pub kept: bool,
-    /// Whether nothing was learned since the dense block adds nothing to the residual stream: there is no update to measure an error by,
-    /// and both errors are 0 then.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub skipped: bool,
-    /// Groups whose mask changed.
-    pub groups_changed: u64,
-    /// Seconds.
-    pub seconds: f64,
-}
 
 /// Who watches a stage and keeps what it brings.
 pub trait LearnWatch {

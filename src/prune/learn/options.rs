@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::{Adam, Relaxation, StateType};
 use crate::mask::Pattern;
+use crate::nn::Sizes;
+use crate::prune::PruneError;
 
 /// What a stage trains.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -289,6 +291,30 @@ impl Stage {
             kappa: linear(self.kappa) as f32,
             regulariser: (f64::from(self.regulariser) * (1.0 - done)) as f32,
         }
+    }
+}
+
+/// Where blocks are while others are at work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Residency {
+    /// All on the device
+    Resident,
+    /// One at a time on the device
+    Streamed,
+}
+
+impl Stage {
+    /// Parts in which a minibatch goes through a block.
+    ///
+    /// # Errors
+    /// [`PruneError::Batch`] where the windows of a batch do not divide it.
+    pub fn parts(&self, sizes: &Sizes) -> Result<usize, PruneError> {
+        let together = sizes.layout.windows;
+        if !self.batch.is_multiple_of(together) {
+            return Err(PruneError::Batch { batch: self.batch, together });
+        }
+        Ok(self.batch / together)
     }
 }
 

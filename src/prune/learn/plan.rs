@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::blockwise::Blockwise;
 use super::endtoend::EndToEnd;
 use super::sink::GradientSpace;
 use super::state::BlockState;
+use super::walk::Blockwise;
 use super::{ModelLoss, Objective, Residency, Stage, Trains};
 use crate::gpu::{PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Kernels, MaskBuffer, Weight, f32_bytes};
 use crate::model::{Architecture, Dtype, ModelError};
 use crate::nn::{Activations, BlockWeights, HeadWeights, Keep, Place, PlanItem, Sizes};
-use crate::prune::plan::forward_flops;
+use crate::prune::cost::forward_flops;
 use crate::prune::{PruneError, Selection};
 
 /// What a plan depends on beside the stage.

@@ -1,18 +1,10 @@
-//! A stage from its windows to its end: the residual streams or outputs that its objective needs, then its loop.
+//! A stage and what it works on.
 
-use std::collections::BTreeMap;
-
-use super::blockwise::{Blockwise, Streams};
-use super::endtoend::EndToEnd;
-use super::{LearnWatch, ModelLoss, Objective, Residency, Stage, dense_outputs};
-use crate::calib::Windows;
-use crate::gpu::Commands;
+use super::{Residency, Stage};
 use crate::kernel::{Kernels, Layout, MaskBuffer};
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Architecture, Checkpoint, Overlay, ProjectionKind};
-use crate::nn::{
-    Activations, BlockWeights, Embedding, Keep, Place, Sizes, TrainLinears, TrainPass, TrainSpace,
-};
+use crate::nn::{BlockWeights, Place, Sizes, TrainLinears, TrainPass, TrainSpace};
 use crate::prune::{PruneError, Selection};
 
 /// The masks of a block on the device, in the order of [`ProjectionKind::ALL`]; none: dense, or no such projection.
@@ -43,39 +35,6 @@ pub struct StageRun<'a, 'g> {
 }
 
 impl<'g> StageRun<'_, 'g> {
-    /// Trains on `windows`, in the order of [`super::shuffled`]; on the block objective the blocks behind those whose masks are `finished`.
-    ///
-    /// # Errors
-    /// What the device or the watcher report; [`PruneError::Stopped`] when the watcher asks to stop; [`PruneError::Diverged`].
-    pub fn run(
-        &self,
-        c: &mut Commands<'g>,
-        windows: &Windows,
-        finished: &[BTreeMap<String, BitMask>],
-        watch: &mut dyn LearnWatch,
-    ) -> Result<(), PruneError> {
-        let Self { kernels, config, dense, stage, .. } = *self;
-        let embedding = Embedding::new(dense, config)?;
-        let stream = || {
-            let (tokens, sizes) = (windows.tokens(), self.sizes.clone());
-            Activations::embed(kernels.gpu(), &embedding, tokens, sizes, self.place, Keep::Residual)
-        };
-        if stage.objective == Objective::Model {
-            let outputs = match stage.loss {
-                ModelLoss::Kl => {
-                    let mut stream = stream()?;
-                    dense_outputs(kernels, c, config, dense, &mut stream)?;
-                    Some(stream)
-                }
-                ModelLoss::Lm => None,
-            };
-            let learner = EndToEnd { run: self, embedding: &embedding };
-            return learner.train_all(c, windows, self.sizes.clone(), outputs.as_ref(), watch);
-        }
-        let streams = Streams { pruned: stream()?, dense: stream()? };
-        Blockwise { run: self }.train_all(c, streams, finished, watch)
-    }
-
     /// The masks of block `index` on the device, as `mask` knows them by the projections' names.
     ///
     /// # Errors

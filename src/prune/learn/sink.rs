@@ -91,7 +91,8 @@ impl<'g> Stepper<'_, 'g> {
         cols: usize,
     ) -> Result<(), NnError> {
         let gradient = strip.rows(0, rows.len(), cols / 4)?;
-        self.state.update(self.kernels, c, self.stage, &self.at, self.weights, kind, gradient, rows)
+        let at = (self.stage, &self.at);
+        self.state.update(self.kernels, c, at, self.weights, kind, (gradient, rows))
     }
 
     /// The step itself, behind the last part of the minibatch, where gradients were added up.

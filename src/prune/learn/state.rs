@@ -171,17 +171,14 @@ impl BlockState {
     ///
     /// # Errors
     /// What the device reports.
-    #[allow(clippy::too_many_arguments)] // what a step is made of
     pub fn update(
         &self,
         kernels: &Kernels<'_>,
         c: &mut Commands<'_>,
-        stage: &Stage,
-        at: &At,
+        (stage, at): (&Stage, &At),
         weights: &BlockWeights,
         kind: ProjectionKind,
-        gradient: Rows<'_>,
-        rows: Range<usize>,
+        (gradient, rows): (Rows<'_>, Range<usize>),
     ) -> Result<(), NnError> {
         let Some(t) = &self.trained[kind as usize] else {
             return Ok(());
@@ -194,7 +191,7 @@ impl BlockState {
         if let (Some(own), Some(moments)) = (&t.weight, &t.weight_moments) {
             // Together with a mask the gradient is now the one by these weights.
             let adam = if stage.trains == Trains::Joint { at.weights } else { at.adam };
-            kernels.adam_weight(c, own, t.mask.as_ref(), gradient, rows.clone(), moments, adam)?;
+            kernels.adam_weight(c, own, t.mask.as_ref(), gradient, rows.clone(), (moments, adam))?;
             if stage.trains == Trains::ProxSparse {
                 kernels.prox24(c, own, rows, stage.lambda)?;
             }
