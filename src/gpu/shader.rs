@@ -32,6 +32,8 @@ const SHARED: &[Shared] = shared![
     "soft",
     "inclusion",
     "patterns",
+    "draws",
+    "arrivals",
     "adam",
     "activation",
     "cap",

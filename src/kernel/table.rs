@@ -56,6 +56,8 @@ pub const KERNELS: &[KernelSource] = kernels![
     "descent",
     "diagonal",
     "effective",
+    "expected_pruned",
+    "expected_step",
     "factor_block",
     "gated",
     "gated_backward",
@@ -260,6 +262,9 @@ impl KernelSource {
                     [0, 512].map(|chip| super::descent::defs(weight, p, lanes, chip))
                 })
                 .collect(),
+            "expected_pruned" | "expected_step" => {
+                (0..3).flat_map(|w| PATTERNS.map(|p| super::expected::defs(("WEIGHT", w), p))).collect()
+            }
             "attention" => of_presets(|p| p.attention)
                 .into_iter()
                 .flat_map(|(lanes, keys)| {
