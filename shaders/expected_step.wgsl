@@ -18,7 +18,7 @@
 // group's own part of it cancels in c_g - H_gg z'_g, so the estimate has no bias.
 //
 // W [rows, k4] packed by four; z and c [rows, k4] vec4 of a panel; h [chunk, k4]; logits [rows, cols] f32, in place; scales [rows] of
-// the panel. H is bound in row chunks: a dispatch treats the groups whose columns are the chunk's rows.
+// the panel. H is bound in row chunks: a dispatch treats groups whose columns are among the chunk's rows.
 // Dispatch: one invocation per group, the grid folded into two dimensions. Needs: finite logits within +-100; H symmetric.
 
 #import maskwright::weights::unpack
@@ -28,6 +28,9 @@
 #import maskwright::arrivals::draw
 #else
 #import maskwright::draws::{OPEN, CLOSED, drawn, rates, open_sets}
+#if M == 4
+#import maskwright::draws::pair_gradient
+#endif
 #endif
 
 struct Params {
@@ -104,6 +107,16 @@ fn gradient(l: array<f32, #{M}>, k: u32, zk: u32, hk: u32, group: u32) -> array<
 #else
     let b0 = 2.0 * (part(c[zk], group) - h0 * z0);
 #endif
+#if PAIR == 1
+    // Of a mask that keeps two the other two are pruned.
+    let own = w0 * (w0 * vec4(h0[0].x, h0[1].y, h0[2].z, h0[3].w) + b0);
+    let with_last = own.xyz + vec3(own.w) + 2.0 * w0.w * w0.xyz * h0[3].xyz;
+    let with_next = own.xyx + own.yzz + 2.0 * w0.xyx * w0.yzz * vec3(h0[0].y, h0[1].z, h0[0].z);
+    // Pruned: 23, 13, 12, and 03, 02, 01.
+    let d4 = pair_gradient(vec4(l[0], l[1], l[2], l[3]), vec3(with_last.z, with_last.y, with_next.y),
+        vec3(with_last.x, with_next.z, with_next.x));
+    return array<f32, #{M}>(d4.x, d4.y, d4.z, d4.w);
+#else
     var rate = rates(l);
     var f = open_sets(rate);
     var v: array<f32, CLOSED>;
@@ -139,6 +152,7 @@ fn gradient(l: array<f32, #{M}>, k: u32, zk: u32, hk: u32, group: u32) -> array<
         }
     }
     return d;
+#endif
 }
 #else
 fn gradient(l: array<vec4<f32>, QUADS>, k: u32, zk: u32, hk: u32, group: u32, number: u32) -> array<vec4<f32>, QUADS> {
@@ -190,8 +204,8 @@ fn gradient(l: array<vec4<f32>, QUADS>, k: u32, zk: u32, hk: u32, group: u32, nu
 }
 #endif
 
-fn moved(l: f32, by: f32) -> f32 {
-    return clamp(l - by, -LOGIT_LIMIT, LOGIT_LIMIT);
+fn step(at: u32, by: f32) {
+    logits[at] = clamp(logits[at] - by, -LOGIT_LIMIT, LOGIT_LIMIT);
 }
 
 @compute @workgroup_size(#{WG})
@@ -218,7 +232,7 @@ fn main(
         }
         var d = gradient(l, k, zk, hk, group, (p.first_row + row) * (p.cols / 16u) + group);
         for (var j = 0u; j < 16u; j += 1u) {
-            logits[at + j] = moved(l[j / 4u][j % 4u], rate * d[j / 4u][j % 4u]);
+            step(at + j, rate * d[j / 4u][j % 4u]);
         }
 #else
         var l: array<f32, #{M}>;
@@ -227,7 +241,7 @@ fn main(
         }
         var d = gradient(l, k, zk, hk, group);
         for (var j = 0u; j < #{M}u; j += 1u) {
-            logits[at + j] = moved(l[j], rate * d[j]);
+            step(at + j, rate * d[j]);
         }
 #endif
     }

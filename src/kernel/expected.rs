@@ -51,6 +51,13 @@ impl Drawn<'_> {
         kernels.strips(name, weight, rows, self.row_bytes(weight), 1)
     }
 
+    /// Whether columns of `cols` are whole spans.
+    fn takes(&self, columns: &Range<usize>, cols: usize) -> bool {
+        let span = self.pattern.m().max(4);
+        let ends = columns.end == cols || columns.end.is_multiple_of(span);
+        columns.start < columns.end && columns.end <= cols && columns.start.is_multiple_of(span) && ends
+    }
+
     fn row_bytes(&self, weight: &Weight) -> u64 {
         4 * weight.cols() as u64
     }
@@ -84,6 +91,8 @@ pub struct ExpectedStep<'a> {
     pub law: Drawn<'a>,
     /// Rows of the weight that are treated: a panel.
     pub rows: Range<usize>,
+    /// Columns whose logits move: whole spans of max(M, 4).
+    pub columns: Range<usize>,
     /// `[panel, n]`: what [`Kernels::expected_pruned`] made by the same law,
     pub pruned: &'a Activation,
     /// and its product with H.
@@ -108,6 +117,10 @@ struct PrunedParams {
     step: u32,
     projection: u32,
     seed: [u32; 2],
+    first_span: u32,
+    spans: u32,
+    change_at: u32,
+    pad: u32,
 }
 
 #[repr(C)]
@@ -132,64 +145,86 @@ struct StepParams {
 
 const WG: u32 = 64;
 
-/// Shader defs of both kernels.
+/// Shader defs of both kernels; PAIR: 2:4, which is written out.
 pub(super) fn defs(weight: (&'static str, u32), (n, m): (u32, u32)) -> Defs {
-    vec![weight, ("WG", WG), ("N", n), ("M", m)]
+    vec![weight, ("WG", WG), ("N", n), ("M", m), ("PAIR", u32::from((n, m) == (2, 4)))]
 }
 
 impl Kernels<'_> {
-    /// The expected pruned weights `W * (1 - inclusion probability)` of the rows `rows` into `out` `[rows, cols]` f32; for M above
-    /// [`Drawn::EXACT`] an estimate without bias from the law's draws.
+    /// The expected pruned weights `W * (1 - inclusion probability)` of the rows `rows`, in the columns `columns` of `out` `[rows, cols]`
+    /// f32; the new values less the old ones into `change` `[rows, columns]`, if given. For M above [`Drawn::EXACT`] they are an estimate
+    /// without bias from the law's draws.
     ///
     /// # Errors
     /// Shapes that do not fit, or what the device reports.
+    #[allow(clippy::too_many_arguments)] // a part of a matrix, and where it goes
     pub fn expected_pruned(
         &self,
         c: Stream<'_, '_>,
         weight: &Weight,
         law: &Drawn<'_>,
         rows: Range<usize>,
+        columns: Range<usize>,
         out: Rows<'_>,
+        change: Option<Rows<'_>>,
     ) -> Result<(), GpuError> {
         const NAME: &str = "expected_pruned";
-        let (k4, m) = (weight.k4(), law.pattern.m());
-        if out.count != rows.len() || out.t4 != k4 || out.stride != k4 {
-            let shape = (weight.rows(), weight.cols());
-            return Err(shape_error(NAME, format!("rows {rows:?} of {shape:?} into {} rows", out.count)));
+        let (k4, m, cols) = (weight.k4(), law.pattern.m(), weight.cols());
+        let span = m.max(4);
+        let written = columns.len().div_ceil(4);
+        let fits = |out: &Rows<'_>, t4: usize| out.count == rows.len() && out.t4 == t4 && out.stride == t4;
+        if !fits(&out, k4) || !law.takes(&columns, cols) || !change.iter().all(|change| fits(change, written))
+        {
+            return Err(shape_error(
+                NAME,
+                format!(
+                    "rows {rows:?} and columns {columns:?} of {} x {cols} into {} rows",
+                    weight.rows(),
+                    out.count
+                ),
+            ));
         }
-        let pipeline = self.pipeline(NAME, law.defs(weight))?;
-        let spans = if m == 2 { k4 } else { weight.cols() / m };
-        let row_flops = law.group_flops().0 * (weight.cols() / m) as f64;
+        let mut defs = law.defs(weight);
+        defs.extend(change.map(|_| ("CHANGE", 1)));
+        let pipeline = self.pipeline(NAME, defs)?;
+        let spans = columns.len().div_ceil(span);
+        let row_flops = law.group_flops().0 * (columns.len() / m) as f64;
         let most = cut::dispatch_groups(self.limits(), row_flops, c.max_dispatch_flops());
         for strip in law.strips(self, NAME, weight, &rows)? {
             let (logits, skipped) = strip.bind(law.logits, law.row_bytes(weight));
             for here in cut::pieces(strip.from..strip.to, most) {
                 let (row, count) = (here.start, here.len());
+                let starts = |out: Rows<'_>| size(NAME, out.at + (out.first + row - rows.start) * out.stride);
                 let params = PrunedParams {
                     rows: size(NAME, count)?,
-                    cols: size(NAME, weight.cols())?,
+                    cols: size(NAME, cols)?,
                     k4: size(NAME, k4)?,
                     w_first: size(NAME, (row - strip.chunk.first) * k4)?,
-                    logits_at: size(NAME, skipped as usize / 4 + (row - strip.from) * weight.cols())?,
-                    out_at: size(NAME, out.at + (out.first + row - rows.start) * k4)?,
+                    logits_at: size(NAME, skipped as usize / 4 + (row - strip.from) * cols)?,
+                    out_at: starts(out)?,
                     first_row: size(NAME, row)?,
                     draws: law.draws,
                     step: law.at.step,
                     projection: law.at.projection,
                     seed: crate::mask::philox::key(law.at.seed),
+                    first_span: size(NAME, columns.start / span)?,
+                    spans: size(NAME, spans)?,
+                    change_at: change.map_or(Ok(0), starts)?,
+                    pad: 0,
                 };
-                let values = 4.0 * (count * k4) as f64;
+                let values = 4.0 * (count * written) as f64;
                 let bytes = values * (8.0 + weight.dtype().size() as f64);
                 let work = Work { flops: row_flops * count as f64, bytes };
-                let bind = [strip.chunk.buffer.all(), logits, out.buffer.all()];
+                let mut bind = vec![strip.chunk.buffer.all(), logits, out.buffer.all()];
+                bind.extend(change.map(|change| change.buffer.all()));
                 c.dispatch(&pipeline, &params, &bind, self.fold(count * spans, WG), work)?;
             }
         }
         Ok(())
     }
 
-    /// `logits -= rate * scale * d E[z H z] / d logits` for the rows of a panel, clamped to the range of the sampler; z are the pruned
-    /// weights of a row under a mask drawn by the law. For M above [`Drawn::EXACT`] the gradient is an estimate without bias from the
+    /// `logits -= rate * scale * d E[z H z] / d logits` for some columns of the rows of a panel, clamped to the range of the sampler; z
+    /// are the pruned weights of a row under a mask drawn by the law. For M above [`Drawn::EXACT`] the gradient is an estimate without bias from the
     /// law's draws.
     ///
     /// # Errors
@@ -198,10 +233,17 @@ impl Kernels<'_> {
         const NAME: &str = "expected_step";
         let (weight, law, n, panel) = (s.weight, &s.law, s.h.n(), s.rows.len());
         let (k4, m) = (n / 4, law.pattern.m());
-        if weight.cols() != n || s.rows.end > weight.rows() || s.scales.bytes() < 4 * panel as u64 {
+        let room = s.scales.bytes() >= 4 * panel as u64 && law.takes(&s.columns, n);
+        if weight.cols() != n || s.rows.end > weight.rows() || !room {
             return Err(shape_error(
                 NAME,
-                format!("rows {:?} of {} x {}, H of {n} rows", s.rows, weight.rows(), weight.cols()),
+                format!(
+                    "rows {:?} and columns {:?} of {} x {}, H of {n} rows",
+                    s.rows,
+                    s.columns,
+                    weight.rows(),
+                    weight.cols()
+                ),
             ));
         }
         s.pruned.rows(0, panel, k4)?;
@@ -210,7 +252,11 @@ impl Kernels<'_> {
         for strip in law.strips(self, NAME, weight, &s.rows)? {
             let (logits, skipped) = strip.bind(law.logits, law.row_bytes(weight));
             for h in &s.h.chunks {
-                let groups = h.rows / m;
+                let columns = cut::overlap(&h.range(), &s.columns);
+                if columns.is_empty() {
+                    continue;
+                }
+                let groups = columns.len() / m;
                 let row_flops = law.group_flops().1 * groups as f64;
                 let most = cut::dispatch_groups(self.limits(), row_flops, c.max_dispatch_flops());
                 for here in cut::pieces(strip.from..strip.to, most) {
@@ -218,7 +264,7 @@ impl Kernels<'_> {
                     let params = StepParams {
                         rows: size(NAME, count)?,
                         groups: size(NAME, groups)?,
-                        first_group: size(NAME, h.first / m)?,
+                        first_group: size(NAME, columns.start / m)?,
                         h_first: size(NAME, h.first)?,
                         cols: size(NAME, n)?,
                         k4: size(NAME, k4)?,
@@ -232,7 +278,7 @@ impl Kernels<'_> {
                         seed: crate::mask::philox::key(law.at.seed),
                         rate: s.rate,
                     };
-                    let values = (count * h.rows) as f64;
+                    let values = (count * columns.len()) as f64;
                     let bytes = values * (16.0 + weight.dtype().size() as f64);
                     let work = Work { flops: row_flops * count as f64, bytes };
                     let bind = [

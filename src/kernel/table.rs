@@ -262,9 +262,13 @@ impl KernelSource {
                     [0, 512].map(|chip| super::descent::defs(weight, p, lanes, chip))
                 })
                 .collect(),
-            "expected_pruned" | "expected_step" => {
+            "expected_step" => {
                 (0..3).flat_map(|w| PATTERNS.map(|p| super::expected::defs(("WEIGHT", w), p))).collect()
             }
+            "expected_pruned" => (0..3)
+                .flat_map(|w| PATTERNS.map(|p| super::expected::defs(("WEIGHT", w), p)))
+                .flat_map(|defs| switched(&defs, &["CHANGE"]))
+                .collect(),
             "attention" => of_presets(|p| p.attention)
                 .into_iter()
                 .flat_map(|(lanes, keys)| {

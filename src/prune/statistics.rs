@@ -79,7 +79,7 @@ impl<'a> Statistics<'a> {
         let panel = cut::panel_rows(gpu.limits(), rows, n);
         let mut scratch = 2 * f32_bytes(panel, n) + f32_bytes(1, panel).next_multiple_of(16);
         if let Some(stage) = &options.learn {
-            scratch += layer::scratch_bytes(stage, panel);
+            scratch += layer::scratch_bytes(stage, panel, n);
         }
         if options.descends() {
             scratch += Descent::moves_bytes(panel).next_multiple_of(16);

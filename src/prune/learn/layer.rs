@@ -15,7 +15,9 @@ use std::ops::Range;
 use super::logits::Logits;
 use super::options::{Stage, Trains};
 use crate::gpu::{Buffer, Commands};
-use crate::kernel::{Activation, Drawn, ExpectedStep, Kernels, Part, SampleAt, Square, Weight, f32_bytes};
+use crate::kernel::{
+    Activation, Drawn, ExpectedStep, Kernels, Part, SampleAt, Square, Weight, cut, f32_bytes,
+};
 use crate::mask::BitMask;
 use crate::prune::PruneError;
 
@@ -50,9 +52,21 @@ pub(in crate::prune) fn bytes(stage: &Stage, rows: usize, cols: usize) -> (u64, 
     Logits::bytes(stage, rows, cols)
 }
 
-/// Bytes of scratch that a panel of `panel` rows takes beside its products.
-pub(in crate::prune) fn scratch_bytes(stage: &Stage, panel: usize) -> u64 {
-    if stage.trains == Trains::MaskPro { f32_bytes(1, panel).next_multiple_of(16) } else { 0 }
+fn parts() -> usize {
+    std::env::var("PARTS").ok().and_then(|v| v.parse().ok()).unwrap_or(8)
+}
+
+/// Columns of such a part: whole groups.
+fn part(n: usize) -> usize {
+    n.div_ceil(parts()).next_multiple_of(cut::GROUP).min(n)
+}
+
+/// Bytes of scratch that a panel of `[panel, n]` takes beside its products.
+pub(in crate::prune) fn scratch_bytes(stage: &Stage, panel: usize, n: usize) -> u64 {
+    match stage.trains {
+        Trains::MaskPro => f32_bytes(1, panel).next_multiple_of(16) + f32_bytes(panel, part(n)),
+        _ => 0,
+    }
 }
 
 impl Layer<'_, '_> {
@@ -96,24 +110,39 @@ impl Layer<'_, '_> {
         Ok(())
     }
 
-    /// Plain steps on the expected error of drawn masks.
+    /// Plain steps on the expected error of drawn masks, columns after columns: each part sees what those before it have come to.
     fn expect(&self, c: &mut Commands<'_>, logits: &Logits) -> Result<(), PruneError> {
-        let (k, stage, weight) = (self.kernels, self.stage, self.weight);
+        let (k, stage, weight, h) = (self.kernels, self.stage, self.weight, self.h);
         let largest = self.panels.iter().map(Range::len).max().unwrap_or(0);
+        let (n, part) = (h.n(), part(h.n()));
         let scales = k.gpu().alloc("scratch:row scales", f32_bytes(1, largest))?;
+        let moved = Activation::new(k.gpu(), "scratch:moved", largest, part / 4)?;
         for rows in self.panels.clone() {
             c.write(&scales, 0, &self.scales(&rows))?;
-            let pruned = self.change.rows(0, rows.len(), weight.k4())?;
-            let products = self.products.rows(0, rows.len(), weight.k4())?;
-            for step in 0..stage.steps {
-                let law = self.law(logits.buffer(), step);
-                k.expected_pruned(c, weight, &law, rows.clone(), pruned)?;
-                k.times_square(c, pruned, self.h, products)?;
-                let (h, rate) = (self.h, stage.at(step).adam.rate);
-                let (pruned, products, scales) = (self.change, self.products, &scales);
-                let step =
-                    ExpectedStep { weight, h, law, rows: rows.clone(), pruned, products, scales, rate };
-                k.expected_step(c, &step)?;
+            let pruned = self.change.rows(0, rows.len(), n / 4)?;
+            let products = self.products.rows(0, rows.len(), n / 4)?;
+            let law = self.law(logits.buffer(), 0);
+            k.expected_pruned(c, weight, &law, rows.clone(), 0..n, pruned, None)?;
+            k.times_square(c, pruned, h, products)?;
+            for number in 0..stage.steps {
+                for columns in cut::pieces(0..n, part) {
+                    let step = ExpectedStep {
+                        weight,
+                        h,
+                        law: self.law(logits.buffer(), number),
+                        rows: rows.clone(),
+                        columns: columns.clone(),
+                        pruned: self.change,
+                        products: self.products,
+                        scales: &scales,
+                        rate: stage.at(number).adam.rate,
+                    };
+                    k.expected_step(c, &step)?;
+                    let law = self.law(logits.buffer(), number + 1);
+                    let moved = moved.rows(0, rows.len(), columns.len() / 4)?;
+                    k.expected_pruned(c, weight, &law, rows.clone(), columns.clone(), pruned, Some(moved))?;
+                    k.add_times_square(c, moved, h, columns, products)?;
+                }
             }
         }
         Ok(())
