@@ -67,7 +67,7 @@ pub(super) struct MaskProArgs {
     #[arg(long, value_name = "N", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) steps: Vec<u32>,
     /// Learning rate, likewise; constant in maskpro, else it falls along a cosine [default: 0.1 in a block, 0.05 on the model,
-    /// of maskllm 0.001, of proxsparse 0.0001, of maskpro 50, in a layer 1]
+    /// of maskllm 0.001, of proxsparse 0.0001, of maskpro 50, in a layer 0.5]
     #[arg(long, value_name = "RATE", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) rate: Vec<f32>,
     /// Logits start at this times the start mask, likewise [default: 1, of maskpro 10, in a layer 1]

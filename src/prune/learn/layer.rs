@@ -52,13 +52,13 @@ pub(in crate::prune) fn bytes(stage: &Stage, rows: usize, cols: usize) -> (u64, 
     Logits::bytes(stage, rows, cols)
 }
 
-fn parts() -> usize {
-    std::env::var("PARTS").ok().and_then(|v| v.parse().ok()).unwrap_or(8)
-}
+/// Parts of the columns that move one after the other in a step of MaskPro: all at once answer one another's moves where the
+/// inputs have a strong direction in common, and overshoot (docs/maskpro.md). More parts cost dispatches, no products.
+const PARTS: usize = 8;
 
 /// Columns of such a part: whole groups.
 fn part(n: usize) -> usize {
-    n.div_ceil(parts()).next_multiple_of(cut::GROUP).min(n)
+    n.div_ceil(PARTS).next_multiple_of(cut::GROUP).min(n)
 }
 
 /// Bytes of scratch that a panel of `[panel, n]` takes beside its products.
