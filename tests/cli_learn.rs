@@ -217,7 +217,8 @@ fn kills_inside_a_block_and_inside_a_model_run() {
 #[test]
 fn memory_is_as_planned() {
     let dir = Scratch::new();
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 10] = [
+        ("maskpro", &["--method", "maskpro", "--objective", "layer", "--polish"]),
         ("layer", &["--method", "relaxed", "--objective", "layer"]),
         ("layer,block", &["--method", "relaxed", "--objective", "layer,block"]),
         ("block", &["--method", "relaxed"]),
@@ -307,6 +308,17 @@ fn the_layer_objective() {
         assert!(below * 2 > all.len(), "{start}: {below} of {}", all.len());
         MaskFile::read(&out.join("mask.safetensors")).expect("a whole mask").set.check().expect("strict");
     }
+    let expected = |name: &str, more: &[&str]| {
+        let out = dir.join(name);
+        let maskpro = ["--method", "maskpro", "--objective", "layer", "--steps", "40", "--no-model"];
+        succeeds(&into(prune(&[&maskpro[..], more].concat()), "--out", &out));
+        out
+    };
+    let (drawn, polished) = (expected("drawn", &[]), expected("polished", &["--polish"]));
+    let mean = |run: &Path| errors(run).iter().map(|(_, error)| error).sum::<f64>();
+    println!("sums of errors: {} {} {}", mean(&wanda), mean(&drawn), mean(&polished));
+    assert!(errors(&drawn).iter().all(|(start, error)| error <= start), "{:?}", errors(&drawn));
+    assert!(mean(&drawn) < mean(&wanda) && mean(&polished) < mean(&drawn));
     let f16 = run("f16", &["layer", "--start", "wanda", "--state", "f16"]);
     assert!(errors(&f16).iter().all(|(start, error)| error <= start), "{:?}", errors(&f16));
     let repaired = run("repaired", &["layer", "--start", "wanda", "--repair", "lstsq"]);
@@ -348,7 +360,7 @@ fn what_does_not_fit_together() {
     refused(&["--method", "proxsparse", "--pattern", "1:4"], &["2:4 only", "relaxed"]);
     refused(&["--method", "maskllm", "--pattern", "8:16"], &["12870 patterns", "relaxed"]);
     refused(&["--method", "wanda", "--objective", "block"], &["does not learn"]);
-    for other in ["maskllm", "proxsparse", "maskpro", "descent"] {
+    for other in ["maskllm", "proxsparse", "descent"] {
         refused(&["--method", other, "--objective", "layer"], &["--objective"]);
     }
     refused(&["--method", "relaxed", "--objective", "block,layer"], &["layer comes first"]);

@@ -54,7 +54,7 @@ impl TextArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Calibration")]
 pub(super) struct CalibArgs {
-    /// Number of calibration windows [default: 128, of maskpro 512, of the other learning methods 256]
+    /// Number of calibration windows [default: 128, of maskpro 512, of the other learning methods 256, of the layer objective alone 128]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub(super) windows: Option<usize>,
     /// Tokens of a calibration window [default: 2048 or as many as the model was made for, of maskpro 128]

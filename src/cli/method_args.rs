@@ -63,14 +63,14 @@ pub(super) struct MaskProArgs {
     #[arg(long, value_enum, default_value_t = Estimator::Tracked)]
     estimator: Estimator,
     /// Steps of learning, in each block or on the model; a number for each objective, or one for all [default: 100, of maskllm 2000,
-    /// of proxsparse 400, of maskpro 10000, or 2000 in a block]
+    /// of proxsparse 400, of maskpro 10000, or 2000 in a block, 100 in a layer]
     #[arg(long, value_name = "N", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) steps: Vec<u32>,
     /// Learning rate, likewise; constant in maskpro, else it falls along a cosine [default: 0.1 in a block, 0.05 on the model,
-    /// of maskllm 0.001, of proxsparse 0.0001, of maskpro 50]
+    /// of maskllm 0.001, of proxsparse 0.0001, of maskpro 50, in a layer 0.5]
     #[arg(long, value_name = "RATE", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) rate: Vec<f32>,
-    /// Logits start at this times the start mask, likewise [default: 1, of maskpro 10]
+    /// Logits start at this times the start mask, likewise [default: 1, of maskpro 10, in a layer 1]
     #[arg(long, value_name = "SCALE", value_delimiter = ',', action = Set, num_args = 1)]
     pub(super) logits: Vec<f32>,
     /// maskpro: start logits from the scores of a magnitude or wanda start, this times ln(score / boundary) of each group, within
@@ -80,6 +80,9 @@ pub(super) struct MaskProArgs {
     /// Windows of a minibatch, that is, of a step [default: 8, of maskpro 32]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
+    /// maskpro on the layer objective, M = 16: draws of each group in a step [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) draws: Option<u32>,
     /// maskpro: smoothing of the residual's moving average, from 0 to below 1 [default: 0.99]
     #[arg(long, value_name = "SHARE")]
     pub(super) alpha: Option<f64>,

@@ -97,10 +97,10 @@ impl Args {
     /// How calibration windows are taken.
     pub(super) fn choice(&self, config: &Architecture) -> CalibChoice {
         match self.method {
-            Method::Maskpro => self.windows.maskpro(),
-            Method::Relaxed if self.train.only_layer() => {
+            Method::Relaxed | Method::Maskpro if self.train.only_layer() => {
                 self.windows.one_shot(config.max_position_embeddings)
             }
+            Method::Maskpro => self.windows.maskpro(),
             Method::Relaxed | Method::Maskllm | Method::Proxsparse => {
                 self.windows.learned(config.max_position_embeddings)
             }

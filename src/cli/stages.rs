@@ -42,6 +42,11 @@ impl Staged<'_> {
     /// Removes what was kept for `--resume`, unless it holds weights that are nowhere else.
     pub(super) fn finish(self, keep_weights: bool) -> Result<(), CliError> {
         for (paths, store) in self.stores {
+            // Left by a run that ended between its last block and this.
+            let state = paths.training();
+            if state.exists() {
+                fsio::remove_file(&state).map_err(FolderError::os(state))?;
+            }
             store.finish(keep_weights)?;
             // Not empty where weights are kept in it.
             let _ = fsio::remove_dir(paths.root());

@@ -64,6 +64,9 @@ pub(super) struct TrainArgs {
     /// relaxed: logits and moments of the optimiser in 32 or in 16 bits
     #[arg(long, value_enum, default_value_t = StateType::F32)]
     state: StateType,
+    /// Go on from the mask of --objective layer by exact group descent
+    #[arg(long)]
+    polish: bool,
     /// relaxed: train the weights with the mask in the last objective; the kept ones change
     #[arg(long)]
     joint: bool,
@@ -119,7 +122,7 @@ impl TrainArgs {
             Method::Relaxed => Trains::Relaxed,
             Method::Maskllm => Trains::MaskLlm,
             Method::Proxsparse => Trains::ProxSparse,
-            Method::Maskpro if self.objective.contains(&Objective::Block) => Trains::MaskPro,
+            Method::Maskpro if self.objective.iter().any(|o| *o != Objective::Model) => Trains::MaskPro,
             _ => return None,
         })
     }
@@ -146,9 +149,10 @@ impl TrainArgs {
         if trains.is_none() && !self.objective.is_empty() && method != Method::Maskpro {
             return bad(format!("--method {} has no --objective: it does not learn", method.name()));
         }
-        if self.objective.contains(&Objective::Layer) && method != Method::Relaxed {
+        if self.objective.contains(&Objective::Layer) && !matches!(method, Method::Relaxed | Method::Maskpro)
+        {
             return bad(format!(
-                "--objective layer is for --method relaxed; {} takes block or model",
+                "--objective layer is for --method relaxed and maskpro; {} takes block or model",
                 method.name()
             ));
         }
@@ -202,6 +206,8 @@ impl TrainArgs {
         set(&mut stage.noise, entry(&self.noise, i, n, "--noise")?);
         set(&mut stage.batch, learn.batch_given());
         set(&mut stage.alpha, learn.alpha);
+        set(&mut stage.draws, learn.draws);
+        stage.polish = self.polish && stage.objective == Objective::Layer;
         set(&mut stage.loss, self.loss);
         set(&mut stage.prior, self.prior);
         set(&mut stage.regulariser, self.regulariser);
@@ -243,8 +249,8 @@ fn check(stage: &Stage) -> Result<(), CliError> {
             "maskllm has a logit for each of the {} patterns of {pattern}, and 128 is the most; use --method relaxed",
             pattern.combinations()
         )),
-        Trains::MaskPro if stage.objective != Objective::Block => {
-            bad("of several objectives maskpro takes --objective block, or model alone".into())
+        Trains::MaskPro if stage.objective == Objective::Model => {
+            bad("of several objectives maskpro takes --objective layer and block, or model alone".into())
         }
         Trains::Relaxed | Trains::Joint if !stage.relaxation.offers(pattern) => bad(format!(
             "--relaxation draws is for N of at most 2, not for {pattern}; use --relaxation fixed-size"
@@ -274,9 +280,8 @@ mod tests {
         let pattern = Pattern::new(2, 4).expect("a pattern");
         let repair = Stage::new(pattern, Trains::Weights, Objective::Model);
         let all = [Trains::Relaxed, Trains::MaskLlm, Trains::ProxSparse, Trains::MaskPro];
-        for (trains, objective) in
-            all.into_iter().flat_map(|t| [(t, Objective::Block), (t, Objective::Model)])
-        {
+        let of = |t| [(t, Objective::Block), (t, Objective::Model), (t, Objective::Layer)];
+        for (trains, objective) in all.into_iter().flat_map(of) {
             let stage = Stage::new(pattern, trains, objective);
             let told = |option: &str, value: String| {
                 let defaults = help(option);
@@ -294,6 +299,7 @@ mod tests {
             let warm = if stage.warm_up == 0 { repair.warm_up } else { stage.warm_up };
             told("warm-up", warm.to_string());
             told("alpha", stage.alpha.to_string());
+            told("draws", stage.draws.to_string());
             match trains {
                 Trains::MaskLlm => {
                     told("kappa", span(stage.kappa));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::method::Method;
+use crate::kernel::Drawn;
 use crate::prune::learn::{Objective, Stage, Trains};
 use crate::prune::{OneShot, OneShotOptions, Repair};
 
@@ -43,7 +44,12 @@ impl Readers<'_> {
         let learns = self.policy || self.any(|stage| stage.trains.masks());
         let logits = self.policy || self.any(|stage| stage.trains.masks() && stage.trains.logits());
         let on_model = |stage: &Stage| stage.objective == Objective::Model;
-        let policy = self.policy || self.trains(&[Trains::MaskPro]);
+        let in_layer = |stage: &Stage| stage.objective == Objective::Layer;
+        let policy = self.policy || self.any(|stage| stage.trains == Trains::MaskPro && !in_layer(stage));
+        let drawn = |stage: &Stage| stage.trains == Trains::MaskPro && stage.pattern.m() > Drawn::EXACT;
+        // The layer objective is part of the walk.
+        let staged = self.any(|stage| !in_layer(stage));
+        let polish = self.any(|stage| stage.polish);
         // With a text also methods that need none tell the errors of outputs.
         let inputs = self.calib && self.walk.is_some();
         let starts = learns || matches!(self.method, Method::Descent | Method::Given);
@@ -61,12 +67,19 @@ impl Readers<'_> {
                 (weights || self.walk.is_some_and(|w| w.repair != Repair::None), "--repair and --joint")
             }
             "damp" => (self.walks(OneShot::SparseGpt), "sparsegpt"),
-            "tolerance" | "max-sweeps" => (self.walks(OneShot::Descent), "descent"),
+            "tolerance" | "max-sweeps" => (self.walks(OneShot::Descent) || polish, "descent and --polish"),
+            "polish" => (polish, "--objective layer"),
             "estimator" => (self.policy, "maskpro on the model's loss"),
             "steps" | "rate" => (learns, "methods that learn"),
             "logits" => (logits, "methods that learn logits"),
-            "batch" => (learns || repairs, "methods that learn and repairs that train"),
-            "alpha" => (policy, "maskpro"),
+            "batch" => (
+                self.policy || staged,
+                "methods that learn, but for the layer objective, and repairs that train",
+            ),
+            "alpha" => (policy, "maskpro on the loss of a block or the model"),
+            "draws" => {
+                (self.any(|s| in_layer(s) && drawn(s)), "maskpro on the layer objective where M is 16")
+            }
             "temperature" | "noise" => (relaxed || maskllm, "relaxed and maskllm"),
             "relaxation" | "state" => (relaxed, "relaxed"),
             "kappa" | "prior" | "regulariser" => (maskllm, "maskllm"),
@@ -81,7 +94,9 @@ impl Readers<'_> {
                 "--joint, --repair block and model, and proxsparse",
             ),
             "repair-steps" | "repair-rate" => (repairs, "--repair block and model"),
-            "keep-every" => (!self.stages.is_empty(), "methods that learn and repairs that train"),
+            "keep-every" => {
+                (staged, "methods that learn, but for the layer objective, and repairs that train")
+            }
             _ => return None,
         })
     }
@@ -167,7 +182,9 @@ mod tests {
                     [Objective::Block, Objective::Model].map(|o| Stage::new(Pattern::TWO_OF_FOUR, trains, o))
                 })
                 .collect();
-        let all: Vec<&Stage> = stages.iter().collect();
+        let wide = Pattern::new(8, 16).expect("a pattern");
+        let layer = Stage { polish: true, ..Stage::new(wide, Trains::MaskPro, Objective::Layer) };
+        let all: Vec<&Stage> = stages.iter().chain([&layer]).collect();
         let walk =
             |method, repair| OneShotOptions { repair, ..OneShotOptions::new(Pattern::TWO_OF_FOUR, method) };
         let walks = [walk(OneShot::Descent, Repair::Lstsq), walk(OneShot::SparseGpt, Repair::None)];

@@ -51,7 +51,12 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     if !args.walk.keeps_weights() {
         return Err(CliError::Usage("variance changes no weights: leave --repair out".into()));
     }
-    let unread = [("--steps", !args.learn.steps.is_empty()), ("--rate", !args.learn.rate.is_empty())];
+    let learn = &args.learn;
+    let unread = [
+        ("--steps", !learn.steps.is_empty()),
+        ("--rate", !learn.rate.is_empty()),
+        ("--draws", learn.draws.is_some()),
+    ];
     for (option, _) in unread.iter().filter(|(_, given)| *given) {
         log::warn!("{option} does nothing here: no step is made");
     }

@@ -357,7 +357,7 @@ impl Drop for RunFolder {
                 let _ = fsio::remove_file(&stage.manifest());
             }
         }
-        let _ = fsio::remove_dir(&self.paths.stage(1).root());
+        let _ = fsio::remove_dir(self.paths.stage(1).root());
         let _ = fsio::remove_file(&self.paths.metrics());
         self.lock.forget_file();
         remove_folders(&self.made);

@@ -35,6 +35,8 @@ const SHARED: &[Shared] = shared![
     "soft",
     "inclusion",
     "patterns",
+    "draws",
+    "arrivals",
     "adam",
     "activation",
     "cap",

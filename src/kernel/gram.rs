@@ -331,4 +331,31 @@ impl Kernels<'_> {
         }
         Ok(())
     }
+    /// Adds to `y` `[n, cols]` the product of `a` with the rows `rows` of `h`, `a` `[n, rows]` being that many of its columns; `rows`
+    /// are multiples of 4.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or what the device reports.
+    pub fn add_times_square(
+        &self,
+        c: Stream<'_, '_>,
+        a: Rows<'_>,
+        h: &Square,
+        rows: Range<usize>,
+        y: Rows<'_>,
+    ) -> Result<(), GpuError> {
+        let whole = rows.start.is_multiple_of(4) && rows.end.is_multiple_of(4) && rows.end <= h.n;
+        if !whole || 4 * a.t4 != rows.len() {
+            let message = format!("{} columns for the rows {rows:?} of {}", 4 * a.t4, h.n);
+            return Err(shape_error("add_times_square", message));
+        }
+        for chunk in &h.chunks {
+            let here = cut::overlap(&chunk.range(), &rows);
+            if !here.is_empty() {
+                let x = h.rows(chunk, here.start - chunk.first, here.len());
+                self.product_f32(c, a.columns((here.start - rows.start) / 4, here.len() / 4), x, y, true)?;
+            }
+        }
+        Ok(())
+    }
 }

@@ -56,6 +56,8 @@ pub const KERNELS: &[KernelSource] = kernels![
     "descent",
     "diagonal",
     "effective",
+    "expected_pruned",
+    "expected_step",
     "factor_block",
     "gated",
     "gated_backward",
@@ -259,6 +261,13 @@ impl KernelSource {
                 .flat_map(|(weight, lanes, p)| {
                     [0, 512].map(|chip| super::descent::defs(weight, p, lanes, chip))
                 })
+                .collect(),
+            "expected_step" => {
+                (0..3).flat_map(|w| PATTERNS.map(|p| super::expected::defs(("WEIGHT", w), p))).collect()
+            }
+            "expected_pruned" => (0..3)
+                .flat_map(|w| PATTERNS.map(|p| super::expected::defs(("WEIGHT", w), p)))
+                .flat_map(|defs| switched(&defs, &["CHANGE"]))
                 .collect(),
             "attention" => of_presets(|p| p.attention)
                 .into_iter()

@@ -107,6 +107,11 @@ impl OneShotOptions {
         }
     }
 
+    /// Whether descent is part of it: as the method, or behind what is learned.
+    pub fn descends(&self) -> bool {
+        self.method == OneShot::Descent || self.learn.as_ref().is_some_and(|stage| stage.polish)
+    }
+
     /// Whether the mask depends on the inputs at all.
     pub fn needs_inputs(&self) -> bool {
         let free = matches!(self.method, OneShot::Magnitude | OneShot::Given);

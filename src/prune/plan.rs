@@ -170,6 +170,8 @@ impl Block<'_, '_> {
             ];
             if learned.0 > 0 {
                 items.push(PlanItem::new("logits", learned.0));
+            }
+            if learned.1 > 0 {
                 items.push(PlanItem::new("moments", learned.1));
             }
             if total(&items) > total(&worst) {
@@ -233,7 +235,10 @@ impl Block<'_, '_> {
                 OneShot::Descent => 2.0 * product,
                 _ => 0.0,
             };
-            flops += self.options.learn.as_ref().map_or(0.0, |stage| f64::from(stage.steps) * product);
+            flops += self.options.learn.as_ref().map_or(0.0, |stage| {
+                let polish = if stage.polish { 2.0 * product } else { 0.0 };
+                f64::from(stage.steps) * product + polish
+            });
             flops += match self.options.repair {
                 Repair::Lstsq => ITERATIONS * product,
                 Repair::Update => product,

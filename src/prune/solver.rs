@@ -129,6 +129,9 @@ impl<'a, 'g> Solver<'a, 'g> {
                 work.learn(c, statistics, stage, number as u32)?;
                 for rows in panels() {
                     work.products(c, statistics, rows.clone())?;
+                    if stage.polish {
+                        work.descend(c, statistics, rows.clone())?;
+                    }
                     work.measure(c, statistics, rows)?;
                 }
             }
@@ -268,6 +271,7 @@ impl<'g> Work<'_, '_, 'g> {
             weight: self.weight,
             h: s.h,
             energy: self.energy,
+            errors: &self.errors,
             panels: s.panels(self.weight).collect(),
             change: &s.change,
             products: &s.products,

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::PruneError;
+use super::learn::layer;
 use super::oneshot::{OneShot, OneShotOptions, Repair};
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{
@@ -47,9 +48,9 @@ impl<'a> Statistics<'a> {
         } else {
             (None, None)
         };
-        let moves = match options.method {
-            OneShot::Descent => Some(Descent::moves(gpu, panel)?),
-            _ => None,
+        let moves = match options.descends() {
+            true => Some(Descent::moves(gpu, panel)?),
+            false => None,
         };
         Ok(Self {
             h,
@@ -77,7 +78,10 @@ impl<'a> Statistics<'a> {
     pub(super) fn bytes(gpu: &Gpu, options: &OneShotOptions, rows: usize, n: usize) -> (u64, u64) {
         let panel = cut::panel_rows(gpu.limits(), rows, n);
         let mut scratch = 2 * f32_bytes(panel, n) + f32_bytes(1, panel).next_multiple_of(16);
-        if options.method == OneShot::Descent {
+        if let Some(stage) = &options.learn {
+            scratch += layer::scratch_bytes(stage, panel, n);
+        }
+        if options.descends() {
             scratch += Descent::moves_bytes(panel).next_multiple_of(16);
         }
         let mut statistics = f32_bytes(1, n).next_multiple_of(16);

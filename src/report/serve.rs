@@ -433,7 +433,7 @@ mod tests {
                     || rest.strip_prefix(':').is_some_and(|p| !p.starts_with('+') && p.parse::<u16>().is_ok())
             };
             let named = |name: &&str| small.strip_prefix(*name).is_some_and(port);
-            let expected = ["127.0.0.1", "localhost", "mill.example"].iter().any(|name| named(&name));
+            let expected = ["127.0.0.1", "localhost", "mill.example"].iter().any(&named);
             assert_eq!(local.allow(&header), expected, "{header:?}");
             let_in += usize::from(expected);
             if all.allow(&header) {

@@ -293,6 +293,8 @@ pub const TESTED: &[(&str, &str)] = &[
     ("damp", "kernel_factor.rs"),
     ("diagonal", "kernel_gram.rs"),
     ("effective", "kernel_soft.rs"),
+    ("expected_pruned", "kernel_expected.rs"),
+    ("expected_step", "kernel_expected.rs"),
     ("factor_block", "kernel_factor.rs"),
     ("gated", "kernel_activation.rs"),
     ("gated_backward", "kernel_activation.rs"),

@@ -120,7 +120,7 @@ impl<'a> Trial<'a> {
     fn faults(&self, first: usize, step: usize) {
         let mut ends = Vec::new();
         for number in (first..).step_by(step) {
-            let (came, end) = self.fault(number as u64, number / step % 3 == 0);
+            let (came, end) = self.fault(number as u64, (number / step).is_multiple_of(3));
             if !came {
                 break;
             }

@@ -10,6 +10,7 @@ mod attention_backward;
 mod backward;
 mod descent;
 mod elementwise;
+mod expected;
 mod factor;
 mod gram;
 mod head;
@@ -35,6 +36,7 @@ pub use attention_backward::{
 pub use backward::squared_error;
 pub use descent::{descent, group_gain, row_error};
 pub use elementwise::{Rotary, peak, rope, rope_backward};
+pub use expected::{ExpectedRow, drawn_noise};
 pub use factor::{damp, factor_block};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use head::{Head, HeadTwin};

@@ -109,13 +109,11 @@ impl Logits {
     ///
     /// # Errors
     /// What the device reports.
-    #[allow(clippy::too_many_arguments)] // what a step is made of
     pub(super) fn update(
         &self,
         kernels: &Kernels<'_>,
         c: &mut Commands<'_>,
-        stage: &Stage,
-        at: &At,
+        (stage, at): (&Stage, &At),
         weight: &Weight,
         gradient: Rows<'_>,
         rows: Range<usize>,

@@ -17,7 +17,8 @@ pub enum Trains {
     MaskLlm,
     /// The weights under the 2:4 regulariser, whose largest then give the mask (ProxSparse, arXiv 2502.00258).
     ProxSparse,
-    /// One logit per weight by policy gradient on the loss, forward only (MaskPro).
+    /// One logit per weight, forward only (MaskPro): by policy gradient on the loss of masks that are drawn; on [`Objective::Layer`] by the
+    /// gradient of the expected error.
     MaskPro,
     /// The kept weights under a fixed mask.
     Weights,
@@ -157,6 +158,11 @@ pub struct Stage {
     pub lambda: f32,
     /// MaskPro: smoothing of the residual's moving average.
     pub alpha: f64,
+    /// MaskPro on [`Objective::Layer`]: draws of each group in a step where M is above
+    /// [`Drawn::EXACT`](crate::kernel::Drawn::EXACT).
+    pub draws: u32,
+    /// [`Objective::Layer`]: whether exact group descent goes on from the mask that is learned.
+    pub polish: bool,
     /// How logits and moments are kept.
     pub state: StateType,
     /// Seed of the order of the windows and of all noise.
@@ -218,6 +224,8 @@ impl Stage {
             regulariser: 0.0,
             lambda: 0.0,
             alpha: 0.99,
+            draws: 4,
+            polish: false,
             state: StateType::F32,
             seed: 0,
             clamp: false,
@@ -253,6 +261,8 @@ impl Stage {
                 lambda: 0.25,
                 ..relaxed
             },
+            // At 1 rows of the last blocks overshoot, at a quarter 100 steps are too few (docs/maskpro.md).
+            Trains::MaskPro if objective == Objective::Layer => Self { rate: 0.5, last_rate: 1.0, ..relaxed },
             Trains::MaskPro => Self { rate: 50.0, last_rate: 1.0, logits: 10.0, steps: 2000, ..relaxed },
             Trains::Weights => Self { rate: 1e-3, warm_up, ..relaxed },
         }

@@ -186,7 +186,7 @@ impl BlockState {
         let weight = &weights.linear(kind)?.weight;
         if let Some(logits) = &t.logits {
             let of = t.weight.as_ref().unwrap_or(weight);
-            logits.update(kernels, c, stage, at, of, gradient, rows.clone())?;
+            logits.update(kernels, c, (stage, at), of, gradient, rows.clone())?;
         }
         if let (Some(own), Some(moments)) = (&t.weight, &t.weight_moments) {
             // Together with a mask the gradient is now the one by these weights.
