@@ -93,7 +93,7 @@ fn main(
         let at = p.logits_at + row * p.cols;
         let k = p.w_first + row * p.k4 + span * QUADS;
 #if M == 2
-        // where a row ends in half a quad, the other half is any group of the row: the weights there are 0
+        // where a row ends in half a four, the other half is any group of the row: the weights there are 0
         var one = pruned(at + 4u * span);
         var two = pruned(at + min(4u * span + 2u, p.cols - 2u));
         put(row, nth, vec4(one[0], one[1], two[0], two[1]) * unpack(w[k]));
@@ -119,8 +119,8 @@ fn main(
 #else
         var share = pruned(at + #{M}u * span);
         for (var q = 0u; q < QUADS; q += 1u) {
-            let quad = vec4(share[4u * q], share[4u * q + 1u], share[4u * q + 2u], share[4u * q + 3u]);
-            put(row, QUADS * nth + q, quad * unpack(w[k + q]));
+            let four = vec4(share[4u * q], share[4u * q + 1u], share[4u * q + 2u], share[4u * q + 3u]);
+            put(row, QUADS * nth + q, four * unpack(w[k + q]));
         }
 #endif
 #endif

@@ -82,7 +82,7 @@ fn pick(v: vec4<f32>, bits: u32, q: u32) -> vec4<f32> {
 }
 
 #if M < 16
-// Rows 4q.. of the group's square of H, the columns of its quad s. For M = 2 there are two rows of two.
+// Rows 4q.. of the group's square of H, the columns of its four s. For M = 2 there are two rows of two.
 fn square(at: u32, q: u32, s: u32, group: u32) -> mat4x4<f32> {
     let first = at + 4u * q * p.k4 + s;
 #if M == 2
@@ -218,11 +218,11 @@ fn main(
     if i < p.rows * p.groups {
         let row = i / p.groups;
         let group = p.first_group + i - row * p.groups;
-        let quad = group * #{M}u / 4u;
+        let four = group * #{M}u / 4u;
         let at = p.logits_at + row * p.cols + group * #{M}u;
-        let k = p.w_first + row * p.k4 + quad;
-        let zk = (p.panel_row + row) * p.k4 + quad;
-        let hk = (group * #{M}u - p.h_first) * p.k4 + quad;
+        let k = p.w_first + row * p.k4 + four;
+        let zk = (p.panel_row + row) * p.k4 + four;
+        let hk = (group * #{M}u - p.h_first) * p.k4 + four;
         let rate = p.rate * scales[p.panel_row + row];
 #if M == 16
         var l: array<vec4<f32>, QUADS>;

@@ -55,7 +55,7 @@ impl Problem {
         let (n, m) = (self.w.cols, self.pattern.m());
         if m <= Drawn::EXACT {
             let ones = vec![1.0; n];
-            return ExpectedRow { w: &ones, ..*row }.pruned();
+            return ExpectedRow { w: &ones, ..*row }.expected_pruned();
         }
         let zeros = vec![0.0; n];
         let mut mean = vec![0.0; n];
@@ -71,7 +71,7 @@ impl Problem {
     fn gradient(&self, r: usize, row: &ExpectedRow<'_>, z: &[f64], c: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let (n, m) = (self.w.cols, self.pattern.m());
         if m <= Drawn::EXACT {
-            let (_, gradient, size) = row.gradient(z, c);
+            let (_, gradient, size) = row.expected_step(z, c);
             return (gradient, size);
         }
         let (mut mean, mut most) = (vec![0.0; n], vec![0.0f64; n]);
@@ -217,8 +217,8 @@ fn expectations_are_sums_over_all_masks() {
         for scale in [0.5, 3.0] {
             let problem = Problem::new(1, groups * m, 0, pattern(n, m), scale, &mut random);
             problem.each(|_, row| {
-                let z = row.pruned();
-                let (error, gradient, _) = row.gradient(&z, &row.times(&z));
+                let z = row.expected_pruned();
+                let (error, gradient, _) = row.expected_step(&z, &row.times(&z));
                 let (want, slope) = row.over_all_masks();
                 assert!((error / want - 1.0).abs() < 1e-12, "{n}:{m}: {error} {want}");
                 for (g, s) in gradient.iter().zip(&slope) {
@@ -236,11 +236,11 @@ fn draws_have_no_bias() {
     for (n, m) in [(2, 4), (4, 8)] {
         let problem = Problem::new(1, 2 * m, 0, pattern(n, m), 1.5, &mut random);
         problem.each(|_, row| {
-            let z = row.pruned();
+            let z = row.expected_pruned();
             let c = row.times(&z);
-            let (_, gradient, _) = row.gradient(&z, &c);
+            let (_, gradient, _) = row.expected_step(&z, &c);
             let ones = vec![1.0; z.len()];
-            let shares = ExpectedRow { w: &ones, ..*row }.pruned();
+            let shares = ExpectedRow { w: &ones, ..*row }.expected_pruned();
             let want = [shares, gradient].concat();
             let (mut sums, mut squares) = (vec![0.0; want.len()], vec![0.0; want.len()]);
             let count = 20_000;

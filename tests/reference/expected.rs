@@ -35,7 +35,7 @@ impl ExpectedRow<'_> {
     }
 
     /// Expected pruned weights.
-    pub fn pruned(&self) -> Vec<f64> {
+    pub fn expected_pruned(&self) -> Vec<f64> {
         let mut out = vec![0.0; self.w.len()];
         for at in self.groups() {
             for (kept, p) in self.law(at) {
@@ -55,7 +55,7 @@ impl ExpectedRow<'_> {
 
     /// (Expected error, its gradient by the logits, for each logit the largest cost of a pattern of its group), the last to measure
     /// errors by: group by group, the others as `z` `[n]`, with `c` = z H.
-    pub fn gradient(&self, z: &[f64], c: &[f64]) -> (f64, Vec<f64>, Vec<f64>) {
+    pub fn expected_step(&self, z: &[f64], c: &[f64]) -> (f64, Vec<f64>, Vec<f64>) {
         let (n, m) = (self.w.len(), self.pattern.m());
         let (mut error, mut gradient, mut size) = (0.0, vec![0.0; n], vec![0.0; n]);
         for at in self.groups() {
