@@ -135,61 +135,27 @@ fn wrong_shapes_are_refused() {
     let heads = |heads, kv_heads| Heads::new(heads, kv_heads, 8);
     let columns = |rows, window, at| Columns { rows, window, at };
     let mut c = commands();
-    let results = [
+    let copies = [
         kernels.copy_columns(&mut c, columns(wide, 8, 0), columns(odd, 8, 0), 1, 1),
         kernels.copy_columns(&mut c, columns(wide, 8, 6), columns(wide, 8, 0), 2, 3),
         kernels.copy_columns(&mut c, columns(wide, 8, 0), columns(wide, 8, 4), 2, 5),
-        kernels.attention_step(
-            &mut c,
-            [wide, wide, wide],
-            wide,
-            heads(2, 0),
-            Cached { sequences: 1, window: 16, seen: 4 },
-        ),
-        kernels.attention_step(
-            &mut c,
-            [wide, odd, odd],
-            wide,
-            heads(2, 1),
-            Cached { sequences: 1, window: 16, seen: 4 },
-        ),
-        kernels.attention_step(
-            &mut c,
-            [wide, wide, wide],
-            wide,
-            heads(2, 2),
-            Cached { sequences: 1, window: 16, seen: 0 },
-        ),
-        kernels.attention_step(
-            &mut c,
-            [wide, wide, wide],
-            wide,
-            heads(2, 2),
-            Cached { sequences: 1, window: 16, seen: 17 },
-        ),
-        kernels.attention_step(
-            &mut c,
-            [wide, wide, wide],
-            wide,
-            heads(2, 2),
-            Cached { sequences: 3, window: 8, seen: 8 },
-        ),
-        kernels.attention_step(
-            &mut c,
-            [wide, wide, wide],
-            odd,
-            heads(2, 2),
-            Cached { sequences: 1, window: 16, seen: 4 },
-        ),
-        kernels.attention_step(
-            &mut c,
-            [wide, wide, wide],
-            wide,
-            Heads { window: Some(0), ..heads(2, 2) },
-            Cached { sequences: 1, window: 16, seen: 4 },
-        ),
     ];
-    for (i, result) in results.into_iter().enumerate() {
+    // Keys and values, the result; sequences, columns of a window, tokens seen.
+    let blind = Heads { window: Some(0), ..heads(2, 2) };
+    let steps = [
+        (wide, wide, heads(2, 0), [1, 16, 4]),
+        (odd, wide, heads(2, 1), [1, 16, 4]),
+        (wide, wide, heads(2, 2), [1, 16, 0]),
+        (wide, wide, heads(2, 2), [1, 16, 17]),
+        (wide, wide, heads(2, 2), [3, 8, 8]),
+        (wide, odd, heads(2, 2), [1, 16, 4]),
+        (wide, wide, blind, [1, 16, 4]),
+    ]
+    .map(|(kv, o, heads, [sequences, window, seen])| {
+        kernels.attention_step(&mut c, [wide, kv, kv], o, heads, Cached { sequences, window, seen })
+    });
+    let results = copies.into_iter().chain(steps);
+    for (i, result) in results.enumerate() {
         let error = result.expect_err(&format!("call {i}"));
         assert!(matches!(error, GpuError::Shape { .. }), "call {i}: {error}");
     }

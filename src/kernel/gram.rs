@@ -331,6 +331,7 @@ impl Kernels<'_> {
         }
         Ok(())
     }
+
     /// Adds to `y` `[n, cols]` the product of `a` with the rows `rows` of `h`, `a` `[n, rows]` being that many of its columns; `rows`
     /// are multiples of 4.
     ///
