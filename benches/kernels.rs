@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuError, GpuOptions};
 use maskwright::kernel::{
-    AbsSums, Activation, Adam, AdamState, AttentionGradient, DIVERGENCE, Descent, Heads, InverseFactor,
-    Kernels, Layout, Learn, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Norm,
-    Preset, Product, Relaxation, Rotary, SampleAt, Score, Soft, SoftPatterns, SoftTopN, Softmax, Square,
-    StateType, VOCAB_STATE, Weight, choose_preset, f32_bytes,
+    AbsSums, Activation, Adam, AdamState, AttentionGradient, DIVERGENCE, Descent, GramFactor, Heads, Kernels,
+    Layout, Learn, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Masking, Moments, Noise, Norm, Preset,
+    Product, Relaxation, Rotary, SampleAt, Score, Soft, SoftPatterns, SoftTopN, Softmax, SparseGpt,
+    SparseGptScratch, Square, StateType, VOCAB_STATE, Weight, choose_preset, f32_bytes,
 };
 use maskwright::mask::Pattern;
 use maskwright::model::{ActivationKind, Dtype, NormKind, TensorView};
@@ -313,17 +313,21 @@ impl<'g> Bench<'g> {
         // Neighbouring inputs alike; positive definite.
         let entry = |i: usize| 0.5f32.powi((i / n).abs_diff(i % n).min(60) as i32);
         h.write(&mut Commands::new(gpu)?, &(0..n * n).map(entry).collect::<Vec<_>>())?;
-        let factor = InverseFactor::new(gpu, "bench:factor", n)?;
-        self.run("inverse_factor", format!("{n} x {n}"), name, |c| {
-            kernels.inverse_factor(c, &h, 0.01, &factor).map(|_| ())
-        })?;
-        kernels.inverse_factor(&mut Commands::new(gpu)?, &h, 0.01, &factor)?;
+        let factor = GramFactor::new(gpu, "bench:factor", n)?;
+        self.run("factor", format!("{n} x {n}"), name, |c| kernels.factor(c, &h, 0.01, &factor).map(|_| ()))?;
+        kernels.factor(&mut Commands::new(gpu)?, &h, 0.01, &factor)?;
         let panel = filled(gpu, n, n / 4)?;
-        let (mask, errors) = (mask(gpu, n, n)?, kernels.sparsegpt_scratch(n, n)?);
-        self.run("sparsegpt", format!("2:4 of {n} x {n}"), name, |c| {
-            let w = panel.rows(0, n, n / 4)?;
-            kernels.sparsegpt(c, w, &factor, Pattern::TWO_OF_FOUR, (&mask, 0), &errors)
-        })
+        let arrived = filled(gpu, n, n / 4)?;
+        let (mask, scratch) = (mask(gpu, n, n)?, SparseGptScratch::new(gpu, n, n)?);
+        let job = SparseGpt {
+            weights: panel.rows(0, n, n / 4)?,
+            arrived: arrived.rows(0, n, n / 4)?,
+            factor: &factor,
+            pattern: Pattern::TWO_OF_FOUR,
+            mask: &mask,
+            first_row: 0,
+        };
+        self.run("sparsegpt", format!("2:4 of {n} x {n}"), name, |c| kernels.sparsegpt(c, &job, &scratch))
     }
 
     /// Gram matrix of 4096 tokens, and one sweep of descent from an arbitrary mask.

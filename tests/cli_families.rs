@@ -137,6 +137,8 @@ fn end_to_end(name: &str, dir: &Scratch) {
     succeeds(args!["export", model, "--mask", mask, "--format", "hf", "--out", written]);
     succeeds(args!["verify", written, "--against", model, "--mask", mask]);
     println!("{name}: dense {:.3}", perplexity(&report, "dense"));
+    shown(name, dir, &model, &mask, &written);
+    other_method(name, dir, &model, &text_file);
     if !MEASURED.contains(&name) {
         return;
     }
@@ -151,6 +153,49 @@ fn end_to_end(name: &str, dir: &Scratch) {
     let value = |v: &serde_json::Value| v["perplexity"].as_f64().expect("a perplexity");
     let (of_mask, of_model) = (value(&of_mask), value(&of_model));
     assert!((of_mask / of_model - 1.0).abs() < 1e-6, "{name}: {of_mask} under the mask, {of_model} written");
+}
+
+/// What only looks: a text, answers and statistics under the mask are those of the model that was written.
+fn shown(name: &str, dir: &Scratch, model: &Path, mask: &Path, written: &Path) {
+    let common = args!["--preset", preset(), "--quiet", "--json"];
+    let ask = |words: &[std::ffi::OsString]| json(&succeeds(&[words, common].concat()).out);
+    let prompt = args!["--prompt", "the small model", "--tokens", "3"];
+    let under = ask(&[args!["generate", model, "--mask", mask], prompt].concat());
+    let alone = ask(&[args!["generate", written], prompt].concat());
+    assert_eq!(under["masked"]["ids"], alone["dense"]["ids"], "{name}: {under} and {alone}");
+    let questions = dir.join(&format!("{name}.jsonl"));
+    let line = r#"{"context": "the small model kept", "choices": ["two of four", "the mask"], "answer": 0}"#;
+    fs::write(&questions, line).expect("questions");
+    let under = ask(args!["eval", model, "--mask", mask, "--choices", questions]);
+    let alone = ask(args!["eval", written, "--choices", questions]);
+    assert_eq!(under["acc"], alone["acc"], "{name}: {under} and {alone}");
+    let found = succeeds(args!["inspect", written, "--json"]);
+    assert_eq!(json(&found.out)["pattern"], "2:4", "{name}: {}", found.out);
+}
+
+/// The other methods and repairs, one for each family in turn.
+fn other_method(name: &str, dir: &Scratch, model: &Path, text: &Path) {
+    const METHODS: [&[&str]; 9] = [
+        &["--method", "wanda", "--repair", "lstsq"],
+        &["--method", "sparsegpt", "--repair", "update"],
+        &["--method", "ria", "--repair", "block", "--repair-steps", "2"],
+        &["--method", "maskllm", "--steps", "2", "--batch", "4"],
+        &["--method", "proxsparse", "--steps", "2", "--batch", "4"],
+        &["--method", "maskpro", "--steps", "2", "--batch", "4"],
+        &["--method", "maskpro", "--objective", "layer", "--steps", "3", "--polish"],
+        &["--method", "maskpro", "--objective", "block", "--steps", "2", "--batch", "4"],
+        &["--method", "relaxed", "--objective", "layer", "--steps", "3"],
+    ];
+    let number = MODELS.iter().position(|n| *n == name).expect("a model");
+    let out = dir.join(&format!("{name}-other"));
+    let windows = args!["--calib", text, "--segments", "sequential", "--windows", "4", "--window", "12"];
+    let mut prune = [args!["prune", model], windows].concat();
+    prune.extend(METHODS[number % METHODS.len()].iter().map(std::ffi::OsString::from));
+    prune.extend_from_slice(args!["--preset", preset(), "--quiet", "--out", out]);
+    succeeds(&prune);
+    let verify =
+        args!["verify", out.join("model"), "--against", model, "--mask", out.join("mask.safetensors")];
+    succeeds(&[verify, args!["--repaired"]].concat());
 }
 
 fn half(odd: usize) {

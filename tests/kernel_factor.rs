@@ -1,12 +1,14 @@
-//! The Cholesky factor of a damped inverse against f64: sizes, row chunks, conditioning, dead inputs, matrices that are not
+//! The Cholesky factor of a damped Gram matrix against f64: sizes, row chunks, conditioning, dead inputs, matrices that are not
 //! positive definite.
 
 mod common;
 mod reference;
 
+use std::ops::Range;
+
 use common::{Random, Worst, commands, gpu, open, preset, presets};
 use maskwright::gpu::{Commands, Gpu, GpuError, GpuOptions};
-use maskwright::kernel::{Factored, InverseFactor, Kernels, Square};
+use maskwright::kernel::{Factored, GramFactor, Kernels, Square};
 
 /// Units (see the twin) that an element may be off. A blocked factorisation in f32 stays below 1: its sums are as long as
 /// those of the bound, which has the root of their length for the signs of roundings, and more of |R| |R|^T than they use.
@@ -43,29 +45,41 @@ fn lambda(h: &[f32], n: usize, damp: f64) -> f32 {
 
 struct OnGpu {
     h: Square,
-    factor: InverseFactor,
+    factor: GramFactor,
 }
 
 fn upload(gpu: &Gpu, c: &mut Commands<'_>, h: &[f32], n: usize) -> OnGpu {
     let square = Square::new(gpu, "test:square", n).expect("room");
     square.write(c, h).expect("a write");
-    OnGpu { h: square, factor: InverseFactor::new(gpu, "test:factor", n).expect("room") }
+    OnGpu { h: square, factor: GramFactor::new(gpu, "test:factor", n).expect("room") }
 }
 
-/// U of `h` on the device, and the damping used. The matrix itself must not change.
-fn factor(gpu: &Gpu, name: &str, h: &[f32], n: usize, damp: f64) -> Result<(Vec<f32>, f64), GpuError> {
+/// A factor as the device has it.
+struct Found {
+    parts: Vec<f32>,
+    blocks: Vec<Range<usize>>,
+    /// The damping used.
+    damp: f64,
+}
+
+/// Factors `h` on the device. The matrix itself must not change.
+fn factor(gpu: &Gpu, name: &str, h: &[f32], n: usize, damp: f64) -> Result<Found, GpuError> {
     let kernels = Kernels::new(gpu, preset(name));
     let mut c = Commands::new(gpu)?;
     let on = upload(gpu, &mut c, h, n);
-    let used = kernels.inverse_factor(&mut c, &on.h, damp, &on.factor)?;
+    let damp = kernels.factor(&mut c, &on.h, damp, &on.factor)?;
     common::same_bits("the matrix", &on.h.read(&mut c)?, h);
-    Ok((on.factor.upper().read(&mut c)?, used))
+    Ok(Found { parts: on.factor.parts().read(&mut c)?, blocks: on.factor.blocks().collect(), damp })
 }
 
-fn check(worst: &mut Worst, label: &str, h: &[f32], n: usize, damp: f64, got: &[f32]) {
-    let damped = reference::damp(h, n, lambda(h, n, damp));
-    let want = reference::factor_block(&damped, n).unwrap_or_else(|| panic!("{label}: not positive in f64"));
+fn check(worst: &mut Worst, label: &str, h: &[f32], n: usize, found: &Found) {
+    let (got, blocks) = (&found.parts, &found.blocks);
+    let damped = reference::damp(h, n, lambda(h, n, found.damp));
+    let want =
+        reference::factor_block(&damped, n, blocks).unwrap_or_else(|| panic!("{label}: not positive in f64"));
     worst.check(label, got, &want);
+    assert_eq!((blocks[0].start, blocks[blocks.len() - 1].end), (0, n), "{label}");
+    assert!(blocks.windows(2).all(|b| b[0].end == b[1].start), "{label}: {blocks:?}");
     for i in 0..n {
         assert!(got[i * n + i] > 0.0, "{label}: diagonal element {i} is {}", got[i * n + i]);
         assert!(got[i * n..i * n + i].iter().all(|&v| v == 0.0), "{label}: row {i} is not upper triangular");
@@ -80,9 +94,9 @@ fn sizes() {
     for n in [4, 8, 12, 60, 64, 68, 96, 128, 132, 200, 320, 580] {
         let h = gram(n, 2 * n, 1.0, &mut random);
         for name in presets() {
-            let (got, used) = factor(gpu(), name, &h, n, 0.01).expect("a factor");
-            assert_eq!(used, 0.01);
-            check(&mut worst, &format!("{name} {n}"), &h, n, 0.01, &got);
+            let found = factor(gpu(), name, &h, n, 0.01).expect("a factor");
+            assert_eq!(found.damp, 0.01);
+            check(&mut worst, &format!("{name} {n}"), &h, n, &found);
         }
     }
 }
@@ -94,7 +108,7 @@ fn blocks() {
     for n in (4..=64).step_by(4) {
         let h = gram(n, 3 * n, 0.3, &mut random);
         for name in presets() {
-            let (u, _) = factor(gpu(), name, &h, n, 0.01).expect("a factor");
+            let u = factor(gpu(), name, &h, n, 0.01).expect("a factor").parts;
             let damped = reference::damp(&h, n, lambda(&h, n, 0.01));
             let full = |i: usize, j: usize| damped[i.min(j) * n + i.max(j)];
             for i in 0..n {
@@ -120,8 +134,8 @@ fn row_chunks() {
         let h = gram(n, 2 * n, 1.0, &mut random);
         let small = limited((4 * n * chunk) as u64);
         for name in presets() {
-            let (got, _) = factor(&small, name, &h, n, 0.01).expect("a factor");
-            check(&mut worst, &format!("{name} {n} in chunks of {chunk}"), &h, n, 0.01, &got);
+            let found = factor(&small, name, &h, n, 0.01).expect("a factor");
+            check(&mut worst, &format!("{name} {n} in chunks of {chunk}"), &h, n, &found);
         }
     }
 }
@@ -138,15 +152,15 @@ fn ill_conditioned() {
         h.iter_mut().enumerate().for_each(|(i, v)| *v *= scale(i / n) * scale(i % n));
         for damp in [0.1, 0.01, 0.001] {
             for name in presets() {
-                let (got, used) = factor(gpu(), name, &h, n, damp).expect("a factor");
-                assert_eq!(used, damp);
-                check(&mut worst, &format!("{name} {n} of {tokens}, damping {damp}"), &h, n, damp, &got);
+                let found = factor(gpu(), name, &h, n, damp).expect("a factor");
+                assert_eq!(found.damp, damp);
+                check(&mut worst, &format!("{name} {n} of {tokens}, damping {damp}"), &h, n, &found);
             }
         }
     }
 }
 
-/// Inputs that are always 0: U has 1 / sqrt(1 + lambda) there, and nothing beside it.
+/// Inputs that are always 0: U's diagonal has 1 / sqrt(1 + lambda) there, and nothing beside it.
 #[test]
 fn dead_inputs() {
     let mut worst = Worst::new("dead inputs", TOLERANCE);
@@ -160,8 +174,9 @@ fn dead_inputs() {
         }
     }
     for name in presets() {
-        let (got, _) = factor(gpu(), name, &h, n, 0.01).expect("a factor");
-        check(&mut worst, name, &h, n, 0.01, &got);
+        let found = factor(gpu(), name, &h, n, 0.01).expect("a factor");
+        check(&mut worst, name, &h, n, &found);
+        let got = found.parts;
         let want = 1.0 / (1.0 + f64::from(lambda(&h, n, 0.01))).sqrt();
         for &d in &dead {
             for j in 0..n {
@@ -176,15 +191,15 @@ fn dead_inputs() {
     }
 }
 
-/// Runs `try_inverse_factor` and the ladder on a matrix with one diagonal element replaced.
+/// Runs `try_factor` and the ladder on a matrix with one diagonal element replaced.
 fn broken(h: &[f32], n: usize, at: usize, value: f32) -> (Factored, Result<f64, GpuError>) {
     let mut h = h.to_vec();
     h[at * n + at] = value;
     let kernels = Kernels::new(gpu(), preset("tile64"));
     let mut c = commands();
     let on = upload(gpu(), &mut c, &h, n);
-    let once = kernels.try_inverse_factor(&mut c, &on.h, 0.01, &on.factor);
-    let ladder = kernels.inverse_factor(&mut c, &on.h, 0.01, &on.factor);
+    let once = kernels.try_factor(&mut c, &on.h, 0.01, &on.factor);
+    let ladder = kernels.factor(&mut c, &on.h, 0.01, &on.factor);
     (once.unwrap_or(Factored::Done), ladder)
 }
 
@@ -223,7 +238,7 @@ fn not_finite_beside_the_diagonal() {
                 let kernels = Kernels::new(gpu(), preset(name));
                 let mut c = commands();
                 let on = upload(gpu(), &mut c, &h, n);
-                let once = kernels.try_inverse_factor(&mut c, &on.h, 0.01, &on.factor).expect("an end");
+                let once = kernels.try_factor(&mut c, &on.h, 0.01, &on.factor).expect("an end");
                 assert!(matches!(once, Factored::NotPositive { row } if row <= i), "{name}: {once:?}");
             }
         }
@@ -236,11 +251,11 @@ fn damping_from_zero() {
     let n = 64;
     // All features alike: the first elimination leaves exact zeros.
     let h = vec![4.0f32; n * n];
-    let (got, used) = factor(gpu(), "rows16", &h, n, 0.0).expect("a factor");
-    assert_eq!(used, 1e-4);
-    check(&mut Worst::new("damping from zero", TOLERANCE), "rank 1", &h, n, used, &got);
-    let wrong = factor(gpu(), "rows16", &h, n, f64::NAN).expect_err("no damping");
-    assert!(matches!(wrong, GpuError::Shape { .. }));
+    let found = factor(gpu(), "rows16", &h, n, 0.0).expect("a factor");
+    assert_eq!(found.damp, 1e-4);
+    check(&mut Worst::new("damping from zero", TOLERANCE), "rank 1", &h, n, &found);
+    let wrong = factor(gpu(), "rows16", &h, n, f64::NAN).err();
+    assert!(matches!(wrong, Some(GpuError::Shape { .. })));
 }
 
 /// The memory plan is what is allocated, on devices of their own: the tests beside this one allocate, too.
@@ -250,8 +265,8 @@ fn planned_bytes() {
     {
         let gpu = open(GpuOptions { checked: true, max_binding_bytes: bytes, ..Default::default() });
         let before = gpu.memory_in_use();
-        let _factor = InverseFactor::new(&gpu, "test:factor", n).expect("room");
-        assert_eq!(gpu.memory_in_use() - before, InverseFactor::device_bytes(&gpu, n), "{n} rows");
+        let _factor = GramFactor::new(&gpu, "test:factor", n).expect("room");
+        assert_eq!(gpu.memory_in_use() - before, GramFactor::device_bytes(&gpu, n), "{n} rows");
     }
 }
 
@@ -261,9 +276,9 @@ fn repeatable() {
     let n = 132;
     let h = gram(n, 200, 1.0, &mut Random::new(8));
     for name in presets() {
-        let (first, _) = factor(gpu(), name, &h, n, 0.01).expect("a factor");
+        let first = factor(gpu(), name, &h, n, 0.01).expect("a factor").parts;
         for _ in 0..5 {
-            let (again, _) = factor(gpu(), name, &h, n, 0.01).expect("a factor");
+            let again = factor(gpu(), name, &h, n, 0.01).expect("a factor").parts;
             common::same_bits(name, &again, &first);
         }
     }

@@ -5,7 +5,7 @@ mod reference;
 
 use common::{Random, Worst, activation, gpu, open, pattern, preset, presets, read};
 use maskwright::gpu::{Commands, Gpu, GpuError, GpuOptions};
-use maskwright::kernel::{InverseFactor, Kernels, MaskBuffer, Square};
+use maskwright::kernel::{Activation, GramFactor, Kernels, MaskBuffer, SparseGpt, SparseGptScratch, Square};
 use maskwright::mask::{BitMask, Pattern};
 
 const PATTERNS: [(usize, usize); 7] = [(1, 2), (2, 4), (1, 4), (3, 4), (2, 8), (4, 8), (8, 16)];
@@ -34,7 +34,7 @@ fn gram(n: usize, dead: &[bool], random: &mut Random) -> Vec<f32> {
 struct Done {
     weights: Vec<f32>,
     mask: BitMask,
-    /// U as the device has it.
+    /// U of the factor that the device has.
     upper: Vec<f64>,
 }
 
@@ -54,18 +54,28 @@ fn prune(
     let mut c = Commands::new(gpu)?;
     let square = Square::new(gpu, "test:square", n)?;
     square.write(&mut c, h)?;
-    let factor = InverseFactor::new(gpu, "test:factor", n)?;
-    kernels.inverse_factor(&mut c, &square, 0.01, &factor)?;
+    let factor = GramFactor::new(gpu, "test:factor", n)?;
+    kernels.factor(&mut c, &square, 0.01, &factor)?;
     let panel = activation(gpu, count, n / 4, w);
-    let errors = kernels.sparsegpt_scratch(count, n)?;
-    assert_eq!(errors.buffer().bytes(), Kernels::sparsegpt_scratch_bytes(count, n));
+    // What is left there must not matter.
+    let arrived = activation(gpu, count, n / 4, &vec![f32::NAN; count * n]);
+    let scratch = SparseGptScratch::new(gpu, count, n)?;
     let mask = MaskBuffer::upload(gpu, "test:mask", &BitMask::ones(rows, n))?;
-    kernels.sparsegpt(&mut c, panel.rows(0, count, n / 4)?, &factor, pattern, (&mask, first), &errors)?;
+    let job = SparseGpt {
+        weights: panel.rows(0, count, n / 4)?,
+        arrived: arrived.rows(0, count, n / 4)?,
+        factor: &factor,
+        pattern,
+        mask: &mask,
+        first_row: first,
+    };
+    kernels.sparsegpt(&mut c, &job, &scratch)?;
+    let blocks: Vec<_> = factor.blocks().collect();
     let words: Vec<u32> = c.read(mask.buffer(), 0, rows * mask.words_per_row())?;
     Ok(Done {
         weights: read(&mut c, panel.buffer(), w.len()),
         mask: BitMask::from_words(rows, n, words).expect("a mask without tail bits"),
-        upper: factor.upper().read(&mut c)?.into_iter().map(f64::from).collect(),
+        upper: reference::upper_of(&factor.parts().read(&mut c)?, n, &blocks),
     })
 }
 
@@ -146,7 +156,7 @@ fn patterns_and_sizes() {
     println!("choices: worst {choices:.3} units from the best");
 }
 
-/// U in chunks that start inside of an outer block of 128 columns.
+/// Factors in chunks that start inside of 128 columns.
 #[test]
 fn row_chunks() {
     let mut random = Random::new(2);
@@ -240,18 +250,18 @@ fn less_error_than_wanda() {
 fn wrong_shapes() {
     let kernels = common::kernels("rows16");
     let mut c = common::commands();
-    let factor = InverseFactor::new(gpu(), "test:factor", 12).expect("room");
-    let errors = kernels.sparsegpt_scratch(4, 12).expect("room");
-    let panel = activation(gpu(), 4, 3, &[0.0; 48]);
+    let [factor, other] = [12, 16].map(|n| GramFactor::new(gpu(), "test:factor", n).expect("room"));
+    let scratch = SparseGptScratch::new(gpu(), 4, 12).expect("room");
+    let [panel, arrived] = [0.0, 0.0].map(|v| activation(gpu(), 4, 3, &[v; 48]));
     let mask = MaskBuffer::new(gpu(), "test:mask", 6, 12).expect("room");
-    let mut run = |p: Pattern, first: usize| {
-        let w = panel.rows(0, 4, 3).expect("rows");
-        kernels.sparsegpt(&mut c, w, &factor, p, (&mask, first), &errors)
+    let mut wrong = |factor: &GramFactor, pattern: Pattern, first_row: usize, room: &Activation, rows| {
+        let weights = panel.rows(0, 4, 3).expect("rows");
+        let arrived = room.rows(0, rows, 3).expect("rows");
+        let job = SparseGpt { weights, arrived, factor, pattern, mask: &mask, first_row };
+        matches!(kernels.sparsegpt(&mut c, &job, &scratch), Err(GpuError::Shape { .. }))
     };
-    assert!(matches!(run(pattern(2, 8), 0), Err(GpuError::Shape { .. })), "12 columns in groups of 8");
-    assert!(matches!(run(pattern(2, 4), 3), Err(GpuError::Shape { .. })), "rows 3 .. 7 of 6");
-    let other = InverseFactor::new(gpu(), "test:factor", 16).expect("room");
-    let w = panel.rows(0, 4, 3).expect("rows");
-    let wrong = kernels.sparsegpt(&mut c, w, &other, pattern(2, 4), (&mask, 0), &errors);
-    assert!(matches!(wrong, Err(GpuError::Shape { .. })), "U of 16 rows for 12 columns");
+    assert!(wrong(&factor, pattern(2, 8), 0, &arrived, 4), "12 columns in groups of 8");
+    assert!(wrong(&factor, pattern(2, 4), 3, &arrived, 4), "rows 3 .. 7 of 6");
+    assert!(wrong(&other, pattern(2, 4), 0, &arrived, 4), "a factor of 16 rows for 12 columns");
+    assert!(wrong(&factor, pattern(2, 4), 0, &arrived, 3), "room for three rows");
 }

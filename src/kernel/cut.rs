@@ -40,7 +40,7 @@ const BATCH_TOKENS: usize = 4096;
 /// of the number of blocks and of a block's tokens, not of all tokens.
 const BLOCK_TOKENS: usize = 512;
 /// Rows of a block of a Cholesky factor: what one workgroup can hold.
-const FACTOR: usize = 64;
+pub const FACTOR: usize = 64;
 /// Rows of a triangle that are multiplied as one rectangle.
 const TRIANGLE: Range<usize> = 64..512;
 

@@ -1,15 +1,18 @@
-//! The Cholesky factor of the inverse of a damped Gram matrix, without the inverse.
+//! The Cholesky factor that SparseGPT needs of a damped Gram matrix, without an inverse.
 //!
 //! SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774) works with the upper triangular U of `inverse(H + lambda I) = U^T U`.
-//! Factoring from the last row up, `H + lambda I = R R^T` with R upper triangular, gives it directly: `U = R^-1`. Both are made in one
-//! sweep over blocks of rows I, the last one first; K are all rows below I, J all above:
+//! Factoring from the last row up, `H + lambda I = R R^T` with R upper triangular, `U = R^-1`. R itself does: the columns that are
+//! pruned together see U in their own block only, where `U_II = R_II^-1`, and what they changed reaches later columns through R
+//! ([`Kernels::sparsegpt`]). So the inverse of the triangle, as much work as the factor, is never made. One sweep over blocks of rows
+//! I, the last one first; J are all rows above:
 //!
-//! 1. `factor_block`: `H_II = R_II R_II^T`, and `D = R_II^-1`
+//! 1. `factor_block`: `H_II = R_II R_II^T`, and `D = R_II^-1` in its place
 //! 2. `R_JI = H_JI D^T`, then `H_JJ -= R_JI R_JI^T` in the upper triangle
-//! 3. `U_IK = -D (R_IK U_KK)`, `U_II = D`: the rows of U below are complete, those of R too
 //!
 //! Everything happens in place in the upper triangle; of the lower one, what the products of step 2 cover is written, too, and becomes
 //! zero in step 1. All but that step are products.
+
+use std::ops::Range;
 
 use super::tensor::Chunk;
 use super::{Activation, Kernels, Rows, Square, Stream, cut, f32_bytes, shape_error, size};
@@ -21,9 +24,9 @@ const LEAST_DAMP: f64 = 1e-4;
 const MOST_DAMP: f64 = 10.0;
 
 /// The factor of one matrix, and what it takes to make it.
-pub struct InverseFactor {
-    /// U `[n, n]`, upper triangular.
-    pub(super) u: Square,
+pub struct GramFactor {
+    /// `[n, n]`: blocks U_II on the diagonal, -R right of them, zeros below.
+    pub(super) parts: Square,
     /// Diagonal of H `[n]`, undamped: a zero marks a dead input.
     pub(super) diagonal: Buffer,
     /// Rows of a block and of all its products.
@@ -47,17 +50,17 @@ pub enum Factored {
     },
 }
 
-impl InverseFactor {
+impl GramFactor {
     /// Buffers for matrices `[n, n]`, n a multiple of 4.
     ///
     /// # Errors
     /// When the device has no room, or does not bind 16 rows.
     pub fn new(gpu: &Gpu, label: &str, n: usize) -> Result<Self, GpuError> {
-        let u = Square::new(gpu, label, n)?;
+        let parts = Square::new(gpu, label, n)?;
         let block = cut::factor_rows(gpu.limits(), n);
         let panel = || Activation::new(gpu, "scratch:factor panel", block, n / 4);
         Ok(Self {
-            u,
+            parts,
             diagonal: gpu.alloc("scratch:factor diagonal", f32_bytes(1, n))?,
             block,
             panels: [panel()?, panel()?],
@@ -66,7 +69,7 @@ impl InverseFactor {
         })
     }
 
-    /// Bytes of [`InverseFactor::new`] on the device.
+    /// Bytes of [`GramFactor::new`] on the device.
     pub fn device_bytes(gpu: &Gpu, n: usize) -> u64 {
         let block = cut::factor_rows(gpu.limits(), n);
         Square::device_bytes(n) + f32_bytes(1 + 2 * block, n) + f32_bytes(block, block) + 16
@@ -74,12 +77,26 @@ impl InverseFactor {
 
     /// Rows, and columns.
     pub fn n(&self) -> usize {
-        self.u.n()
+        self.parts.n()
     }
 
-    /// U, upper triangular with zeros below the diagonal.
-    pub fn upper(&self) -> &Square {
-        &self.u
+    /// `[n, n]`, zeros below the diagonal: in the square of each of [`GramFactor::blocks`] the same square of U, right of them -R.
+    pub fn parts(&self) -> &Square {
+        &self.parts
+    }
+
+    /// U in the square of one of [`GramFactor::blocks`].
+    pub(super) fn square(&self, block: &Range<usize>) -> Result<Rows<'_>, GpuError> {
+        let Some(chunk) = self.parts.chunks.iter().find(|chunk| chunk.range().contains(&block.start)) else {
+            return Err(shape_error("factor", format!("row {} of {}", block.start, self.n())));
+        };
+        let rows = self.parts.rows(chunk, block.start - chunk.first, block.len());
+        Ok(rows.columns(block.start / 4, block.len() / 4))
+    }
+
+    /// Rows that were factored together, from the first on: at most 64, in one row chunk.
+    pub fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        self.parts.chunks.iter().flat_map(|chunk| cut::pieces(chunk.range(), self.block))
     }
 }
 
@@ -95,10 +112,6 @@ impl Block<'_> {
     fn local(&self) -> usize {
         self.first - self.chunk.first
     }
-
-    fn end(&self) -> usize {
-        self.first + self.rows
-    }
 }
 
 #[repr(C)]
@@ -111,8 +124,8 @@ struct DampParams {
 }
 
 impl Kernels<'_> {
-    /// The upper triangular U with `inverse(H + lambda I) = U^T U`, `lambda = damp * mean of H's diagonal`, into `out`. `h` `[n, n]` is
-    /// complete ([`Kernels::mirror`]) and stays as it is. Zeros on the diagonal (dead inputs) count as 1.
+    /// The upper triangular R with `H + lambda I = R R^T`, `lambda = damp * mean of H's diagonal`, into `out` with its diagonal blocks
+    /// inverted. `h` `[n, n]` is complete ([`Kernels::mirror`]) and stays as it is. Zeros on the diagonal (dead inputs) count as 1.
     ///
     /// Where rounding errors or the matrix leave a pivot that is not positive, damping is raised to ten times as much until it works.
     /// Returns the damping that did.
@@ -120,16 +133,16 @@ impl Kernels<'_> {
     /// # Errors
     /// [`GpuError::NotPositive`] when a damping of 10 is not enough or the diagonal is not finite; shapes that do not fit; what the
     /// device reports.
-    pub fn inverse_factor(
+    pub fn factor(
         &self,
         c: Stream<'_, '_>,
         h: &Square,
         damp: f64,
-        out: &InverseFactor,
+        out: &GramFactor,
     ) -> Result<f64, GpuError> {
         let mut damp = damp;
         loop {
-            let Factored::NotPositive { row } = self.try_inverse_factor(c, h, damp, out)? else {
+            let Factored::NotPositive { row } = self.try_factor(c, h, damp, out)? else {
                 return Ok(damp);
             };
             let more = (10.0 * damp).max(LEAST_DAMP);
@@ -141,20 +154,20 @@ impl Kernels<'_> {
         }
     }
 
-    /// [`Kernels::inverse_factor`] with this damping only.
+    /// [`Kernels::factor`] with this damping only.
     ///
     /// # Errors
     /// [`GpuError::NotPositive`] when the diagonal is not finite; shapes that do not fit; what the device reports.
-    pub fn try_inverse_factor(
+    pub fn try_factor(
         &self,
         c: Stream<'_, '_>,
         h: &Square,
         damp: f64,
-        out: &InverseFactor,
+        out: &GramFactor,
     ) -> Result<Factored, GpuError> {
         let n = h.n();
         if out.n() != n || !damp.is_finite() || damp < 0.0 {
-            return Err(shape_error("inverse_factor", format!("{n} rows into {}, damping {damp}", out.n())));
+            return Err(shape_error("factor", format!("{n} rows into {}, damping {damp}", out.n())));
         }
         self.diagonal(c, h, &out.diagonal)?;
         let diagonal: Vec<f32> = c.read(&out.diagonal, 0, n)?;
@@ -163,16 +176,15 @@ impl Kernels<'_> {
         }
         let alive = |d: f32| if d == 0.0 { 1.0 } else { f64::from(d) };
         let mean = diagonal.iter().map(|&d| alive(d)).sum::<f64>() / n as f64;
-        out.u.copy_from(c, h)?;
-        self.damp(c, &out.u, (damp * mean) as f32)?;
+        out.parts.copy_from(c, h)?;
+        self.damp(c, &out.parts, (damp * mean) as f32)?;
         c.write(&out.status, 0, &[0u32; 4])?;
-        for chunk in out.u.chunks.iter().rev() {
+        for chunk in out.parts.chunks.iter().rev() {
             let blocks: Vec<_> = cut::pieces(chunk.range(), out.block).collect();
             for rows in blocks.into_iter().rev() {
                 let block = Block { chunk, first: rows.start, rows: rows.len() };
                 self.factor_block(c, out, &block)?;
                 self.eliminate(c, out, &block)?;
-                self.invert_rows(c, out, &block)?;
             }
         }
         let status = c.read::<u32>(&out.status, 0, 1)?;
@@ -201,7 +213,7 @@ impl Kernels<'_> {
     }
 
     /// Step 1: D in the place of the diagonal block, zeros on its left; and D in `f.inverse`.
-    fn factor_block(&self, c: Stream<'_, '_>, f: &InverseFactor, b: &Block<'_>) -> Result<(), GpuError> {
+    fn factor_block(&self, c: Stream<'_, '_>, f: &GramFactor, b: &Block<'_>) -> Result<(), GpuError> {
         const NAME: &str = "factor_block";
         let pipeline = self.pipeline(NAME, vec![("LANES", self.preset().lanes)])?;
         let stride = f.n() / 4;
@@ -223,12 +235,12 @@ impl Kernels<'_> {
     }
 
     /// D of a block, as an operand.
-    fn inverse_of<'a>(f: &'a InverseFactor, b: &Block<'_>) -> Result<Rows<'a>, GpuError> {
+    fn inverse_of<'a>(f: &'a GramFactor, b: &Block<'_>) -> Result<Rows<'a>, GpuError> {
         Ok(f.inverse.rows(0, b.rows, f.block / 4)?.columns(0, b.rows / 4))
     }
 
-    /// Step 2. R_JI is written negated, as step 3 needs it.
-    fn eliminate(&self, c: Stream<'_, '_>, f: &InverseFactor, b: &Block<'_>) -> Result<(), GpuError> {
+    /// Step 2. R_JI is written negated, as the product needs it.
+    fn eliminate(&self, c: Stream<'_, '_>, f: &GramFactor, b: &Block<'_>) -> Result<(), GpuError> {
         let n4 = f.n() / 4;
         let (above, cols4) = (b.first, b.rows / 4);
         if above == 0 {
@@ -239,11 +251,11 @@ impl Kernels<'_> {
         let given = first.rows(0, b.rows, n4)?.columns(0, above / 4);
         let solved = second.rows(0, b.rows, n4)?.columns(0, above / 4);
         let parts = || {
-            let chunks = f.u.chunks.iter().filter(|chunk| chunk.first < above);
+            let chunks = f.parts.chunks.iter().filter(|chunk| chunk.first < above);
             chunks.map(|chunk| (chunk, chunk.rows.min(above - chunk.first)))
         };
         for (chunk, rows) in parts() {
-            let from = f.u.rows(chunk, 0, rows).columns(above / 4, cols4);
+            let from = f.parts.rows(chunk, 0, rows).columns(above / 4, cols4);
             self.transpose(c, from, given, chunk.first / 4, None, 1.0)?;
         }
         self.product_f32(c, Self::inverse_of(f, b)?, given, solved, false)?;
@@ -252,39 +264,16 @@ impl Kernels<'_> {
         let strip = self.strip(f.n());
         for (chunk, rows) in parts() {
             let from = solved.columns(chunk.first / 4, rows / 4);
-            self.transpose(c, from, f.u.rows(chunk, 0, rows), above / 4, None, -1.0)?;
+            self.transpose(c, from, f.parts.rows(chunk, 0, rows), above / 4, None, -1.0)?;
             for strip in cut::pieces(chunk.first..chunk.first + rows, strip) {
                 let (count, row) = (strip.len(), strip.start);
                 let a = Rows { first: row, count, ..negated };
                 let x = solved.columns(row / 4, (above - row) / 4);
-                let y = f.u.rows(chunk, row - chunk.first, count).columns(row / 4, x.t4);
+                let y = f.parts.rows(chunk, row - chunk.first, count).columns(row / 4, x.t4);
                 self.product_f32(c, a, x, y, true)?;
             }
         }
         Ok(())
-    }
-
-    /// Step 3.
-    fn invert_rows(&self, c: Stream<'_, '_>, f: &InverseFactor, b: &Block<'_>) -> Result<(), GpuError> {
-        let n4 = f.n() / 4;
-        let below = b.end();
-        if below == f.n() {
-            return Ok(());
-        }
-        let row = |first4: usize, t4: usize| f.u.rows(b.chunk, b.local(), b.rows).columns(first4, t4);
-        let sums = f.panels[0].rows(0, b.rows, n4)?.columns(0, n4 - below / 4);
-        let strip = self.strip(f.n());
-        for chunk in f.u.chunks.iter().filter(|chunk| chunk.first + chunk.rows > below) {
-            for strip in cut::pieces(cut::overlap(&chunk.range(), &(below..f.n())), strip) {
-                let (at, count) = (strip.start, strip.len());
-                // U is zero on the left of its diagonal.
-                let x = f.u.rows(chunk, at - chunk.first, count).columns(at / 4, n4 - at / 4);
-                let y = sums.columns((at - below) / 4, x.t4);
-                self.product_f32(c, row(at / 4, count / 4), x, y, at > below)?;
-            }
-        }
-        let y = row(below / 4, n4 - below / 4);
-        self.product_f32(c, Self::inverse_of(f, b)?, sums, y, false)
     }
 
     /// Rows of a triangle that are multiplied as one rectangle.

@@ -230,7 +230,7 @@ impl Block<'_, '_> {
             // The energy of the output and the error of the mask.
             flops += 2.0 * product;
             flops += match self.options.method {
-                OneShot::SparseGpt => 2.0 / 3.0 * n * n * n + 0.5 * product,
+                OneShot::SparseGpt => n * n * n / 3.0 + 0.5 * product,
                 // Products made anew, and the changes of half of the groups.
                 OneShot::Descent => 2.0 * product,
                 _ => 0.0,

@@ -14,8 +14,8 @@ use super::oneshot::{OneShot, OneShotOptions, Repair, StartMask};
 use super::statistics::Statistics;
 use crate::gpu::{Commands, Gpu};
 use crate::kernel::{
-    AbsSums, Descent, Kernels, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Part, Rows, Score, Square,
-    Weight,
+    AbsSums, Descent, Kernels, Lstsq, LstsqOptions, LstsqScratch, MaskBuffer, Part, Rows, Score, SparseGpt,
+    Square, Weight,
 };
 use crate::mask::BitMask;
 
@@ -361,7 +361,15 @@ impl<'g> Work<'_, '_, 'g> {
             return Ok(());
         };
         let pattern = self.options().pattern;
-        self.solver.kernels.sparsegpt(c, panel, factor, pattern, (&self.mask, rows.start), scratch)?;
+        let job = SparseGpt {
+            weights: panel,
+            arrived: s.products.rows(0, rows.len(), self.weight.k4())?,
+            factor,
+            pattern,
+            mask: &self.mask,
+            first_row: rows.start,
+        };
+        self.solver.kernels.sparsegpt(c, &job, scratch)?;
         self.report.damp_raised = (*used > self.options().damp).then_some(*used);
         if self.options().repair == Repair::Update {
             let weights: Vec<f32> = c.read(s.change.buffer(), 0, rows.len() * self.weight.cols())?;

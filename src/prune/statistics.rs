@@ -7,19 +7,19 @@ use super::learn::layer;
 use super::oneshot::{OneShot, OneShotOptions, Repair};
 use crate::gpu::{Buffer, Commands, Gpu};
 use crate::kernel::{
-    Activation, Descent, InverseFactor, Kernels, LstsqScratch, Square, Weight, cut, f32_bytes,
+    Activation, Descent, GramFactor, Kernels, LstsqScratch, SparseGptScratch, Square, Weight, cut, f32_bytes,
 };
 
 /// What is known of the input, and room to work with it.
 pub(super) struct Statistics<'a> {
     pub(super) h: &'a Square,
     pub(super) diagonal: Buffer,
-    pub(super) factor: Option<(InverseFactor, f64)>,
+    pub(super) factor: Option<(GramFactor, f64)>,
     pub(super) products: Activation,
     pub(super) change: Activation,
     pub(super) errors: Buffer,
     pub(super) moves: Option<Buffer>,
-    pub(super) sparsegpt: Option<Activation>,
+    pub(super) sparsegpt: Option<SparseGptScratch>,
     pub(super) lstsq: Option<LstsqScratch>,
     /// Rows that there is room for.
     panel: usize,
@@ -42,9 +42,9 @@ impl<'a> Statistics<'a> {
         let diagonal = gpu.alloc("statistics:squared norms", f32_bytes(1, n))?;
         kernels.diagonal(c, h, &diagonal)?;
         let (factor, sparsegpt) = if options.method == OneShot::SparseGpt {
-            let factor = InverseFactor::new(gpu, "statistics:factor", n)?;
-            let used = kernels.inverse_factor(c, h, options.damp, &factor)?;
-            (Some((factor, used)), Some(kernels.sparsegpt_scratch(panel, n)?))
+            let factor = GramFactor::new(gpu, "statistics:factor", n)?;
+            let used = kernels.factor(c, h, options.damp, &factor)?;
+            (Some((factor, used)), Some(SparseGptScratch::new(gpu, panel, n)?))
         } else {
             (None, None)
         };
@@ -86,8 +86,8 @@ impl<'a> Statistics<'a> {
         }
         let mut statistics = f32_bytes(1, n).next_multiple_of(16);
         if options.method == OneShot::SparseGpt {
-            statistics += InverseFactor::device_bytes(gpu, n);
-            scratch += Kernels::sparsegpt_scratch_bytes(panel, n);
+            statistics += GramFactor::device_bytes(gpu, n);
+            scratch += SparseGptScratch::bytes(panel, n);
         }
         if options.repair == Repair::Lstsq {
             scratch += LstsqScratch::bytes(panel, n);

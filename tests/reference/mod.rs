@@ -37,7 +37,7 @@ pub use backward::squared_error;
 pub use descent::{descent, group_gain, row_error};
 pub use elementwise::{Rotary, peak, rope, rope_backward};
 pub use expected::{ExpectedRow, drawn_noise};
-pub use factor::{damp, factor_block};
+pub use factor::{damp, factor_block, upper_of};
 pub use gram::{diagonal, gram, mirror, transpose};
 pub use head::{Head, HeadTwin};
 pub use inclusion::{inclusion, inclusion_gradient};
