@@ -54,4 +54,5 @@ pub mod model;
 pub mod nn;
 pub mod prune;
 pub mod report;
+pub mod run;
 pub mod verify;

@@ -10,7 +10,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use cli_tools::{
-    command, fails, json, json_file, names, perplexity, preset, run, shared_model, succeeds, village,
+    command, fails, json, json_file, names, perplexity, preset, run, shared_model, short_village, succeeds,
     village_text,
 };
 use host_fixture::{Scratch, config_with, tensors, write_config, write_safetensors, write_tokenizer};
@@ -18,9 +18,9 @@ use maskwright::mask::MaskFile;
 use maskwright::model::{Architecture, Checkpoint};
 use serde_json::{Value, json as value};
 
-/// `prune` of the embedded model, layer by layer, on windows of so many tokens.
+/// `prune` of the embedded model's first blocks, layer by layer, on windows of so many tokens.
 fn prune_windows(windows: &str, window: &str, more: &[&str]) -> Vec<OsString> {
-    let mut args = args!["prune", village(), "--calib", village_text("calib")].to_vec();
+    let mut args = args!["prune", short_village(), "--calib", village_text("calib")].to_vec();
     args.extend(args!["--windows", windows, "--window", window, "--preset", preset()].to_vec());
     args.extend(more.iter().map(OsString::from));
     args
@@ -213,7 +213,8 @@ fn repairs() {
     let heldout = village_text("heldout");
     let heldout = heldout.to_str().unwrap();
     let evaluated = ["--eval", heldout, "--eval-window", "32", "--eval-windows", "8"];
-    let source = Checkpoint::open(&village(), &Architecture::read(&village()).unwrap()).unwrap();
+    let source = short_village();
+    let source = Checkpoint::open(&source, &Architecture::read(&source).unwrap()).unwrap();
     for (name, more) in [
         ("update", &["--method", "sparsegpt", "--repair", "update"][..]),
         ("lstsq", &["--method", "descent", "--repair", "lstsq"]),
@@ -265,7 +266,7 @@ fn repairs() {
             names(&bare),
             ["blocks", "config.toml", "mask.safetensors", "metrics.jsonl", "report.html", "run.json"]
         );
-        assert_eq!(names(&bare.join("blocks")).len(), 5);
+        assert_eq!(names(&bare.join("blocks")).len(), 3);
     }
     let wrong = prune(&["--method", "wanda", "--repair", "update"]);
     fails(&into(wrong, "--out", &dir.join("wrong")), &["--repair update belongs to --method sparsegpt"]);
@@ -477,7 +478,7 @@ fn reports_are_in_order() {
     let run: Value = json_file(&out.join("run.json"));
     let names: Vec<&str> =
         run["projections"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
-    let all = Architecture::read(&village()).unwrap().projections();
+    let all = Architecture::read(&short_village()).unwrap().projections();
     let want: Vec<&str> = all.iter().map(|p| p.name.as_str()).filter(|n| n.contains("mlp")).collect();
     assert_eq!(names, want);
     assert_eq!(

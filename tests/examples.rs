@@ -1,5 +1,8 @@
 //! The examples, as they stand, on the embedded model with few windows and steps.
 
+#[path = "../examples/best.rs"]
+#[allow(dead_code, reason = "its main is not called")]
+mod best;
 mod cli_tools;
 mod host_fixture;
 #[path = "../examples/learn_mask.rs"]
@@ -8,6 +11,10 @@ mod learn_mask;
 #[path = "../examples/score_mask.rs"]
 #[allow(dead_code, reason = "its main is not called")]
 mod score_mask;
+
+#[path = "../examples/walk_blocks.rs"]
+#[allow(dead_code, reason = "its main is not called")]
+mod walk_blocks;
 
 use cli_tools::{succeeds, village};
 use host_fixture::Scratch;
@@ -29,4 +36,28 @@ fn a_mask_is_learned_written_and_read() {
     assert_eq!((file.provenance.method.as_str(), file.set.pattern.to_string()), ("relaxed", "2:4".into()));
 
     succeeds(args!["verify", out.join("model"), "--against", village()]);
+}
+
+#[test]
+fn the_best_recipe_is_a_run() {
+    let dir = Scratch::new();
+    let out = dir.join("run");
+    let finished = best::best(&village(), &out, 8, 6).expect("a run");
+    let [dense, start, result] = &finished.results[..] else { panic!("{:?}", finished.results) };
+    assert!(dense.perplexity < result.perplexity && result.perplexity < start.perplexity);
+    succeeds(args![
+        "verify",
+        out.join("model"),
+        "--against",
+        village(),
+        "--mask",
+        out.join("mask.safetensors")
+    ]);
+}
+
+#[test]
+fn blocks_are_walked() {
+    let found = walk_blocks::largest_weights(&village()).expect("a model");
+    assert_eq!(found.len(), 35);
+    assert!(found.iter().all(|(_, largest)| *largest > 0.0));
 }

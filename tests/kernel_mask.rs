@@ -1,14 +1,16 @@
 //! MaskPro's kernels on a device against their host twins: sampling and top-N bit for bit, the law of GPU samples, score and
 //! update against f64, moments, row chunks and folded grids.
 
+mod reference;
+
 use std::time::Instant;
 
 use maskwright::gpu::{Buffer, Commands, Gpu, GpuOptions};
 use maskwright::kernel::{Kernels, MaskBuffer, Moments, Preset, SampleAt};
 use maskwright::mask::gumbel::{LOGIT_LIMIT, sample};
-use maskwright::mask::law::{distribution, score};
 use maskwright::mask::philox::philox4x32;
 use maskwright::mask::{BitMask, Pattern};
+use reference::law::{distribution, score};
 
 /// Every code path: closed forms, recursion, quadrature, and each M.
 const PATTERNS: &[(usize, usize)] =

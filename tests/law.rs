@@ -1,11 +1,13 @@
 //! The sampling law and its score on the host: the integer sampler against enumerated probabilities, the probability
 //! against a sum over draw orders, the score against finite differences and against a second formula.
 
+mod reference;
+
 use maskwright::mask::Pattern;
 use maskwright::mask::gumbel::{sample, sample_group};
-use maskwright::mask::law::{distribution, kept_sets, probability, score, softmax};
 use maskwright::mask::philox::philox4x32;
-use maskwright::mask::score as single;
+use reference::law::{distribution, kept_sets, probability, score, softmax};
+use reference::law_f32 as single;
 
 /// Reproducible logits: uniform in `[-scale, scale]`.
 fn logits(m: usize, scale: f64, case: u32) -> Vec<f64> {

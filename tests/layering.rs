@@ -22,10 +22,17 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("prune", &["calib", "eval", "export", "folder", "fsio", "gpu", "kernel", "mask", "model", "nn"]),
     ("report", &["folder", "fsio"]),
     (
+        "run",
+        &[
+            "calib", "eval", "export", "folder", "fsio", "gpu", "hub", "kernel", "mask", "model", "nn",
+            "prune", "report",
+        ],
+    ),
+    (
         "cli",
         &[
             "calib", "eval", "export", "folder", "fsio", "gpu", "hub", "kernel", "mask", "model", "nn",
-            "prune", "report", "verify",
+            "prune", "report", "run", "verify",
         ],
     ),
 ];

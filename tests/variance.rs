@@ -2,6 +2,7 @@
 //! "all unbiased, Var tracked <= Var residual < Var loss" (MaskPro, theorem 2) is checked and not believed.
 
 mod host_fixture;
+mod reference;
 
 use std::collections::BTreeMap;
 
@@ -10,11 +11,12 @@ use maskwright::calib::Windows;
 use maskwright::gpu::{Commands, Gpu, GpuOptions};
 use maskwright::kernel::{Kernels, Layout, Preset};
 use maskwright::mask::soft::logits_of;
-use maskwright::mask::{BitMask, MaskSet, Pattern, law};
+use maskwright::mask::{BitMask, MaskSet, Pattern};
 use maskwright::model::{Architecture, Checkpoint};
 use maskwright::nn::{Batch, Decoder, DecoderWeights, Embedding, MaskBank, Workspace};
 use maskwright::prune::maskpro::{self, Estimator, Learner, Options};
 use maskwright::prune::{select, variance};
+use reference::law;
 use serde_json::json;
 
 const SCALE: f32 = 1.5;

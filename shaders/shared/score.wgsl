@@ -12,7 +12,7 @@
 // N = 1 and N = 2 are this recursion written out. It needs 2^N values, so beyond N = 8 the race is integrated over the time t
 // of the first clock outside S instead:
 //     P(S) = int r e^{-r t} prod_{i in S} (1 - e^{-w_i t}) dt,   score_i = mean over that density of w_i t / (e^{w_i t} - 1)
-// by the trapezoidal rule in ln t, whose error falls exponentially (see src/mask/score.rs for the figures).
+// by the trapezoidal rule in ln t, whose error falls exponentially (see tests/reference/law_f32.rs for the figures).
 //
 // The reference c is the greatest logit outside S, so that 1 <= r <= M - N: the kept weights' ratios to it are what matters.
 // Gaps above GAP_MAX count as GAP_MAX: scores of such groups are below 1e-8 either way, and f32 neither overflows nor underflows.

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::context::{DeviceArgs, Model};
-use super::memory::{MemoryArgs, masked, planned};
-use super::output::{Progress, show_profile, shown, table, with_profile};
+use super::context::Context;
+
+use super::output::{masked, planned, show_profile, shown, table, with_profile};
 use super::{CliError, Outcome};
 use crate::calib::Question;
 use crate::eval::{Accuracy, Answered, Candidates, plan};
@@ -14,20 +14,21 @@ use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::model::Tokenizer;
 use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank};
+use crate::run::{MemorySpec, Task};
 
 /// Answers the questions of a file.
 pub(super) fn run(
-    device: &DeviceArgs,
+    device: &Context,
     folder: &Path,
     mask: Option<&Path>,
     questions: &Path,
-    memory: &MemoryArgs,
+    memory: &MemorySpec,
     as_json: bool,
 ) -> Result<Outcome, CliError> {
-    let model = Model::open_checked(device, folder)?;
+    let model = device.checked_model(folder)?;
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let questions = Question::read_all(questions)?;
-    let set = mask.map(|path| model.mask(path, None)).transpose()?;
+    let set = mask.map(|path| model.mask(path, None, device)).transpose()?;
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let started = std::time::Instant::now();
@@ -44,10 +45,10 @@ pub(super) fn run(
     let embedding = Embedding::new(&model.checkpoint, &model.config)?;
     let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
     let mut commands = Commands::new(&gpu)?;
-    let mut bar = Progress::new("choices", candidates.len() as u64, device.quiet);
-    let progress = |done| bar.at(done as u64, String::new);
+    let mut bar = device.progress("choices", candidates.len() as u64);
+    let progress = |done| bar.at(done as u64, &String::new);
     let answered = candidates.answer(&decoder, &mut commands, &bank.refs(), progress)?;
-    bar.end();
+    drop(bar);
     let accuracy = Accuracy::of(&answered);
     let shares = [
         ("acc", accuracy.acc),
@@ -72,7 +73,7 @@ pub(super) fn run(
             out[name] = share.value.into();
             out["intervals_95"][name] = json!([share.low, share.high]);
         }
-        println!("{}", with_profile(out, device, &gpu));
+        println!("{}", with_profile(out, &device.device, &gpu));
     } else {
         let head =
             std::iter::once("questions".to_string()).chain(shares.map(|(name, _)| format!("{name}, %")));
@@ -88,6 +89,6 @@ pub(super) fn run(
             )
         });
     }
-    show_profile(device, &gpu, as_json);
+    show_profile(&device.device, &gpu, as_json);
     Ok(Outcome::Done)
 }

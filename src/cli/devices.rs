@@ -1,9 +1,10 @@
 //! `maskwright devices`.
 
-use super::context::DeviceArgs;
-use super::output::{bytes, table};
+use super::context::Context;
+use super::output::table;
 use super::{CliError, Outcome, help};
 use crate::gpu::list_adapters;
+use crate::run::bytes;
 
 #[derive(clap::Args)]
 #[command(after_help = help::DEVICES)]
@@ -13,8 +14,8 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
-    let adapters = list_adapters(device.device.as_deref())?;
+pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
+    let adapters = list_adapters(device.device.device.as_deref())?;
     if args.json {
         println!("{}", serde_json::json!(adapters));
         return Ok(Outcome::Done);

@@ -11,6 +11,7 @@ use crate::model::ModelError;
 use crate::nn::NnError;
 use crate::prune::PruneError;
 use crate::report::ReportError;
+use crate::run::RunError;
 use crate::verify::VerifyError;
 
 /// Any error of a command.
@@ -38,6 +39,8 @@ pub(super) enum CliError {
     Prune(#[from] PruneError),
     #[error(transparent)]
     Report(#[from] ReportError),
+    #[error(transparent)]
+    Run(#[from] RunError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error("{first}{}", more_problems(*.more))]

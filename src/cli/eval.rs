@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::calib_args::{TextArgs, at_least_one, tokens_of_window};
-use super::context::{DeviceArgs, Model};
-use super::memory::{MemoryArgs, masked, planned};
-use super::output::{Progress, show_profile, shown, table, with_profile};
+use super::context::Context;
+
+use super::output::{masked, planned, show_profile, shown, table, with_profile};
 use super::{CliError, Outcome, choices, help};
 use crate::calib::Windows;
 use crate::eval::{OVERFLOW, Streamed, Summary, WindowMeans, perplexity, plan, sizes};
@@ -16,6 +15,7 @@ use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
 use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank, MemoryPlan, Workspace};
+use crate::run::{MemorySpec, Model, Task, TextSpec, at_least_one, tokens_of_window};
 
 #[derive(clap::Args)]
 #[command(after_help = help::EVAL)]
@@ -42,9 +42,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     windows: Option<usize>,
     #[command(flatten)]
-    texts: TextArgs,
+    texts: TextSpec,
     #[command(flatten)]
-    memory: MemoryArgs,
+    memory: MemorySpec,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -58,11 +58,12 @@ struct Texts {
 }
 
 impl Texts {
-    fn read(model: &Model, args: &Args) -> Result<Self, CliError> {
+    fn read(device: &Context, model: &Model, args: &Args) -> Result<Self, CliError> {
         let (mut ids, mut parts) = (Vec::new(), Vec::new());
         let options = args.texts.options();
         for text in &args.text {
-            let (windows, tokens) = model.windows(text, &options, ("--window", args.window), args.windows)?;
+            let size = ("--window", args.window);
+            let (windows, tokens) = model.windows(text, &options, size, args.windows, device)?;
             let first = ids.len() / args.window;
             parts.push((tokens, first..first + windows.count()));
             ids.extend_from_slice(windows.tokens());
@@ -76,19 +77,19 @@ impl Texts {
     }
 }
 
-pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
     if let Some(questions) = &args.choices {
         return choices::run(device, &args.model, args.mask.as_deref(), questions, &args.memory, args.json);
     }
     args.memory.check()?;
-    let model = Model::open_checked(device, &args.model)?;
-    let texts = Texts::read(&model, args)?;
+    let model = device.checked_model(&args.model)?;
+    let texts = Texts::read(device, &model, args)?;
     let dense = args
         .against
         .as_ref()
         .map(|folder| against(device, &model, folder, args, &texts.windows))
         .transpose()?;
-    let set = args.mask.as_ref().map(|path| model.mask(path, None)).transpose()?;
+    let set = args.mask.as_ref().map(|path| model.mask(path, None, device)).transpose()?;
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let started = std::time::Instant::now();
@@ -119,7 +120,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         out["seconds"] = seconds.into();
         out["masked"] = set.is_some().into();
         out["memory"] = planned(&plan, &gpu);
-        println!("{}", with_profile(out, device, &gpu));
+        println!("{}", with_profile(out, &device.device, &gpu));
     } else {
         let mut rows: Vec<_> = args
             .text
@@ -143,7 +144,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
             println!("{OVERFLOW}");
         }
     }
-    show_profile(device, &gpu, args.json);
+    show_profile(&device.device, &gpu, args.json);
     Ok(Outcome::Done)
 }
 
@@ -190,15 +191,15 @@ fn row(text: &str, summary: &Summary) -> Vec<String> {
 
 /// Opens the dense model, and holds its vocabulary and its tokens against those of `model`.
 fn against(
-    device: &DeviceArgs,
+    device: &Context,
     model: &Model,
     folder: &Path,
     args: &Args,
     windows: &Windows,
 ) -> Result<Model, CliError> {
-    let dense = Model::open_checked(device, folder)?;
+    let dense = device.checked_model(folder)?;
     let (own, other) = (model.config.vocab_size, dense.config.vocab_size);
-    let same = own == other && Texts::read(&dense, args)?.windows == *windows;
+    let same = own == other && Texts::read(device, &dense, args)?.windows == *windows;
     if !same {
         let what = match own == other {
             true => "their tokenizers cut the text differently".to_string(),
@@ -217,12 +218,12 @@ const REMEDIES: [&str; 2] = ["use a shorter --window", "use fewer --windows, or 
 
 /// Perplexity with all blocks on the device.
 fn resident(
-    device: &DeviceArgs,
+    device: &Context,
     kernels: &Kernels<'_>,
     model: &Model,
     (windows, tokens): (&Windows, usize),
     set: Option<&MaskSet>,
-    memory: &MemoryArgs,
+    memory: &MemorySpec,
 ) -> Result<(MemoryPlan, WindowMeans), CliError> {
     let (gpu, config) = (kernels.gpu(), &model.config);
     let sizes = sizes(config, windows.count(), windows.window(), usize::MAX, gpu.limits());
@@ -240,22 +241,22 @@ fn resident(
     let decoder = Decoder { kernels, config, weights: &weights, embedding };
     let ws = Workspace::new(gpu, config, sizes)?;
     let mut commands = Commands::new(gpu)?;
-    let mut progress = Progress::new("windows", windows.count() as u64, device.quiet);
+    let mut progress = device.progress("windows", windows.count() as u64);
     let result = perplexity(&decoder, &mut commands, &ws, windows, tokens, &bank.refs(), |done| {
-        progress.at(done as u64, String::new);
+        progress.at(done as u64, &String::new);
     })?;
-    progress.end();
+    drop(progress);
     Ok((plan, result.into()))
 }
 
 /// A model beside the dense one, block by block.
 fn compare(
-    device: &DeviceArgs,
+    device: &Context,
     kernels: &Kernels<'_>,
     (model, dense): (&Model, &Model),
     (windows, tokens): (&Windows, usize),
     set: Option<&MaskSet>,
-    memory: &MemoryArgs,
+    memory: &MemorySpec,
 ) -> Result<(MemoryPlan, WindowMeans), CliError> {
     let embeddings = [
         Embedding::new(&model.checkpoint, &model.config)?,
@@ -268,12 +269,12 @@ fn compare(
     let plan = own.plan(&other, &masked(&model.config, set), (windows.count(), windows.window()))?;
     memory.allows(&plan, REMEDIES)?;
     let mut commands = Commands::new(kernels.gpu())?;
-    let mut bar = Progress::new("dense", dense.config.num_layers as u64, device.quiet);
-    let streams = other.streams(&mut commands, windows, &own, |n| bar.at(n as u64, String::new))?;
-    bar.end();
-    let mut bar = Progress::new("model", model.config.num_layers as u64, device.quiet);
-    let progress = |n| bar.at(n as u64, String::new);
+    let mut bar = device.progress("dense", dense.config.num_layers as u64);
+    let streams = other.streams(&mut commands, windows, &own, |n| bar.at(n as u64, &String::new))?;
+    drop(bar);
+    let mut bar = device.progress("model", model.config.num_layers as u64);
+    let progress = |n| bar.at(n as u64, &String::new);
     let found = own.compare(&mut commands, windows, tokens, set, &streams, progress)?;
-    bar.end();
+    drop(bar);
     Ok((plan, found.into()))
 }

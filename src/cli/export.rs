@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::context::{DeviceArgs, Model};
+use super::context::Context;
 use super::{CliError, Outcome, help};
 use crate::export::{ExportError, MaskedModel, ct24, hf, torch24};
 use crate::folder::RunPaths;
 use crate::fsio::{OutputFile, check_folder, shown};
 use crate::mask::{MaskFile, npz};
 use crate::model::Overlay;
+use crate::run::Model;
 
 #[derive(clap::Args)]
 #[command(after_help = help::EXPORT)]
@@ -71,17 +72,17 @@ impl ExportArgs {
     }
 }
 
-pub(super) fn export(device: &DeviceArgs, args: &ExportArgs) -> Result<Outcome, CliError> {
+pub(super) fn export(device: &Context, args: &ExportArgs) -> Result<Outcome, CliError> {
     if args.format == Format::Ct24 && !args.legacy_ct24 {
         return Err(CliError::Usage(format!(
             "{}; give --legacy-ct24 to write it all the same",
             ct24::WARNING
         )));
     }
-    let model = Model::open(device, &args.model)?;
+    let model = device.model(&args.model)?;
     let output = args.check_destination(&model)?;
     let file = model.mask_file(&args.mask, None)?;
-    model.warn_of_sources(&file, &args.mask)?;
+    model.warn_of_sources(&file, &args.mask, device)?;
     if let Some(output) = output {
         if args.weights.is_some() {
             return Err(CliError::Usage(
@@ -230,8 +231,8 @@ pub(super) struct ApplyArgs {
     json: bool,
 }
 
-pub(super) fn apply(device: &DeviceArgs, args: &ApplyArgs) -> Result<Outcome, CliError> {
-    let model = Model::open(device, &args.checkpoint)?;
+pub(super) fn apply(device: &Context, args: &ApplyArgs) -> Result<Outcome, CliError> {
+    let model = device.model(&args.checkpoint)?;
     hf::check_destination(&model.checkpoint, &args.out)?;
     check_folder(&args.out)?;
     let file = model.mask_file(&args.mask, None)?;

@@ -2,13 +2,11 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::context::{DeviceArgs, Model, stop_flag};
-use super::memory::{MemoryArgs, masked, planned};
-use super::output::{Progress, bytes, show_profile, with_profile};
-use super::{CliError, Outcome, help};
+use super::context::Context;
+
+use super::output::{masked, planned, show_profile, with_profile};
+use super::{CliError, Outcome, help, signals};
 use crate::eval::{Choice, Continuation, Generation, generate, plan};
 use crate::fsio::{Destination, OutputFile, shown};
 use crate::gpu::{Commands, DeviceKind};
@@ -16,6 +14,7 @@ use crate::hub::Need;
 use crate::kernel::{Kernels, cut, f32_bytes};
 use crate::model::{Architecture, OpenText, Tokenizer};
 use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, Generator, MaskBank, Masks, MemoryPlan};
+use crate::run::{MemorySpec, Model, Observer, Task, bytes};
 
 /// Bytes of keys and values that sequences written together may take.
 const CACHE_BYTES: u64 = 1 << 30;
@@ -57,7 +56,7 @@ pub(super) struct Args {
     #[arg(long)]
     past_end: bool,
     #[command(flatten)]
-    memory: MemoryArgs,
+    memory: MemorySpec,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -86,7 +85,8 @@ impl Args {
         }
         let inputs: Vec<&Path> = std::iter::once(model).chain(self.mask.as_deref()).collect();
         let file = OutputFile::check(path, &inputs, self.force)?;
-        Ok(Some(Corpus { file, count, stop: stop_flag()? }))
+        signals::guard();
+        Ok(Some(Corpus { file, count }))
     }
 }
 
@@ -94,21 +94,19 @@ impl Args {
 struct Corpus {
     file: OutputFile,
     count: u32,
-    /// Whether to end and keep what is finished.
-    stop: Arc<AtomicBool>,
 }
 
-pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
     let choice = args.choice()?;
     args.memory.check()?;
     let folder = device.model_folder(&args.model, Need::Whole)?;
     let corpus = args.corpus(&folder)?;
-    let model = Model::open_checked(device, &folder)?;
+    let model = device.checked_model(&folder)?;
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let ends = model.config.end_tokens(&model.folder)?;
     let prompt = prompt_ids(&model, &tokenizer, &ends, &args.prompt, args.past_end)?;
-    let set = args.mask.as_ref().map(|path| model.mask(path, None)).transpose()?;
-    model.warn_of_long("the prompt and --tokens", prompt.len() + args.tokens as usize);
+    let set = args.mask.as_ref().map(|path| model.mask(path, None, device)).transpose()?;
+    model.warn_of_long("the prompt and --tokens", prompt.len() + args.tokens as usize, device);
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let masked = masked(&model.config, set.as_ref());
@@ -128,7 +126,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
         Some(corpus) => writer.corpus(corpus, masks.as_deref().unwrap_or(DENSE))?,
         None => writer.show(masks.as_deref()).map(|()| Outcome::Done)?,
     };
-    show_profile(device, &gpu, args.json);
+    show_profile(&device.device, &gpu, args.json);
     Ok(outcome)
 }
 
@@ -179,7 +177,7 @@ fn prompt_ids(
 
 /// What texts are written with.
 struct Writer<'a, 'g, 'm> {
-    device: &'a DeviceArgs,
+    device: &'a Context,
     args: &'a Args,
     decoder: &'a Decoder<'g, 'm>,
     tokenizer: &'a Tokenizer,
@@ -200,13 +198,13 @@ impl Writer<'_, '_, '_> {
         for (name, masks) in variants {
             let Some(masks) = masks else { continue };
             let started = std::time::Instant::now();
-            let mut bar = Progress::new(name, self.what.tokens as u64, self.device.quiet);
+            let mut bar = self.device.progress(name, self.what.tokens as u64);
             let progress = |done: usize, _: &[Continuation]| {
-                bar.at(done as u64, String::new);
+                bar.at(done as u64, &String::new);
                 ControlFlow::Continue(())
             };
             let out = generate(self.decoder, &mut commands, masks, self.prompt, 1, self.what, progress)?;
-            bar.end();
+            drop(bar);
             let seconds = started.elapsed().as_secs_f64();
             for Continuation { ids, ended } in out {
                 let text = self.text(&ids)?;
@@ -228,7 +226,7 @@ impl Writer<'_, '_, '_> {
             all.insert("memory".into(), planned(&self.plan, gpu));
             all.insert("adapter".into(), gpu.describe().into());
             all.insert("preset".into(), self.decoder.kernels.preset().name.into());
-            println!("{}", with_profile(all.into(), self.device, gpu));
+            println!("{}", with_profile(all.into(), &self.device.device, gpu));
         }
         Ok(())
     }
@@ -240,13 +238,13 @@ impl Writer<'_, '_, '_> {
 
     /// Texts into a file. What is finished when a signal comes is kept, in the order in which it would stand in the whole file.
     fn corpus(&self, corpus: &Corpus, masks: Masks<'_>) -> Result<Outcome, CliError> {
-        let Corpus { file, count, stop } = corpus;
+        let Corpus { file, count } = corpus;
         let (count, length) = (*count, self.what.tokens);
-        let stopped = || stop.load(Ordering::SeqCst);
+        let stopped = || self.device.stop();
         let mut ends = self.what.ends.to_vec();
         ends.extend(self.decoder.config.bos_token_id);
         let mut commands = Commands::new(self.decoder.kernels.gpu())?;
-        let mut bar = Progress::new("tokens", u64::from(count) * length as u64, self.device.quiet);
+        let mut bar = self.device.progress("tokens", u64::from(count) * length as u64);
         let (mut first, mut texts, mut tokens) = (0, 0u32, 0);
         let mut out = file.begin()?;
         while first < count && !stopped() {
@@ -255,7 +253,7 @@ impl Writer<'_, '_, '_> {
             let what = Generation { ends: &ends, first, ..self.what };
             let before = u64::from(first) * length as u64;
             let progress = |done: usize, _: &[Continuation]| {
-                bar.at(before + (done * sequences) as u64, || format!("{first} texts of {count}"));
+                bar.at(before + (done * sequences) as u64, &|| format!("{first} texts of {count}"));
                 if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             let made = generate(self.decoder, &mut commands, masks, &prompts, sequences, what, progress)?;
@@ -267,7 +265,7 @@ impl Writer<'_, '_, '_> {
             }
             first += sequences as u32;
         }
-        bar.end();
+        drop(bar);
         let (path, interrupted) = (file.path(), texts < count);
         if interrupted && texts == 0 {
             self.device.note(|| "interrupted before a text was finished: nothing is written".into());
@@ -282,7 +280,7 @@ impl Writer<'_, '_, '_> {
                 let gpu = self.decoder.kernels.gpu();
                 let out = serde_json::json!({"texts": texts, "tokens": tokens, "written": shown(path), "interrupted": interrupted,
                     "memory": planned(&self.plan, gpu)});
-                println!("{}", with_profile(out, self.device, gpu));
+                println!("{}", with_profile(out, &self.device.device, gpu));
             }
             false => println!("{texts} texts, {tokens} tokens: {}", path.display()),
         }
@@ -292,7 +290,7 @@ impl Writer<'_, '_, '_> {
 
 /// How many sequences are written together: one, or as many for a file as have room.
 fn together(
-    device: &DeviceArgs,
+    device: &Context,
     kernels: &Kernels<'_>,
     args: &Args,
     config: &Architecture,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::context::DeviceArgs;
+use super::context::Context;
 use super::output::table;
 use super::{CliError, Outcome, help};
 use crate::hub::Need;
@@ -24,7 +24,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
     let path = device.model_or_file(&args.path, Need::Whole)?;
     let other = args.other.as_ref().map(|path| device.model_or_file(path, Need::Whole)).transpose()?;
     let model = args.model.as_ref().map(|path| device.model_folder(path, Need::Shape)).transpose()?;

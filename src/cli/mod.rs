@@ -3,10 +3,8 @@
 //! Exit codes: 0 done; 1 an error, said on standard error, or of `verify` a folder that is not right; 2 a command line that cannot be
 //! understood; 130 interrupted by Ctrl-C after what there was so far was kept. `help.rs` tells them to users.
 
-mod calib_args;
 mod choices;
 mod compare;
-mod config_file;
 mod context;
 mod devices;
 mod error;
@@ -14,13 +12,7 @@ mod eval;
 mod export;
 mod generate;
 mod help;
-mod hub;
 mod inspect;
-mod job;
-mod learn;
-mod memory;
-mod method;
-mod method_args;
 #[cfg(test)]
 mod numbers;
 #[cfg(test)]
@@ -28,26 +20,20 @@ mod options_doc;
 mod output;
 mod plan;
 mod prune;
-mod prune_args;
 mod report;
-mod result;
 mod shell;
-mod stage_flow;
-mod stage_plan;
-mod stages;
-mod train_args;
-mod unused;
+mod signals;
 mod variance;
 mod verify;
-mod walk;
-mod worst;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use context::DeviceArgs;
+use context::Context;
 use error::CliError;
+
+use crate::run::{self, DeviceSpec, LAST, Outcome};
 
 /// Learns strict N:M sparsity masks (keep N of M weights) for decoder language models on any GPU.
 #[derive(Parser)]
@@ -55,7 +41,10 @@ use error::CliError;
 #[command(after_help = help::MASKWRIGHT)]
 struct Cli {
     #[command(flatten)]
-    device: DeviceArgs,
+    device: DeviceSpec,
+    /// No progress, no notes, no warnings: only results and errors
+    #[arg(long, global = true, help_heading = "Device and output", display_order = LAST)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -69,7 +58,7 @@ enum Command {
     /// Let a model write: continue a prompt, dense and under a mask, or write texts of its own to calibrate on
     Generate(generate::Args),
     /// Choose or learn a mask and write it, with the masked model
-    Prune(Box<prune_args::Args>),
+    Prune(Box<prune::Args>),
     /// Run several methods under one budget and put them into one table
     Compare(Box<compare::Args>),
     /// Write the masked model or the mask in a format for deployment
@@ -90,12 +79,6 @@ enum Command {
     Man(shell::ManArgs),
 }
 
-/// Whether a command ran to its end.
-enum Outcome {
-    Done,
-    Interrupted,
-}
-
 /// The whole command line.
 fn full_command() -> clap::Command {
     complete(Cli::command())
@@ -110,6 +93,13 @@ fn complete(mut command: clap::Command) -> clap::Command {
             "report" => &["quiet"],
             "devices" => &["device", "quiet"],
             "completions" | "man" => &[],
+            "prune" => {
+                // In place: what is built keeps its order.
+                return sub.mut_args(|arg| match arg.get_id().as_str() {
+                    "out" => arg.required_unless_present_any(["dry_run", "resume"]),
+                    _ => arg,
+                });
+            }
             _ => return sub,
         };
         sub.mut_args(|arg| {
@@ -124,16 +114,8 @@ impl Cli {
     fn of(args: Vec<std::ffi::OsString>) -> Result<Self, CliError> {
         const WITH_FILE: &str = "prune";
         let command = full_command();
-        let args = config_file::expand(&command, WITH_FILE, args)?;
-        let matches = command.clone().get_matches_from(args);
-        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
-        if let (Command::Prune(prune), Some(sub), Some(given)) =
-            (&mut cli.command, command.find_subcommand(WITH_FILE), matches.subcommand_matches(WITH_FILE))
-        {
-            prune.resolved = config_file::resolved(sub, given);
-            prune.given = config_file::given(sub, given);
-        }
-        Ok(cli)
+        let args = run::expand(&command, WITH_FILE, args)?;
+        Ok(Self::from_arg_matches(&command.get_matches_from(args)).unwrap_or_else(|e| e.exit()))
     }
 }
 
@@ -146,12 +128,12 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let level = if cli.device.quiet { "error" } else { "warn" };
+    let level = if cli.quiet { "error" } else { "warn" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
         .format_target(false)
         .init();
     // Without it a signal ends the process as it does any other.
-    if let Err(e) = context::watch_signals() {
+    if let Err(e) = signals::watch() {
         log::warn!("{e}");
     }
     match execute(cli) {
@@ -173,18 +155,19 @@ pub fn run(args: Vec<std::ffi::OsString>) -> Result<(), String> {
 
 /// Runs the command.
 fn execute(cli: Cli) -> Result<Outcome, CliError> {
+    let context = &Context { device: cli.device, quiet: cli.quiet };
     match cli.command {
-        Command::Devices(args) => devices::run(&cli.device, &args),
-        Command::Eval(args) => eval::run(&cli.device, &args),
-        Command::Generate(args) => generate::run(&cli.device, &args),
-        Command::Prune(args) => prune::run(&cli.device, *args),
-        Command::Compare(args) => compare::run(&cli.device, &args),
-        Command::Export(args) => export::export(&cli.device, &args),
-        Command::ApplyMask(args) => export::apply(&cli.device, &args),
-        Command::Variance(args) => variance::run(&cli.device, &args),
-        Command::Verify(args) => verify::run(&cli.device, &args),
+        Command::Devices(args) => devices::run(context, &args),
+        Command::Eval(args) => eval::run(context, &args),
+        Command::Generate(args) => generate::run(context, &args),
+        Command::Prune(args) => prune::run(context, *args),
+        Command::Compare(args) => compare::run(context, &args),
+        Command::Export(args) => export::export(context, &args),
+        Command::ApplyMask(args) => export::apply(context, &args),
+        Command::Variance(args) => variance::run(context, *args),
+        Command::Verify(args) => verify::run(context, &args),
         Command::Report(args) => report::run(&args),
-        Command::Inspect(args) => inspect::run(&cli.device, &args),
+        Command::Inspect(args) => inspect::run(context, &args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
     }

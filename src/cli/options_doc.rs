@@ -5,8 +5,7 @@ use std::path::Path;
 
 use clap::{Arg, Command};
 
-use super::config_file::key;
-use super::unused;
+use crate::run::{key, readers};
 
 const HEAD: &str = "# Options
 
@@ -65,7 +64,7 @@ fn table(title: &str, args: &[&Arg], readers: Option<&BTreeMap<String, &'static 
 fn page(command: &Command) -> String {
     let mut out = HEAD.to_string();
     let shown = |arg: &&Arg| !arg.is_hide_set() && !["help", "version"].contains(&arg.get_id().as_str());
-    let prune_readers = unused::readers();
+    let prune_readers = readers();
     for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
         let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
         out.push_str(&format!("\n## {}\n\n{about}.\n", sub.get_name()));

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::context::DeviceArgs;
 use crate::eval::Estimate;
 use crate::gpu::Gpu;
+use crate::mask::MaskSet;
+use crate::model::{Architecture, Projection};
+use crate::nn::{MemoryPlan, PlanItem, total};
+use crate::run::{DeviceSpec, Profile, Task};
 
 /// A table with a header; the first column is left-aligned, the others right-aligned.
 pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
@@ -40,38 +43,39 @@ pub(super) fn shown(e: Estimate, by: f64, digits: usize) -> String {
     format!("{:.digits$} [{:.digits$}, {:.digits$}]", by * e.value, by * e.low, by * e.high)
 }
 
-/// "1.23 MiB (1289748 bytes)".
-pub(super) fn bytes(n: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = n as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.2} {} ({n} bytes)", units[unit]) }
+/// A plan beside what was allocated, for a JSON result.
+pub(super) fn planned(plan: &MemoryPlan, gpu: &Gpu) -> Value {
+    json!({
+        "plan": plan.gpu, "plan_total": total(&plan.gpu), "host": plan.host, "host_total": total(&plan.host),
+        "peak": gpu.memory_peak(), "at_peak": gpu.memory_items(),
+    })
+}
+
+/// The projections that a set masks.
+pub(super) fn masked(config: &Architecture, set: Option<&MaskSet>) -> Vec<Projection> {
+    let has = |p: &Projection| set.is_some_and(|set| set.get(&p.name).is_some());
+    config.projections().into_iter().filter(has).collect()
 }
 
 /// With `--profile` the kernel times, as a table on standard error; where JSON is printed they are in it ([`with_profile`]).
-pub(super) fn show_profile(device: &DeviceArgs, gpu: &Gpu, json: bool) {
+pub(super) fn show_profile(device: &DeviceSpec, gpu: &Gpu, json: bool) {
     if device.profile && !json {
-        eprintln!("{}", profile(gpu));
+        eprintln!("{}", profile(&Profile::of(gpu)));
     }
 }
 
 /// `out`, with `--profile` also the kernel times.
-pub(super) fn with_profile(mut out: Value, device: &DeviceArgs, gpu: &Gpu) -> Value {
+pub(super) fn with_profile(mut out: Value, device: &DeviceSpec, gpu: &Gpu) -> Value {
     if device.profile {
-        let submits = gpu.submits();
-        out["profile"] = gpu.profile().into_iter().map(|row| json!(row)).collect();
+        let Profile { rows, submits } = Profile::of(gpu);
+        out["profile"] = json!(rows);
         out["submits"] = json!({ "count": submits.count, "longest_ms": submits.longest_ms });
     }
     out
 }
 
 /// The kernel times of `--profile`.
-pub(super) fn profile(gpu: &Gpu) -> String {
-    let (rows, submits) = (gpu.profile(), gpu.submits());
+pub(super) fn profile(Profile { rows, submits }: &Profile) -> String {
     let total: f64 = rows.iter().map(|r| r.ms).sum();
     let cells: Vec<Vec<String>> = rows
         .iter()
@@ -90,6 +94,14 @@ pub(super) fn profile(gpu: &Gpu) -> String {
     format!("{table}\n{} submits, the longest {:.0} ms", submits.count, submits.longest_ms)
 }
 
+/// Rows of a plan for a table.
+pub(super) fn plan_rows(items: &[PlanItem]) -> Vec<Vec<String>> {
+    let mut rows: Vec<Vec<String>> =
+        items.iter().map(|i| vec![i.item.to_string(), i.bytes.to_string()]).collect();
+    rows.push(vec!["total".into(), total(items).to_string()]);
+    rows
+}
+
 /// A bar on a terminal; elsewhere a line every ten seconds, so that logs stay readable.
 pub(super) struct Progress {
     bar: ProgressBar,
@@ -106,18 +118,6 @@ pub(super) struct Progress {
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 impl Progress {
-    /// Progress over `total` units of `what`.
-    pub(super) fn new(what: &str, total: u64, quiet: bool) -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        let plain = !quiet && !terminal;
-        Self::with(MultiProgress::new(), what.into(), total, quiet || !terminal, plain)
-    }
-
-    /// A bar below this one.
-    pub(super) fn inner(&self, what: String, total: u64) -> Self {
-        Self::with(self.all.clone(), what, total, self.bar.is_hidden(), self.plain)
-    }
-
     fn with(all: MultiProgress, what: String, total: u64, hidden: bool, plain: bool) -> Self {
         let bar = if hidden { ProgressBar::hidden() } else { all.add(ProgressBar::new(total)) };
         let template = "{prefix} [{bar:30}] {pos}/{len} {per_sec} left {eta}  {msg}";
@@ -128,9 +128,17 @@ impl Progress {
         let now = Instant::now();
         Self { bar, all, what, total, plain, started: now, last: now }
     }
+}
 
-    /// A line that stays, above the bars.
-    pub(super) fn line(&self, text: impl FnOnce() -> String) {
+/// Progress over `total` units of `what`.
+pub(super) fn show_progress(what: &str, total: u64, quiet: bool) -> Progress {
+    let terminal = std::io::stderr().is_terminal();
+    let plain = !quiet && !terminal;
+    Progress::with(MultiProgress::new(), what.into(), total, quiet || !terminal, plain)
+}
+
+impl Task for Progress {
+    fn line(&self, text: &dyn Fn() -> String) {
         if self.plain {
             eprintln!("{}", text());
         } else if !self.bar.is_hidden() {
@@ -139,8 +147,7 @@ impl Progress {
         }
     }
 
-    /// `done` units are done; `message` says how it goes.
-    pub(super) fn at(&mut self, done: u64, message: impl FnOnce() -> String) {
+    fn at(&mut self, done: u64, message: &dyn Fn() -> String) {
         if self.plain {
             if self.last.elapsed() >= LINE_EVERY {
                 self.last = Instant::now();
@@ -155,8 +162,13 @@ impl Progress {
         }
     }
 
-    /// Removes the bar.
-    pub(super) fn end(self) {
+    fn inner(&self, what: &str, total: u64) -> Box<dyn Task> {
+        Box::new(Self::with(self.all.clone(), what.into(), total, self.bar.is_hidden(), self.plain))
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
 }

@@ -1,102 +1,45 @@
 //! What `prune --dry-run` shows: memory, item by item, and an estimate of the time.
 
-use std::path::Path;
-
 use serde_json::json;
 
-use super::context::DeviceArgs;
-use super::method::Method;
-use super::output::table;
-use super::prune_args::Args;
-use super::stage_flow::StagePlans;
-use super::stage_plan::{StagePlan, Stored};
-use super::walk::plan_rows;
-use super::{CliError, Outcome};
-use crate::gpu::Gpu;
+use super::CliError;
+use super::context::Context;
+use super::output::{plan_rows, table};
 use crate::kernel::{Kernels, product_rate};
-use crate::model::{Architecture, Dtype};
-use crate::nn::{MemoryPlan, PlanItem, total};
-use crate::prune::learn::Stage;
-use crate::prune::plan::{self, WalkPlan};
-use crate::prune::{OneShotOptions, Selection};
-
-/// The plan by a model's config.json alone, with the type that it names.
-pub(super) fn dry_run_of_shape(
-    device: &DeviceArgs,
-    args: &Args,
-    folder: &Path,
-    options: Option<&OneShotOptions>,
-    stages: &[Stage],
-) -> Result<Outcome, CliError> {
-    let config = Architecture::read(folder)?;
-    let selection = args.select(&config, device)?;
-    if args.method == Method::Maskpro && stages.is_empty() {
-        let message = "--method maskpro on the model's loss cannot be planned without weights: add the weight files, or take \
-             --objective block or another --method";
-        return Err(CliError::Usage(message.into()));
-    }
-    let gpu = device.open()?;
-    let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
-    let choice = args.choice(&config);
-    let stored = Stored::All(config.dtype.unwrap_or(Dtype::F16));
-    let carried = options.and_then(|o| args.carried(&kernels, &config, o, choice.windows, choice.window));
-    let dtype = |name: &str| stored.of(name);
-    let walk = options.map(|o| plan::walk(&kernels, &config, &dtype, &selection, o, carried)).transpose()?;
-    let plans = StagePlans {
-        kernels: &kernels,
-        config: &config,
-        stored,
-        selection: &selection,
-        args,
-        windows: choice.windows,
-        window: choice.window,
-    };
-    let learning = plans.all(stages)?;
-    if let Stored::All(dtype) = stored {
-        device.note(|| format!("planned for weights in {dtype}, by {}/config.json", folder.display()));
-    }
-    // The text that is measured on is not read for a plan by the shape.
-    let plans = Plans { walk: walk.as_ref(), stages: &learning, measuring: None };
-    show_plan(device, args, &kernels, &selection, plans)?;
-    args.walk.check_all(walk.as_ref(), carried, &learning).map(|()| Outcome::Done)
-}
-
-/// What a run takes, part by part.
-#[derive(Clone, Copy)]
-pub(super) struct Plans<'a> {
-    pub(super) walk: Option<&'a WalkPlan>,
-    pub(super) stages: &'a [StagePlan],
-    pub(super) measuring: Option<&'a MemoryPlan>,
-}
+use crate::nn::total;
+use crate::run::{Resources, RunPlan};
 
 /// Prints what will be allocated and how long it may take: of the walk, and of what is learned behind it.
 pub(super) fn show_plan(
-    device: &DeviceArgs,
-    args: &Args,
+    context: &Context,
+    run: &RunPlan<'_>,
     kernels: &Kernels<'_>,
-    selection: &Selection,
-    Plans { walk, stages, measuring }: Plans<'_>,
+    resources: &Resources,
+    as_json: bool,
 ) -> Result<(), CliError> {
-    let gpu: &Gpu = kernels.gpu();
-    let plan = largest(walk, stages);
+    if let Some((folder, dtype)) = run.shape() {
+        context.note(|| format!("planned for weights in {dtype}, by {}/config.json", folder.display()));
+    }
+    let Resources { walk, stages, measuring, .. } = resources;
+    let (walk, plan) = (walk.as_ref(), resources.largest());
     let walk_flops = walk.map(|w| w.flops).filter(|flops| *flops > 0.0);
     let rate = match walk_flops.or(stages.iter().find_map(|s| s.flops)) {
         Some(_) => {
             let rate = product_rate(kernels)?;
-            device.note(|| format!("measured: {:.1} GFLOP/s in products", rate * 1e-9));
+            context.note(|| format!("measured: {:.1} GFLOP/s in products", rate * 1e-9));
             Some(rate)
         }
         None => None,
     };
     let seconds = walk_flops.zip(rate).map(|(flops, rate)| flops / rate);
-    if args.json {
+    if as_json {
         let out = json!({
             "plan": plan, "total": total(plan), "host": walk.map(|w| &w.host),
             "flops": walk.map(|w| w.flops), "seconds": seconds,
             "walk": walk.map(|w| &w.gpu),
             "measuring": measuring,
             "stages": stages.iter().map(|s| s.json(rate)).collect::<Vec<_>>(),
-            "adapter": gpu.describe(),
+            "adapter": kernels.gpu().describe(),
         });
         println!("{out}");
         return Ok(());
@@ -117,7 +60,11 @@ pub(super) fn show_plan(
         println!("{}", table(&["GPU memory of measuring on --eval", "bytes"], &plan_rows(&measuring.gpu)));
         println!("\n{}\n", table(&["host memory", "bytes"], &plan_rows(&measuring.host)));
     }
-    println!("{} projections, {} weights under masks", selection.pruned.len(), selection.weights());
+    println!(
+        "{} projections, {} weights under masks",
+        run.selection().pruned.len(),
+        run.selection().weights()
+    );
     if let (Some(walk), Some(seconds)) = (walk, seconds) {
         let blocks = (walk.flops / walk.block_flops.max(1.0)).round();
         println!(
@@ -132,13 +79,6 @@ pub(super) fn show_plan(
         }
     }
     Ok(())
-}
-
-/// The largest of the plans: they follow each other.
-pub(super) fn largest<'a>(walk: Option<&'a WalkPlan>, stages: &'a [StagePlan]) -> &'a [PlanItem] {
-    let all = walk.map(|w| &w.gpu[..]).into_iter().chain(stages.iter().map(|s| &s.gpu[..]));
-    // The first of equal ones.
-    all.reduce(|most, plan| if total(plan) > total(most) { plan } else { most }).unwrap_or_default()
 }
 
 /// "3.2 s", "4 min", "2.5 h".

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::context::DeviceArgs;
-use super::output::{bytes, table};
+use super::context::Context;
+use super::output::table;
 use super::{CliError, Outcome, help};
 use crate::hub::Need;
 use crate::mask::{MaskReader, Masks, Pattern};
+use crate::run::bytes;
 use crate::verify::{self, Line, Options, Verdict, verify};
 
 #[derive(clap::Args)]
@@ -34,7 +35,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
     let folder = device.model_folder(&args.folder, Need::Whole)?;
     let against = args.against.as_ref().map(|path| device.model_folder(path, Need::Whole)).transpose()?;
     let open = |path: &PathBuf| {
@@ -61,7 +62,7 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     }
 }
 
-fn show(device: &DeviceArgs, verdict: &Verdict, repaired: bool) {
+fn show(device: &Context, verdict: &Verdict, repaired: bool) {
     let yes = |refused: &Option<String>| if refused.is_none() { "yes" } else { "no" }.to_string();
     let row = |line: &Line| {
         let weights = (line.rows as f64 * line.cols as f64).max(1.0);

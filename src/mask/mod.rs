@@ -14,9 +14,7 @@ mod reader;
 
 // The sampling law and its random numbers:
 pub mod gumbel;
-pub mod law;
 pub mod philox;
-pub mod score;
 
 // Masks learned by backpropagation:
 pub mod soft;

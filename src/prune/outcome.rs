@@ -30,9 +30,34 @@ pub struct ProjectionReport {
     pub seconds: f64,
 }
 
+/// One step, for whoever watches.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// The block under training; none for the whole model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block: Option<usize>,
+    /// Number of the step, from 0.
+    pub step: u32,
+    /// Steps in all.
+    pub steps: u32,
+    /// The minibatch's loss before the step: squared error as a share of the block's update, or nats per token.
+    pub loss: f64,
+    /// Policy gradient: the loss less that of the start mask on the same minibatch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residual: Option<f64>,
+    /// Policy gradient: the residuals' moving average, this step's in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracker: Option<f64>,
+    /// Temperature of the soft masks, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
 /// How a block, or the model, came out of a stage. Errors are means over 128 calibration windows under strict masks, in the units of
-/// [`super::learn::StepReport::loss`].
-#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
+/// [`StepReport::loss`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Learned {
     /// The block; none for the whole model.
     pub block: Option<usize>,

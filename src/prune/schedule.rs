@@ -10,27 +10,12 @@ use std::collections::BTreeMap;
 use super::oneshot::{Input, Inputs, OneShotOptions};
 use super::solver::Solver;
 use super::stored::stored;
-use super::{BlockResult, ProjectionReport, PruneError, Selection};
+use super::{BlockResult, PruneError, Selection, Watch};
 use crate::gpu::Commands;
 use crate::kernel::{Kernels, MaskBuffer, Square};
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Architecture, Overlay, Projection, ProjectionKind, TensorView};
 use crate::nn::{Access, Activations, BatchView, BlockPass, BlockSpace, BlockWeights, NnError};
-
-/// Who watches a walk.
-pub trait Watch {
-    /// Whether to stop as soon as possible.
-    fn stop(&self) -> bool;
-    /// `done` of `total` parts of a block are done.
-    fn part(&mut self, block: usize, done: usize, total: usize);
-    /// A projection is done.
-    fn projection(&mut self, block: usize, report: &ProjectionReport);
-    /// A block is done. What it got is not kept by the schedule.
-    ///
-    /// # Errors
-    /// What keeping it reports; ends the walk.
-    fn block(&mut self, result: BlockResult) -> Result<(), PruneError>;
-}
 
 /// A walk over the blocks.
 pub struct Schedule<'a, 'g> {
@@ -257,7 +242,7 @@ impl<'g> Schedule<'_, 'g> {
             let solved = solver.solve(c, &p.name, *number, &linear.weight, start)?;
             current.done += 1;
             watch.part(current.index, current.done, current.total);
-            watch.projection(current.index, &solved.report);
+            watch.projection(&solved.report);
             let pass_on = self.options.inputs == Inputs::Pruned;
             if let Some(weights) = &solved.weights {
                 // As they are stored, which may be wider than on the device.

@@ -3,9 +3,11 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::learn::{LearnWatch, Objective, Residency, Stage, StageRun, StepReport, shuffled};
+use super::learn::{Objective, Residency, Stage, StageRun, shuffled};
 use super::plan::{Carried, choose_place};
-use super::{BlockResult, OneShotOptions, ProjectionReport, PruneError, Repair, Schedule, Watch, select};
+use super::{
+    BlockResult, OneShotOptions, ProjectionReport, PruneError, Repair, Schedule, StepReport, Watch, select,
+};
 use crate::calib::{Segments, Windows, read_windows};
 use crate::eval::{Comparison, Streamed};
 use crate::export::{MaskedModel, hf};
@@ -217,13 +219,7 @@ struct Chosen<P> {
 }
 
 impl<P: FnMut(&ProjectionReport)> Watch for Chosen<P> {
-    fn stop(&self) -> bool {
-        false
-    }
-
-    fn part(&mut self, _: usize, _: usize, _: usize) {}
-
-    fn projection(&mut self, _: usize, report: &ProjectionReport) {
+    fn projection(&mut self, report: &ProjectionReport) {
         (self.progress)(report);
     }
 
@@ -240,7 +236,7 @@ struct Learning<P> {
     stop: bool,
 }
 
-impl<P: FnMut(&StepReport) -> ControlFlow<()>> LearnWatch for Learning<P> {
+impl<P: FnMut(&StepReport) -> ControlFlow<()>> Watch for Learning<P> {
     fn stop(&self) -> bool {
         self.stop
     }
@@ -250,8 +246,8 @@ impl<P: FnMut(&StepReport) -> ControlFlow<()>> LearnWatch for Learning<P> {
         Ok(())
     }
 
-    fn block(&mut self, result: &BlockResult) -> Result<(), PruneError> {
-        self.masks.masks.extend(result.masks.clone());
+    fn block(&mut self, result: BlockResult) -> Result<(), PruneError> {
+        self.masks.masks.extend(result.masks);
         Ok(())
     }
 }

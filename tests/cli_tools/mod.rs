@@ -29,6 +29,60 @@ pub fn shared_model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models").join(name)
 }
 
+/// The first three blocks of the embedded model: enough to go from block to block, in half of the time. One folder for all tests of all
+/// binaries, which appears whole.
+pub fn short_village() -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let make = || {
+        let whole = std::fs::read(village().join("model.safetensors")).expect("the embedded model");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("village3-{}", fingerprint(&whole)));
+        if folder.is_dir() {
+            return folder;
+        }
+        let made = folder.with_extension(format!("made-{}", std::process::id()));
+        copied_village(&made);
+        std::fs::write(made.join("model.safetensors"), without_blocks(&whole, &[3, 4])).expect("weights");
+        let mut config = json_file(&made.join("config.json"));
+        config["num_hidden_layers"] = 3.into();
+        std::fs::write(made.join("config.json"), config.to_string()).expect("a config");
+        // Another process may have been faster.
+        if std::fs::rename(&made, &folder).is_err() {
+            assert!(folder.is_dir(), "no {}", folder.display());
+            std::fs::remove_dir_all(&made).expect("gone");
+        }
+        folder
+    };
+    FOLDER.get_or_init(make).clone()
+}
+
+/// A name for these bytes.
+fn fingerprint(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// A safetensors file without the tensors of these blocks.
+fn without_blocks(file: &[u8], blocks: &[usize]) -> Vec<u8> {
+    let length = u64::from_le_bytes(file[..8].try_into().expect("a length")) as usize;
+    let header: Value = serde_json::from_slice(&file[8..8 + length]).expect("a header");
+    let (mut kept, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, entry) in header.as_object().expect("tensors") {
+        if blocks.iter().any(|block| name.contains(&format!("layers.{block}."))) {
+            continue;
+        }
+        let mut entry = entry.clone();
+        if let Some(offsets) = entry.get("data_offsets").cloned() {
+            let [from, to] = [0, 1].map(|i| offsets[i].as_u64().expect("an offset") as usize);
+            let at = data.len();
+            data.extend_from_slice(&file[8 + length..][from..to]);
+            entry["data_offsets"] = serde_json::json!([at, data.len()]);
+        }
+        kept.insert(name.clone(), entry);
+    }
+    let mut header = Value::Object(kept).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+}
+
 /// A copy of the embedded model in `folder`.
 pub fn copied_village(folder: &Path) -> PathBuf {
     std::fs::create_dir_all(folder).expect("a folder");

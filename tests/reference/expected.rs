@@ -1,9 +1,9 @@
 //! Masks in expectation in f64: of a row whose groups are drawn independently, and what one draw of the noise gives in place of it.
 
+use super::law::{distribution, score};
 use maskwright::kernel::SampleAt;
 use maskwright::mask::Pattern;
 use maskwright::mask::gumbel::{FIXED_ONE, fixed, gumbel};
-use maskwright::mask::law::{distribution, score};
 use maskwright::mask::philox::{key, philox4x32};
 
 /// One row: weights and logits `[n]`, H `[n, n]`.

@@ -15,6 +15,8 @@ mod factor;
 mod gram;
 mod head;
 mod inclusion;
+pub mod law;
+pub mod law_f32;
 mod lstsq;
 mod matmul;
 mod norm;

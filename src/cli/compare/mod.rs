@@ -1,14 +1,11 @@
 //! `maskwright compare`: methods under one budget, each as a run of `prune`, in one table.
 
-mod budget;
 mod row;
 mod table;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -16,17 +13,16 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use self::row::Row;
 use self::table::Comparison;
-use super::calib_args::{CalibArgs, CalibChoice, at_least_one, tokens_of_window};
-use super::context::{DeviceArgs, Model, stop_flag};
-use super::method::Method;
-use super::method_args::SelectArgs;
-use super::report;
-use super::train_args::Recipe;
-use super::{Cli, CliError, Command, Outcome, prune, prune_args};
+use super::context::Context;
+use super::{CliError, Outcome, report, signals};
 use crate::calib::Windows;
 use crate::folder::{FolderError, RunFolder, RunLock, RunPaths};
 use crate::fsio::{FsError, check_room, create_folder};
 use crate::prune::PruneError;
+use crate::run::{
+    CalibChoice, CalibSpec, Method, Model, Recipe, RunError, RunPlan, RunSpec, SelectSpec, at_least_one,
+    tokens_of_window,
+};
 
 /// What may be compared.
 const NAMES: [&str; 11] = [
@@ -63,7 +59,7 @@ impl Contender {
     fn name(self) -> String {
         match self {
             Self::Method(method) => method.name(),
-            Self::Recipe(recipe) => format!("{recipe:?}").to_lowercase(),
+            Self::Recipe(recipe) => recipe.name(),
         }
     }
 }
@@ -155,62 +151,71 @@ pub(super) struct Args {
     more: Vec<OsString>,
     // Their headings hold for what comes behind them.
     #[command(flatten)]
-    select: SelectArgs,
+    select: SelectSpec,
     #[command(flatten)]
-    windows: CalibArgs,
+    windows: CalibSpec,
 }
+
+/// What every run has, and `prune` would have as options behind `--`, if `--` is there.
+const OWN: [&str; 9] =
+    ["method", "recipe", "calib", "eval", "eval-window", "eval-windows", "out", "resume", "steps"];
 
 /// One `compare`, with everything opened and checked.
 struct Job<'a> {
-    device: &'a DeviceArgs,
+    context: &'a Context,
     args: &'a Args,
     model: Model,
     choice: CalibChoice,
     calib: Windows,
-    stop: Arc<AtomicBool>,
+    /// What the runs have in common.
+    common: RunSpec,
 }
 
-pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError> {
+pub(super) fn run(context: &Context, args: &Args) -> Result<Outcome, CliError> {
     let started = Instant::now();
     if !(args.budget.is_finite() && args.budget > 0.0) {
         return Err(CliError::Usage("--budget must be a positive number of seconds".into()));
     }
-    let model = Model::open_checked(device, &args.model)?;
+    // Options that `prune` does not know end the command before any work.
+    let common = common(context, args)?;
+    let model = context.checked_model(&args.model)?;
+    let texts = args.windows.texts.options();
     let choice = args.windows.learned(model.config.max_position_embeddings);
-    let options = args.windows.texts.options();
-    let calib = choice.read(&model, &args.calib, &options)?;
-    model.windows(&args.eval, &options, ("--eval-window", args.eval_window), args.eval_windows)?;
+    let calib = choice.read(&model, &args.calib, &texts, context)?;
+    model.windows(&args.eval, &texts, ("--eval-window", args.eval_window), args.eval_windows, context)?;
     RunFolder::check_new(&args.out).map_err(|e| match e {
         // A comparison is not resumed.
         FolderError::Exists { path, entry } => CliError::Fs(FsError::NotEmpty { path, entry }),
         other => other.into(),
     })?;
     check_room(&args.out).map_err(FolderError::os(&args.out))?;
-    let job = Job { device, args, model, choice, calib, stop: stop_flag()? };
+    let mut common = common;
+    // The same windows for all, whatever a method would take by itself.
+    common.windows.take(&choice);
+    let job = Job { context, args, model, choice, calib, common };
+    signals::guard();
     let mut contenders: Vec<Contender> = Vec::new();
     for &contender in &args.methods {
-        // Options that `prune` does not know end the command before any work.
-        job.words(contender, &[])?;
         if !contenders.contains(&contender) {
             contenders.push(contender);
         }
     }
-    let gpu = device.open()?;
-    let mut comparison = Comparison::new(&job, gpu.describe(), device.preset(&gpu)?.name);
+    let gpu = context.open()?;
+    let mut comparison = Comparison::new(&job, gpu.describe(), context.preset(&gpu)?.name);
     drop(gpu);
     create_folder(&args.out)?;
     let _lock = RunLock::take(&RunPaths::new(&args.out))?;
     let mut outcome = Outcome::Done;
     for (i, &contender) in contenders.iter().enumerate() {
         let name = contender.name();
-        device.note(|| format!("== {} of {}: {name}", i + 1, contenders.len()));
+        context.note(|| format!("== {} of {}: {name}", i + 1, contenders.len()));
         let row = job.row(contender);
         if let Some(error) = &row.error {
-            device.note(|| format!("{name}: {error}"));
+            context.note(|| format!("{name}: {error}"));
         }
         comparison.add(row, started);
         comparison.write(&args.out)?;
-        if job.stop.load(Ordering::SeqCst) {
+        if signals::stopped() {
             outcome = Outcome::Interrupted;
             break;
         }
@@ -234,11 +239,39 @@ pub(super) fn run(device: &DeviceArgs, args: &Args) -> Result<Outcome, CliError>
     }
 }
 
-/// `--name=value`.
-fn option(name: &str, value: impl AsRef<OsStr>) -> OsString {
-    let mut word = OsString::from(format!("--{name}="));
-    word.push(value);
-    word
+/// What the runs have in common: the options behind `--`, which may not be those that `compare` itself decides.
+fn common(context: &Context, args: &Args) -> Result<RunSpec, CliError> {
+    let model = [OsString::from("--"), args.model.clone().into_os_string()];
+    let words = std::iter::once(OsString::from("prune")).chain(args.more.iter().cloned()).chain(model);
+    let more = RunSpec::parse(words.collect()).unwrap_or_else(|e| e.exit());
+    let given = more.given();
+    let is_given = |own: &str| match own {
+        "out" => more.out.is_some(),
+        "resume" => more.resume.is_some(),
+        _ => given.contains(own),
+    };
+    if let Some(own) = OWN.iter().find(|own| is_given(own)) {
+        return Err(CliError::Usage(format!(
+            "--{own} is decided by compare itself: leave it out behind `--`"
+        )));
+    }
+    let usual = RunSpec::new(&args.model);
+    if more.select != usual.select || more.windows != usual.windows || more.device != usual.device {
+        return Err(CliError::Usage(
+            "options of what is pruned, of calibration and of the device stand before `--`: all methods share them".into(),
+        ));
+    }
+    Ok(RunSpec {
+        calib: Some(args.calib.clone()),
+        eval: Some(args.eval.clone()),
+        eval_window: args.eval_window,
+        eval_windows: args.eval_windows,
+        no_model: args.no_model || more.no_model,
+        select: args.select.clone(),
+        windows: args.windows.clone(),
+        device: context.device.clone(),
+        ..more
+    })
 }
 
 impl Job<'_> {
@@ -247,46 +280,16 @@ impl Job<'_> {
         self.args.out.join(contender.name())
     }
 
-    /// The run of `contender`, as the options of `prune`; `steps` of each of its objectives, if given.
-    fn words(&self, contender: Contender, steps: &[u32]) -> Result<prune_args::Args, CliError> {
-        let (args, choice) = (self.args, self.choice);
-        let mut words: Vec<OsString> = vec!["maskwright".into(), "prune".into()];
-        words.extend(self.device.words());
-        words.push(option(
-            match contender {
-                Contender::Method(_) => "method",
-                Contender::Recipe(_) => "recipe",
-            },
-            contender.name(),
-        ));
-        words.push(option("calib", &args.calib));
-        words.push(option("eval", &args.eval));
-        words.push(option("out", self.folder(contender)));
-        let mut put = |name: &str, value: String| words.push(option(name, value));
-        put("eval-window", args.eval_window.to_string());
-        args.eval_windows.into_iter().for_each(|n| put("eval-windows", n.to_string()));
-        put("pattern", args.select.pattern.to_string());
-        args.select.only.iter().for_each(|part| put("only", part.clone()));
-        put("windows", choice.windows.to_string());
-        put("window", choice.window.to_string());
-        put("segments", choice.name().to_string());
-        put("seed", args.windows.seed.to_string());
-        args.windows.texts.words().for_each(|(name, value)| put(name, value));
-        if !steps.is_empty() {
-            put("steps", steps.iter().map(ToString::to_string).collect::<Vec<_>>().join(","));
+    /// The run of `contender`; `steps` of each of its objectives, if given.
+    fn spec(&self, contender: Contender, steps: Vec<u32>) -> RunSpec {
+        let mut spec = self.common.clone();
+        match contender {
+            Contender::Method(method) => spec.method = Some(method),
+            Contender::Recipe(recipe) => spec.recipe = Some(recipe),
         }
-        let flags = [("skip-indivisible", args.select.skip_indivisible), ("no-model", args.no_model)];
-        words.extend(flags.iter().filter(|(_, on)| *on).map(|(name, _)| format!("--{name}").into()));
-        words.extend(args.more.iter().cloned());
-        words.extend(["--".into(), args.model.clone().into_os_string()]);
-        match Cli::of(words)?.command {
-            Command::Prune(mut prune) => {
-                prune.silent = true;
-                Ok(*prune)
-            }
-            // The first word is `prune`.
-            _ => Err(CliError::Usage("behind `--` stand options of prune".into())),
-        }
+        spec.out = Some(self.folder(contender));
+        spec.learn.steps = steps;
+        spec
     }
 
     /// Runs a method and reads what it came to.
@@ -298,7 +301,7 @@ impl Job<'_> {
             Ok(Outcome::Interrupted) if RunPaths::new(&folder).run().exists() => {
                 row::read(&self.model, &folder)
             }
-            Ok(Outcome::Interrupted) | Err(CliError::Prune(PruneError::Stopped)) => {
+            Ok(Outcome::Interrupted) | Err(RunError::Prune(PruneError::Stopped)) => {
                 Err("interrupted before it had a result".into())
             }
             Err(e) => Err(e.to_string()),
@@ -306,13 +309,17 @@ impl Job<'_> {
         Row::new(name, &folder, found)
     }
 
-    fn attempt(&self, contender: Contender) -> Result<Outcome, CliError> {
-        let steps = match self.args.steps {
-            Some(Steps::Default) => Vec::new(),
+    fn attempt(&self, contender: Contender) -> Result<Outcome, RunError> {
+        let given = match self.args.steps {
             Some(Steps::Number(n)) => vec![n],
-            None => self.steps_within(self.words(contender, &[])?, self.args.budget)?,
+            Some(Steps::Default) | None => Vec::new(),
         };
-        prune::run(self.device, self.words(contender, &steps)?)
+        let mut plan = RunPlan::new(self.spec(contender, given), self.context)?;
+        if self.args.steps.is_none() {
+            let steps = plan.steps_within(self.args.budget)?;
+            plan.set_steps(steps)?;
+        }
+        Ok(plan.execute()?.outcome)
     }
 }
 

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::cli::context::Model;
 use crate::eval::OVERFLOW;
 use crate::folder::RunPaths;
 use crate::mask::MaskFile;
 use crate::model::read_limited;
+use crate::run::Model;
 use crate::verify::{Options, verify};
 
 /// More than a run.json takes.

@@ -8,18 +8,19 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::options::Trains;
+use super::options::{TokenWeights, Trains};
 use super::run::{MaskBuffers, StageRun};
 use super::sink::GradientSpace;
 use super::state::BlockState;
 use super::steps::squared;
+use super::tokens::Energies;
 use super::walk::{Block, Blockwise, OnBlock, Space, Streams};
-use super::{LearnWatch, MEASURED, Snapshot, StepReport, copy_rows, minibatch_order};
+use super::{MEASURED, copy_rows, minibatch_order, reported};
 use crate::gpu::Commands;
 use crate::kernel::{Activation, Masking, f32_bytes};
 use crate::mask::{BitMask, MaskSet};
 use crate::nn::{Access, Activations, BlockWeights, TrainSpace};
-use crate::prune::{BlockResult, Learned, PruneError};
+use crate::prune::{BlockResult, Learned, PruneError, Snapshot, StepReport, Watch};
 
 impl BlockResult {
     /// Of a block that has nothing to learn from, and keeps the masks `start`.
@@ -48,7 +49,7 @@ impl<'g> Blockwise<'_, 'g> {
         c: &mut Commands<'g>,
         mut streams: Streams<'g>,
         finished: &[BTreeMap<String, BitMask>],
-        watch: &mut dyn LearnWatch,
+        watch: &mut dyn Watch,
     ) -> Result<(), PruneError> {
         let gpu = self.run.kernels.gpu();
         let sizes = streams.pruned.sizes().clone();
@@ -62,15 +63,25 @@ impl<'g> Blockwise<'_, 'g> {
         let parts = self.run.stage.parts(&sizes)?;
         let sums = parts > 1 || sizes.pieces().count() > 1;
         let gradients = GradientSpace::new(gpu, self.run.config, sums)?;
+        let weighted = self.run.stage.tokens != TokenWeights::Even;
+        let room = |_| gpu.alloc("activations:weights of tokens", f32_bytes(1, 4 * t4));
+        let batches = if weighted { streams.pruned.batches() } else { 0 };
+        let tokens = (0..batches).map(room).collect::<Result<Vec<_>, _>>()?;
         for index in 0..self.run.config.num_layers {
             let mut projections = self.run.config.block_projections(index);
             let mut weights = BlockWeights::upload(gpu, self.run.dense, self.run.config, index)?;
-            let energy = self.advance_dense(c, &space, &weights, &mut streams.dense)?;
+            let energies = self.advance_dense(c, &space, &weights, &mut streams.dense)?;
+            let by_token = energies.weights(self.run.stage.tokens);
+            let energy = energies.total(by_token.as_deref());
+            for (buffer, of_batch) in tokens.iter().zip(by_token.iter().flat_map(|all| all.chunks(4 * t4))) {
+                c.write(buffer, 0, of_batch)?;
+            }
+            let tokens = weighted.then_some(&tokens[..]);
             if projections.any(|p| self.run.tensors.replaces(&p.name)) {
                 drop(weights);
                 weights = BlockWeights::upload(gpu, self.run.tensors, self.run.config, index)?;
             }
-            let block = Block { index, weights: &weights, energy };
+            let block = Block { index, weights: &weights, tokens, energy };
             let last = index + 1 == self.run.config.num_layers;
             if let Some(masks) = finished.get(index) {
                 if !last {
@@ -80,31 +91,34 @@ impl<'g> Blockwise<'_, 'g> {
             }
             let on = OnBlock { run: self.run, space: &space, block, streams: &streams, parts };
             let (result, trained) = on.train(c, &gradients, watch)?;
-            watch.block(&result)?;
+            let masks = result.masks.clone();
+            watch.block(result)?;
             if last {
                 continue;
             }
             match trained {
                 Some(trained) => {
                     drop(weights);
-                    let block = Block { index, weights: &trained, energy };
-                    self.advance(c, &space, &block, &result.masks, &mut streams)?;
+                    let block = Block { index, weights: &trained, tokens, energy };
+                    self.advance(c, &space, &block, &masks, &mut streams)?;
                 }
-                None => self.advance(c, &space, &block, &result.masks, &mut streams)?,
+                None => self.advance(c, &space, &block, &masks, &mut streams)?,
             }
         }
         Ok(())
     }
 
-    /// Replaces the dense stream by the block's output; returns the energy of the block's update.
+    /// Replaces the dense stream by the block's output; returns the energies of the block's update and, where errors are weighted by it, of the
+    /// stream.
     fn advance_dense(
         &self,
         c: &mut Commands<'g>,
         space: &Space,
         weights: &BlockWeights,
         dense: &mut Activations<'g>,
-    ) -> Result<f64, PruneError> {
-        let mut energy = 0.0;
+    ) -> Result<Energies, PruneError> {
+        let mut energies = Energies::default();
+        let streams = self.run.stage.tokens == TokenWeights::Stream;
         let access = Access { load_x: true, save_x: true, ..Default::default() };
         dense.each(c, access, |c, batch| {
             let y = space.y.rows(0, self.run.config.hidden_size, batch.layout.t4())?;
@@ -113,11 +127,17 @@ impl<'g> Blockwise<'_, 'g> {
             pass.forward(c, batch.x, y)?;
             let copy = space.copy.rows(0, y.count, y.t4)?;
             copy_rows(c, y, copy)?;
-            energy += squared(self.run, c, space, (copy, batch.x), 0.0, batch.layout)?;
+            let update = squared(self.run, c, space, [copy, batch.x], None, 0.0, batch.layout)?;
+            energies.update.extend(update);
+            if streams {
+                // The copy is zero now.
+                let stream = squared(self.run, c, space, [copy, y], None, 0.0, batch.layout)?;
+                energies.stream.extend(stream);
+            }
             copy_rows(c, y, batch.x)?;
             Ok::<(), PruneError>(())
         })?;
-        Ok(energy)
+        Ok(energies)
     }
 
     /// Replaces the pruned stream by the output of a block that is done.
@@ -160,7 +180,7 @@ impl<'g> OnBlock<'_, 'g> {
         &self,
         c: &mut Commands<'g>,
         gradients: &GradientSpace,
-        watch: &mut dyn LearnWatch,
+        watch: &mut dyn Watch,
     ) -> Result<(BlockResult, Option<BlockWeights>), PruneError> {
         let started = Instant::now();
         let (stage, index, block) = (self.run.stage, self.block.index, &self.block);
@@ -219,7 +239,7 @@ impl<'g> OnBlock<'_, 'g> {
             if !loss.is_finite() {
                 return Err(PruneError::Diverged { place: format!("block {index}"), step, loss });
             }
-            let report = StepReport::new(stage, Some(index), step, loss, at);
+            let report = reported(stage, Some(index), step, loss, at);
             watch.step(&StepReport { residual, tracker: residual.map(|_| tracker), ..report })?;
         }
         self.finish(c, state, own, (before, started))

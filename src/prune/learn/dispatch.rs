@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use super::endtoend::{EndToEnd, Seen};
 use super::walk::{Blockwise, Streams};
-use super::{LearnWatch, ModelLoss, Objective, StageRun, dense_outputs};
+use super::{ModelLoss, Objective, StageRun, dense_outputs};
 use crate::calib::Windows;
 use crate::gpu::Commands;
 use crate::mask::BitMask;
 use crate::nn::{Activations, Embedding, Keep};
-use crate::prune::PruneError;
+use crate::prune::{PruneError, Watch};
 
 impl<'g> StageRun<'_, 'g> {
     /// Trains on `windows`, in the order of [`super::shuffled`]; on the block objective the blocks behind those whose masks are `finished`.
@@ -21,7 +21,7 @@ impl<'g> StageRun<'_, 'g> {
         c: &mut Commands<'g>,
         windows: &Windows,
         finished: &[BTreeMap<String, BitMask>],
-        watch: &mut dyn LearnWatch,
+        watch: &mut dyn Watch,
     ) -> Result<(), PruneError> {
         let Self { kernels, config, dense, stage, .. } = *self;
         let embedding = Embedding::new(dense, config)?;

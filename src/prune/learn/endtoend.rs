@@ -11,7 +11,7 @@ use super::options::{At, ModelLoss, Residency};
 use super::run::StageRun;
 use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
-use super::{Fitted, LearnWatch, MEASURED, Snapshot, StepReport, minibatch_order};
+use super::{Fitted, MEASURED, minibatch_order, reported};
 use crate::calib::Windows;
 use crate::gpu::Commands;
 use crate::kernel::{Activation, Layout, Masking, Rows, f32_bytes};
@@ -21,7 +21,7 @@ use crate::nn::{
     Activations, Batch, BlockWeights, Embedding, HeadLoss, HeadPass, HeadSpace, HeadWeights, Sizes, Tensors,
     TrainSpace,
 };
-use crate::prune::{BlockResult, Learned, PruneError};
+use crate::prune::{BlockResult, Learned, PruneError, Snapshot, Watch};
 
 /// Training on the loss of the whole model.
 pub(super) struct EndToEnd<'a, 'g> {
@@ -79,7 +79,7 @@ impl<'g> EndToEnd<'_, 'g> {
         c: &mut Commands<'g>,
         seen: Seen<'_, 'g>,
         sizes: Sizes,
-        watch: &mut dyn LearnWatch,
+        watch: &mut dyn Watch,
     ) -> Result<(), PruneError> {
         let started = Instant::now();
         let stage = self.run.stage;
@@ -107,7 +107,7 @@ impl<'g> EndToEnd<'_, 'g> {
             if !loss.is_finite() {
                 return Err(PruneError::Diverged { place: "the model".into(), step, loss });
             }
-            watch.step(&StepReport::new(stage, None, step, loss, at))?;
+            watch.step(&reported(stage, None, step, loss, at))?;
         }
         self.finish(c, &space, blocks, seen, (before, started), watch)
     }
@@ -134,11 +134,7 @@ impl<'g> EndToEnd<'_, 'g> {
     }
 
     /// Weights and state of all blocks at the first step.
-    fn blocks<'b>(
-        &'b self,
-        c: &mut Commands<'g>,
-        watch: &mut dyn LearnWatch,
-    ) -> Result<Blocks<'b>, PruneError> {
+    fn blocks<'b>(&'b self, c: &mut Commands<'g>, watch: &mut dyn Watch) -> Result<Blocks<'b>, PruneError> {
         let mut out = Blocks { resident: Vec::new(), waiting: Vec::new(), tensors: self.run.tensors };
         for index in 0..self.run.config.num_layers {
             if watch.stop() {
@@ -384,7 +380,7 @@ impl<'g> EndToEnd<'_, 'g> {
         mut blocks: Blocks<'_>,
         seen: Seen<'_, 'g>,
         (before, started): (f64, Instant),
-        watch: &mut dyn LearnWatch,
+        watch: &mut dyn Watch,
     ) -> Result<(), PruneError> {
         let stage = self.run.stage;
         let mut set = self.run.start.clone();
@@ -422,7 +418,7 @@ impl<'g> EndToEnd<'_, 'g> {
                     result.weights.insert(name, weights.clone());
                 }
             }
-            watch.block(&result)?;
+            watch.block(result)?;
         }
         Ok(())
     }

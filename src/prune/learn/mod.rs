@@ -9,14 +9,13 @@ mod options;
 pub mod plan;
 mod run;
 mod sink;
-mod snapshot;
 mod state;
 mod steps;
+mod tokens;
 mod walk;
 
-pub use options::{At, ModelLoss, Objective, Relaxing, Residency, Stage, Trains};
+pub use options::{At, ModelLoss, Objective, Relaxing, Residency, Stage, TokenWeights, Trains};
 pub use run::StageRun;
-pub use snapshot::Snapshot;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
@@ -27,79 +26,17 @@ use crate::gpu::Commands;
 use crate::kernel::{Activation, Kernels, Masking, Rows, f32_bytes};
 use crate::model::{Architecture, Checkpoint, ModelError, TensorView};
 use crate::nn::{Access, Activations, BlockWeights, TensorSource, Tensors, TrainPass, TrainSpace};
-use crate::prune::{BlockResult, PruneError};
+use crate::prune::{PruneError, StepReport};
 
-/// One step, for whoever watches.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct StepReport {
-    /// The block under training; none for the whole model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub block: Option<usize>,
-    /// Number of the step, from 0.
-    pub step: u32,
-    /// Steps in all.
-    pub steps: u32,
-    /// The minibatch's loss before the step: squared error as a share of the block's update, or nats per token.
-    pub loss: f64,
-    /// Policy gradient: the loss less that of the start mask on the same minibatch.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub residual: Option<f64>,
-    /// Policy gradient: the residuals' moving average, this step's in it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tracker: Option<f64>,
-    /// Temperature of the soft masks, where there are any.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub temperature: Option<f64>,
-    /// Seconds it took.
-    pub seconds: f64,
-}
-
-impl StepReport {
-    /// Of a step of `stage` that began at `at` and is done now; without what only a policy gradient has.
-    fn new(stage: &Stage, block: Option<usize>, step: u32, loss: f64, at: Instant) -> Self {
-        let (steps, temperature) = (stage.steps, stage.temperature_at(step));
-        let seconds = at.elapsed().as_secs_f64();
-        Self { block, step, steps, loss, residual: None, tracker: None, temperature, seconds }
-    }
+/// A step of `stage` that began at `at` and is done now; without what only a policy gradient has.
+fn reported(stage: &Stage, block: Option<usize>, step: u32, loss: f64, at: Instant) -> StepReport {
+    let (steps, temperature) = (stage.steps, stage.temperature_at(step));
+    let seconds = at.elapsed().as_secs_f64();
+    StepReport { block, step, steps, loss, residual: None, tracker: None, temperature, seconds }
 }
 
 /// Windows, in whole batches, on which a stage compares what it started from with what it came to.
 const MEASURED: usize = 128;
-
-/// Who watches a stage and keeps what it brings.
-pub trait LearnWatch {
-    /// Whether to stop as soon as possible; the state is kept first.
-    fn stop(&self) -> bool;
-    /// Whether the state is to be kept now; never, unless told otherwise.
-    fn due(&self) -> bool {
-        false
-    }
-    /// Keeps the state in the middle of training; does nothing, unless told otherwise.
-    ///
-    /// # Errors
-    /// What keeping it reports.
-    fn keep(&mut self, _snapshot: &Snapshot) -> Result<(), PruneError> {
-        Ok(())
-    }
-    /// The state from which training of a block (of the model: 0) goes on, if it was interrupted there; from the
-    /// start, unless told otherwise.
-    ///
-    /// # Errors
-    /// What reading it reports.
-    fn resume(&mut self, _block: usize) -> Result<Option<Snapshot>, PruneError> {
-        Ok(None)
-    }
-    /// A step is done.
-    ///
-    /// # Errors
-    /// What telling it reports.
-    fn step(&mut self, report: &StepReport) -> Result<(), PruneError>;
-    /// A block is done.
-    ///
-    /// # Errors
-    /// What keeping it reports; ends the stage.
-    fn block(&mut self, result: &BlockResult) -> Result<(), PruneError>;
-}
 
 /// Replaces the residual stream of all windows by what the dense model's last block puts out.
 ///

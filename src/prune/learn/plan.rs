@@ -6,7 +6,7 @@ use super::endtoend::EndToEnd;
 use super::sink::GradientSpace;
 use super::state::BlockState;
 use super::walk::Blockwise;
-use super::{ModelLoss, Objective, Residency, Stage, Trains};
+use super::{ModelLoss, Objective, Residency, Stage, TokenWeights, Trains};
 use crate::gpu::{PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Kernels, MaskBuffer, Weight, f32_bytes};
 use crate::model::{Architecture, Dtype, ModelError};
@@ -71,6 +71,9 @@ impl Planned<'_, '_> {
             }
             Objective::Block | Objective::Layer => {
                 put("activations", Blockwise::space_bytes(config, sizes) + stream(2));
+                if stage.tokens != TokenWeights::Even {
+                    put("activations", f32_bytes(self.windows / sizes.layout.windows, 4 * sizes.layout.t4()));
+                }
             }
         }
         put("gradients", GradientSpace::bytes(gpu, config, sums));

@@ -6,24 +6,24 @@ use super::run::StageRun;
 use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
 use super::walk::{OnBlock, Space};
-use crate::gpu::Commands;
+use crate::gpu::{Buffer, Commands};
 use crate::kernel::{Layout, Rows};
 use crate::nn::TrainLinears;
 use crate::prune::PruneError;
 
-/// Squared error between the two rows of `pair`; the first become `scale` times their difference.
+/// Squared error between the two rows of `pair`, token by token; the first become `scale` times their difference. `weights` of the tokens
+/// multiply both.
 pub(super) fn squared<'g>(
     run: &StageRun<'_, 'g>,
     c: &mut Commands<'g>,
     space: &Space,
-    pair: (Rows<'_>, Rows<'_>),
+    pair: [Rows<'_>; 2],
+    weights: Option<&Buffer>,
     scale: f32,
     layout: Layout,
-) -> Result<f64, PruneError> {
-    let (y, target) = pair;
-    run.kernels.squared_error(c, [y, target], None, scale, &space.errors, layout)?;
-    let errors: Vec<f32> = c.read(&space.errors, 0, 4 * layout.t4())?;
-    Ok(errors.iter().map(|&e| f64::from(e)).sum())
+) -> Result<Vec<f32>, PruneError> {
+    run.kernels.squared_error(c, pair, weights, scale, &space.errors, layout)?;
+    Ok(c.read(&space.errors, 0, 4 * layout.t4())?)
 }
 
 impl<'g> OnBlock<'_, 'g> {
@@ -64,7 +64,9 @@ impl<'g> OnBlock<'_, 'g> {
         let y = space.y.rows(0, run.config.hidden_size, batch.layout.t4())?;
         run.pass(&space.train, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
         let target = streams.dense.batch(c, i)?;
-        squared(run, c, space, (y, target.x), scale, batch.layout)
+        let weights = block.tokens.and_then(|all| all.get(i));
+        let errors = squared(run, c, space, [y, target.x], weights, scale, batch.layout)?;
+        Ok(errors.iter().map(|&e| f64::from(e)).sum())
     }
 
     /// Step `step` by backpropagation, on minibatch `number`; returns the loss before it.

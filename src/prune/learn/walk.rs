@@ -34,7 +34,9 @@ pub(super) struct Space {
 pub(super) struct Block<'b> {
     pub(super) index: usize,
     pub(super) weights: &'b BlockWeights,
-    /// Energy of the dense block's update, over all windows.
+    /// What the error of each token counts for, a buffer a batch; none: all alike.
+    pub(super) tokens: Option<&'b [Buffer]>,
+    /// Energy of the dense block's update under these weights, over all windows.
     pub(super) energy: f64,
 }
 

@@ -1,24 +1,20 @@
 //! How many steps of a learning method fit into a time: a few of each of its stages are timed on a few windows, under a mask that keeps
 //! the first weights of every group, since a step's time depends on neither.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::Job;
+use super::plan::RunPlan;
+use super::{Observer, RunError};
 use crate::calib::Windows;
-use crate::cli::CliError;
-use crate::cli::context::DeviceArgs;
-use crate::cli::{job, prune_args};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::soft::logits_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
 use crate::model::Overlay;
 use crate::nn::{Decoder, DecoderWeights, Embedding};
-use crate::prune::learn::{LearnWatch, Objective, Stage, StepReport, shuffled};
+use crate::prune::learn::{Objective, Stage, shuffled};
 use crate::prune::maskpro::Learner;
-use crate::prune::{BlockResult, PruneError, Selection, select};
+use crate::prune::{BlockResult, PruneError, Selection, StepReport, Watch};
 
 /// Steps that are timed at least, behind the first, which builds pipelines.
 const TIMED: usize = 3;
@@ -43,52 +39,40 @@ fn fit(stages: &[Timed], budget: f64) -> Vec<u32> {
     stages.iter().map(|s| (f64::from(s.steps) * share).round().clamp(1.0, f64::from(ENOUGH)) as u32).collect()
 }
 
-impl Job<'_> {
-    /// Steps for each objective of a method so that they take about `budget` seconds; none for a method that does not learn.
-    pub(super) fn steps_within(&self, mut args: prune_args::Args, budget: f64) -> Result<Vec<u32>, CliError> {
-        args.resolve();
-        let (layer, stages) = args.stages()?;
-        if layer.is_some() {
-            let message = "the steps of the layer objective are not chosen by time; give --steps";
-            return Err(CliError::Usage(message.into()));
+impl RunPlan<'_> {
+    /// Steps for each objective of the method so that they take about `budget` seconds; none for a method that does not learn.
+    ///
+    /// # Errors
+    /// The layer objective, whose steps are not timed; what the device reports; [`PruneError::Stopped`].
+    pub fn steps_within(&self, budget: f64) -> Result<Vec<u32>, RunError> {
+        if self.stages.layer.is_some() {
+            return Err(RunError::options(
+                "the steps of the layer objective are not chosen by time; give --steps",
+            ));
         }
-        let config = &self.model.config;
-        let selection = select(config, args.select.pattern, &args.select.only, args.select.skip_indivisible)?;
-        // The run that follows says where it runs.
-        let device = DeviceArgs { quiet: true, ..self.device.clone() };
-        let job = job::Job {
-            device: &device,
-            args: &args,
-            model: &self.model,
-            selection: &selection,
-            choice: self.choice,
-            calib: Some(self.calib.clone()),
-            eval: None,
-            stages,
-        };
-        let learning: Vec<&Stage> = job.stages.iter().filter(|s| s.trains.masks()).collect();
-        if learning.is_empty() && !job.args.policy() {
+        let learning: Vec<&Stage> = self.stages.behind.iter().filter(|s| s.trains.masks()).collect();
+        if learning.is_empty() && !self.spec.policy() {
             return Ok(Vec::new());
         }
-        let gpu = device.open()?;
-        let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
-        let pilot = Pilot { job: &job, kernels: &kernels, calib: &self.calib, budget, stop: &self.stop };
-        let start = first_of_every_group(&selection, args.select.pattern)?;
-        let timed = match job.args.policy() {
+        // The run that follows says where it runs.
+        let gpu = self.spec.device.open(&super::Unwatched)?;
+        let kernels = Kernels::new(&gpu, self.spec.device.preset(&gpu, &super::Unwatched)?);
+        let pilot = Pilot { run: self, kernels: &kernels, calib: self.calibration()?, budget };
+        let start = first_of_every_group(&self.selection, self.spec.select.pattern)?;
+        let timed = match self.spec.policy() {
             true => vec![pilot.policy(&start)?],
             false => learning.iter().map(|s| pilot.stage(s, &start)).collect::<Result<Vec<_>, _>>()?,
         };
         let steps = fit(&timed, budget);
-        self.device.note(|| {
-            let told = |(t, n): (&Timed, &u32)| format!("{n} of {:.3} s", t.seconds);
-            format!("steps: {}", timed.iter().zip(&steps).map(told).collect::<Vec<_>>().join(", then "))
-        });
+        let told = |(t, n): (&Timed, &u32)| format!("{n} of {:.3} s", t.seconds);
+        let told: Vec<String> = timed.iter().zip(&steps).map(told).collect();
+        self.observer.note(&format!("steps: {}", told.join(", then ")));
         Ok(steps)
     }
 }
 
 /// Masks that cost nothing to make.
-fn first_of_every_group(selection: &Selection, pattern: Pattern) -> Result<MaskSet, CliError> {
+fn first_of_every_group(selection: &Selection, pattern: Pattern) -> Result<MaskSet, RunError> {
     let mut set = MaskSet::new(pattern);
     for (_, p) in &selection.pruned {
         let mask = BitMask::top_n(p.rows, p.cols, pattern, |_, scores| scores.fill(0.0))?;
@@ -99,38 +83,36 @@ fn first_of_every_group(selection: &Selection, pattern: Pattern) -> Result<MaskS
 
 /// Times the stages of a run.
 struct Pilot<'a, 'g> {
-    job: &'a job::Job<'a>,
+    run: &'a RunPlan<'a>,
     kernels: &'a Kernels<'g>,
     calib: &'a Windows,
     budget: f64,
-    stop: &'a Arc<AtomicBool>,
 }
 
 impl Pilot<'_, '_> {
-    fn watch(&self) -> Stopwatch {
+    fn watch(&self) -> Stopwatch<'_> {
         let least = (TIMED_SHARE * self.budget).min(1.0);
-        Stopwatch { seconds: Vec::new(), least, stop: self.stop.clone() }
+        Stopwatch { seconds: Vec::new(), least, observer: self.run.observer }
     }
 
-    fn stage(&self, stage: &Stage, start: &MaskSet) -> Result<Timed, CliError> {
-        let (job, kernels) = (self.job, self.kernels);
+    fn stage(&self, stage: &Stage, start: &MaskSet) -> Result<Timed, RunError> {
+        let (run, kernels) = (self.run, self.kernels);
         let windows = shuffled(&self.calib.clone().first(2 * stage.batch), stage.seed, stage.batch)?;
-        let flow = job.plans(kernels).flow(stage)?;
-        let dense = Overlay::new(&job.model.checkpoint);
+        let flow = run.stage_plans(kernels).flow(stage)?;
+        let dense = Overlay::new(run.checkpoint()?);
         let long = Stage { steps: ENOUGH, ..stage.clone() };
-        let run = job.stage_run(kernels, &long, flow, start, &dense);
+        let long = run.stage_run(kernels, &long, flow, start, &dense);
         let mut watch = self.watch();
-        match run.run(&mut Commands::new(kernels.gpu())?, &windows, &[], &mut watch) {
-            Err(PruneError::Stopped) if !self.stop.load(Ordering::SeqCst) => {}
+        match long.run(&mut Commands::new(kernels.gpu())?, &windows, &[], &mut watch) {
+            Err(PruneError::Stopped) if !run.observer.stop() => {}
             other => other?,
         }
-        let units = if stage.objective == Objective::Block { job.blocks() } else { 1 };
+        let units = if stage.objective == Objective::Block { run.config().num_layers } else { 1 };
         Ok(Timed { seconds: watch.mean() * units as f64, steps: stage.steps })
     }
 
-    fn policy(&self, start: &MaskSet) -> Result<Timed, CliError> {
-        let (args, model, gpu) = (self.job.args, self.job.model, self.kernels.gpu());
-        let options = args.learn.options(args.select.pattern, args.windows.seed);
+    fn policy(&self, start: &MaskSet) -> Result<Timed, RunError> {
+        let (model, gpu, options) = (self.run.model()?, self.kernels.gpu(), self.run.policy());
         let windows = self.calib.clone().first(options.batch);
         let weights = DecoderWeights::upload(gpu, &model.checkpoint, &model.config, |_| ())?;
         let embedding = Embedding::new(&model.checkpoint, &model.config)?;
@@ -140,7 +122,7 @@ impl Pilot<'_, '_> {
         let mut learner = Learner::new(
             &decoder,
             &mut commands,
-            (self.job.selection, start),
+            (&self.run.selection, start),
             &windows,
             options,
             |_, mask| Ok(logits_of(mask, scale)),
@@ -152,7 +134,7 @@ impl Pilot<'_, '_> {
             learner.step()?;
             watch.seconds.push(at.elapsed().as_secs_f64());
         }
-        if self.stop.load(Ordering::SeqCst) {
+        if self.run.observer.stop() {
             return Err(PruneError::Stopped.into());
         }
         Ok(Timed { seconds: watch.mean(), steps })
@@ -160,14 +142,14 @@ impl Pilot<'_, '_> {
 }
 
 /// Stops a stage when enough of its steps are timed.
-struct Stopwatch {
+struct Stopwatch<'a> {
     seconds: Vec<f64>,
     /// For how long steps are timed.
     least: f64,
-    stop: Arc<AtomicBool>,
+    observer: &'a dyn Observer,
 }
 
-impl Stopwatch {
+impl Stopwatch<'_> {
     /// The steps behind the first.
     fn timed(&self) -> &[f64] {
         self.seconds.get(1..).unwrap_or_default()
@@ -178,11 +160,11 @@ impl Stopwatch {
     }
 }
 
-impl LearnWatch for Stopwatch {
+impl Watch for Stopwatch<'_> {
     fn stop(&self) -> bool {
         let timed = self.timed();
         let enough = timed.len() >= TIMED && timed.iter().sum::<f64>() >= self.least;
-        enough || self.stop.load(Ordering::SeqCst)
+        enough || self.observer.stop()
     }
 
     fn step(&mut self, report: &StepReport) -> Result<(), PruneError> {
@@ -190,7 +172,7 @@ impl LearnWatch for Stopwatch {
         Ok(())
     }
 
-    fn block(&mut self, _: &BlockResult) -> Result<(), PruneError> {
+    fn block(&mut self, _: BlockResult) -> Result<(), PruneError> {
         Ok(())
     }
 }

@@ -26,24 +26,25 @@ impl Stored<'_> {
 }
 
 /// What a stage takes.
-pub(super) struct StagePlan {
+pub struct StagePlan {
     /// "relaxed on the block objective".
-    pub(super) name: String,
+    pub name: String,
     /// Device memory at its peak.
-    pub(super) gpu: Vec<PlanItem>,
+    pub gpu: Vec<PlanItem>,
     /// Host memory, without the mapped files of the model.
-    pub(super) host: Vec<PlanItem>,
+    pub host: Vec<PlanItem>,
     /// Operations, where they are known.
-    pub(super) flops: Option<f64>,
+    pub flops: Option<f64>,
 }
 
 impl StagePlan {
     /// Seconds at a rate of operations.
-    pub(super) fn seconds(&self, rate: f64) -> Option<f64> {
+    pub fn seconds(&self, rate: f64) -> Option<f64> {
         self.flops.map(|flops| flops / rate)
     }
 
-    pub(super) fn json(&self, rate: Option<f64>) -> Value {
+    /// As the plan of a stage stands in what `--dry-run --json` prints.
+    pub fn json(&self, rate: Option<f64>) -> Value {
         json!({
             "stage": self.name, "plan": self.gpu, "total": total(&self.gpu), "host": self.host, "flops": self.flops,
             "seconds": rate.and_then(|rate| self.seconds(rate)),

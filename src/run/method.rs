@@ -1,10 +1,13 @@
 //! The methods by their names.
 
+use serde::Serialize;
+
 use crate::prune::OneShot;
 
 /// What chooses the mask.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub(super) enum Method {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
     /// Keep the largest weights
     Magnitude,
     /// Keep the largest weight times input norm (Wanda)
@@ -29,7 +32,7 @@ pub(super) enum Method {
 
 impl Method {
     /// The one-shot method, if it is one.
-    pub(super) fn one_shot(self) -> Option<OneShot> {
+    pub fn one_shot(self) -> Option<OneShot> {
         Some(match self {
             Self::Magnitude => OneShot::Magnitude,
             Self::Wanda => OneShot::Wanda,
@@ -42,7 +45,32 @@ impl Method {
     }
 
     /// As on the command line.
-    pub(super) fn name(self) -> String {
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+}
+
+/// A whole run in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Recipe {
+    /// Exact group descent: seconds to minutes
+    Fast,
+    /// Descent, then masks learned block by block, then on the whole model: what comes out best on held-out text
+    Best,
+}
+
+impl Recipe {
+    /// What chooses its mask.
+    pub fn method(self) -> Method {
+        match self {
+            Self::Fast => Method::Descent,
+            Self::Best => Method::Relaxed,
+        }
+    }
+
+    /// As on the command line.
+    pub fn name(self) -> String {
         format!("{self:?}").to_lowercase()
     }
 }

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 
+use super::PruneError;
 use crate::folder::FolderError;
 use crate::model::{OutTensor, Shard, write_safetensors};
-use crate::prune::PruneError;
 
 /// All that a step depends on and that changes from step to step.
 #[derive(Clone, Debug, PartialEq)]

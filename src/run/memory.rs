@@ -1,53 +1,50 @@
 //! What a command may plan with: memory of the device and of the host.
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use super::CliError;
-use super::output::bytes;
-use crate::gpu::Gpu;
-use crate::mask::MaskSet;
-use crate::model::{Architecture, Projection};
+use super::RunError;
 use crate::nn::{MemoryPlan, PlanItem, total};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// Bounds on memory.
-#[derive(Clone, clap::Args)]
-pub(super) struct MemoryArgs {
+#[derive(Clone, Debug, PartialEq, Serialize, clap::Args)]
+#[serde(rename_all = "kebab-case")]
+pub struct MemorySpec {
     /// Device memory that a run may plan with, in GiB; what does not fit is refused [default: no bound]
     #[arg(long, value_name = "GIB")]
-    gpu_memory: Option<f64>,
+    pub gpu_memory: Option<f64>,
     /// Host memory that a run may plan with, in GiB, without the mapped files of the model; what does not fit is refused [default: what is free]
     #[arg(long, value_name = "GIB")]
-    host_memory: Option<f64>,
+    pub host_memory: Option<f64>,
 }
 
-impl MemoryArgs {
+impl MemorySpec {
     /// Refuses what is no amount.
-    pub(super) fn check(&self) -> Result<(), CliError> {
+    pub(crate) fn check(&self) -> Result<(), RunError> {
         for (option, given) in [("--gpu-memory", self.gpu_memory), ("--host-memory", self.host_memory)] {
             if given.is_some_and(|gib| !(gib.is_finite() && gib > 0.0)) {
-                return Err(CliError::Usage(format!("{option} must be a positive number of GiB")));
+                return Err(RunError::options(format!("{option} must be a positive number of GiB")));
             }
         }
         Ok(())
     }
 
     /// Bytes of the device that may be used, where there is a bound.
-    pub(super) fn gpu(&self) -> Option<u64> {
+    pub(crate) fn gpu(&self) -> Option<u64> {
         self.gpu_memory.map(|gib| (gib * GIB) as u64)
     }
 
     /// Refuses what takes more memory than may be used: `what` is planned, and `remedies` are what to change for less device and host memory.
-    pub(super) fn fits(
+    pub(crate) fn fits(
         &self,
         what: &str,
         (gpu, host): (&[PlanItem], &[PlanItem]),
         remedies: [&str; 2],
-    ) -> Result<(), CliError> {
+    ) -> Result<(), RunError> {
         let (gpu, host) = (total(gpu), total(host));
         if let Some(budget) = self.gpu().filter(|budget| gpu > *budget) {
-            return Err(CliError::Usage(format!(
+            return Err(RunError::options(format!(
                 "{what} takes {} of device memory, --gpu-memory allows {}: {}",
                 bytes(gpu),
                 bytes(budget),
@@ -55,13 +52,13 @@ impl MemoryArgs {
             )));
         }
         match (self.host_memory.map(|gib| (gib * GIB) as u64), free_host_memory()) {
-            (Some(budget), _) if host > budget => Err(CliError::Usage(format!(
+            (Some(budget), _) if host > budget => Err(RunError::options(format!(
                 "{what} takes {} of host memory, --host-memory allows {}: {}",
                 bytes(host),
                 bytes(budget),
                 remedies[1]
             ))),
-            (None, Some(free)) if host > free => Err(CliError::Usage(format!(
+            (None, Some(free)) if host > free => Err(RunError::options(format!(
                 "{what} takes {} of host memory, {} are free: {}",
                 bytes(host),
                 bytes(free),
@@ -71,8 +68,8 @@ impl MemoryArgs {
         }
     }
 
-    /// [`MemoryArgs::fits`] of a plan that has nothing to choose.
-    pub(super) fn allows(&self, plan: &MemoryPlan, remedies: [&str; 2]) -> Result<(), CliError> {
+    /// [`MemorySpec::fits`] of a plan that has nothing to choose.
+    pub(crate) fn allows(&self, plan: &MemoryPlan, remedies: [&str; 2]) -> Result<(), RunError> {
         self.check()?;
         self.fits("the plan", (&plan.gpu, &plan.host), remedies)
     }
@@ -85,16 +82,14 @@ fn free_host_memory() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// A plan beside what was allocated, for a JSON result.
-pub(super) fn planned(plan: &MemoryPlan, gpu: &Gpu) -> Value {
-    json!({
-        "plan": plan.gpu, "plan_total": total(&plan.gpu), "host": plan.host, "host_total": total(&plan.host),
-        "peak": gpu.memory_peak(), "at_peak": gpu.memory_items(),
-    })
-}
-
-/// The projections that a set masks.
-pub(super) fn masked(config: &Architecture, set: Option<&MaskSet>) -> Vec<Projection> {
-    let has = |p: &Projection| set.is_some_and(|set| set.get(&p.name).is_some());
-    config.projections().into_iter().filter(has).collect()
+/// "1.23 MiB (1289748 bytes)".
+pub(crate) fn bytes(n: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.2} {} ({n} bytes)", units[unit]) }
 }

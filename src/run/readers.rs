@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::method::Method;
+use super::spec::{RunSpec, Stages};
 use crate::kernel::Drawn;
 use crate::prune::learn::{Objective, Stage, Trains};
 use crate::prune::{OneShot, OneShotOptions, Repair};
@@ -11,7 +12,7 @@ use crate::prune::{OneShot, OneShotOptions, Repair};
 pub(super) struct Readers<'a> {
     pub(super) method: Method,
     /// The stages of the run, that in the walk included.
-    pub(super) stages: &'a [&'a Stage],
+    pub(super) stages: Vec<&'a Stage>,
     /// The walk over the blocks.
     pub(super) walk: Option<&'a OneShotOptions>,
     /// Whether MaskPro learns on the model's loss.
@@ -22,7 +23,18 @@ pub(super) struct Readers<'a> {
     pub(super) eval: bool,
 }
 
-impl Readers<'_> {
+impl<'a> Readers<'a> {
+    /// Of a run; `calib`: whether a text is read.
+    pub(super) fn of(
+        spec: &RunSpec,
+        stages: &'a Stages,
+        walk: Option<&'a OneShotOptions>,
+        calib: bool,
+    ) -> Self {
+        let (method, policy, eval) = (spec.method(), spec.policy(), spec.eval.is_some());
+        Self { method, stages: stages.all().collect(), walk, policy, calib, eval }
+    }
+
     fn any(&self, reads: impl Fn(&Stage) -> bool) -> bool {
         self.stages.iter().any(|stage| reads(stage))
     }
@@ -88,6 +100,10 @@ impl Readers<'_> {
                 self.any(|stage| on_model(stage) && stage.trains.masks()),
                 "masks learned with --objective model",
             ),
+            "token-weights" => (
+                self.any(|stage| stage.objective == Objective::Block),
+                "--objective block and --repair block",
+            ),
             "blocks" => (self.any(on_model), "--objective model and --repair model"),
             "warm-up" => (
                 weights || self.trains(&[Trains::ProxSparse]),
@@ -113,18 +129,17 @@ impl Readers<'_> {
 
 /// Who reads an option of `prune`, for those that not every run reads.
 #[cfg(test)]
-pub(super) fn readers() -> std::collections::BTreeMap<String, &'static str> {
+pub(crate) fn readers() -> std::collections::BTreeMap<String, &'static str> {
     let none = Readers {
         method: Method::Magnitude,
-        stages: &[],
+        stages: Vec::new(),
         walk: None,
         policy: false,
         calib: false,
         eval: false,
     };
-    let command = super::full_command();
-    let prune = command.find_subcommand("prune").expect("the command");
-    let keys = prune.get_arguments().map(super::config_file::key);
+    let command = super::toml::described();
+    let keys = command.get_arguments().map(super::toml::key);
     keys.filter_map(|key| none.reads(&key).map(|(_, what)| (key, what))).collect()
 }
 
@@ -173,8 +188,7 @@ mod tests {
     /// No option is silent: each is read always, or here is who reads it, and each of those has a run that does and one that does not.
     #[test]
     fn every_option_has_readers() {
-        let command = crate::cli::full_command();
-        let prune = command.find_subcommand("prune").expect("the command");
+        let command = crate::run::toml::described();
         let stages: Vec<Stage> =
             [Trains::Relaxed, Trains::MaskPro, Trains::MaskLlm, Trains::ProxSparse, Trains::Weights]
                 .into_iter()
@@ -190,14 +204,14 @@ mod tests {
         let walks = [walk(OneShot::Descent, Repair::Lstsq), walk(OneShot::SparseGpt, Repair::None)];
         let run =
             |method, stages, walk, policy, on| Readers { method, stages, walk, policy, calib: on, eval: on };
-        let none: &[&Stage] = &[];
+        let none: Vec<&Stage> = Vec::new();
         let runs = [
-            run(Method::Magnitude, none, None, false, false),
+            run(Method::Magnitude, none.clone(), None, false, false),
             run(Method::Maskpro, none, Some(&walks[0]), true, true),
-            run(Method::Relaxed, &all, Some(&walks[1]), false, true),
+            run(Method::Relaxed, all, Some(&walks[1]), false, true),
         ];
-        for arg in prune.get_arguments() {
-            let key = crate::cli::config_file::key(arg);
+        for arg in command.get_arguments() {
+            let key = crate::run::toml::key(arg);
             let known: Vec<bool> =
                 runs.iter().filter_map(|run| run.reads(&key)).map(|(read, _)| read).collect();
             if ALWAYS.contains(&key.as_str()) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::CliError;
+use super::RunError;
 use crate::calib::Windows;
 use crate::eval::{Comparison, Rise};
 use crate::model::Tokenizer;
@@ -20,7 +20,7 @@ pub(super) fn windows_json(
     windows: &Windows,
     found: &Comparison,
     tokenizer: &Tokenizer,
-) -> Result<Value, CliError> {
+) -> Result<Value, RunError> {
     let worst = found
         .worst(WORST)
         .iter()
@@ -37,7 +37,7 @@ pub(super) fn windows_json(
 }
 
 /// A token of the window `ids` with the text around it.
-fn in_context(tokenizer: &Tokenizer, ids: &[u32], rise: &Rise) -> Result<Value, CliError> {
+fn in_context(tokenizer: &Tokenizer, ids: &[u32], rise: &Rise) -> Result<Value, RunError> {
     let at = rise.position.min(ids.len().saturating_sub(1));
     let around = &ids[at.saturating_sub(AROUND)..(at + 1 + AROUND).min(ids.len())];
     let [before, token, after] = parts(tokenizer, around, at.min(AROUND))?;
@@ -56,7 +56,7 @@ fn in_context(tokenizer: &Tokenizer, ids: &[u32], rise: &Rise) -> Result<Value, 
 
 /// The text of `ids` before token `at`, the token's own, and the text behind it. A token's text depends on its neighbours (spaces,
 /// characters of several tokens), so it is what it adds to the text before it, as far as that is so.
-fn parts(tokenizer: &Tokenizer, ids: &[u32], at: usize) -> Result<[String; 3], CliError> {
+fn parts(tokenizer: &Tokenizer, ids: &[u32], at: usize) -> Result<[String; 3], RunError> {
     let (before, token) = ids.split_at(at.min(ids.len()));
     let after = token.get(1..).unwrap_or_default();
     let token = &token[..token.len() - after.len()];

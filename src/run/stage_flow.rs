@@ -1,7 +1,7 @@
 //! How windows go through the stages of a run, as far as memory lets them.
 
-use super::CliError;
-use super::prune_args::Args;
+use super::RunError;
+use super::spec::RunSpec;
 use super::stage_plan::{StagePlan, Stored, stage_name};
 use crate::kernel::Kernels;
 use crate::model::Architecture;
@@ -25,7 +25,7 @@ pub(super) struct StagePlans<'a, 'g> {
     pub(super) config: &'a Architecture,
     pub(super) stored: Stored<'a>,
     pub(super) selection: &'a Selection,
-    pub(super) args: &'a Args,
+    pub(super) spec: &'a RunSpec,
     /// Calibration windows, and the tokens of one.
     pub(super) windows: usize,
     pub(super) window: usize,
@@ -33,12 +33,12 @@ pub(super) struct StagePlans<'a, 'g> {
 
 impl StagePlans<'_, '_> {
     /// Batches and places of a stage.
-    pub(super) fn flow(&self, stage: &Stage) -> Result<Flow, CliError> {
-        let (gpu, config, walk) = (self.kernels.gpu(), self.config, &self.args.walk);
+    pub(super) fn flow(&self, stage: &Stage) -> Result<Flow, RunError> {
+        let (gpu, config, walk) = (self.kernels.gpu(), self.config, &self.spec.walk);
         let windows = whole_minibatches(self.windows, stage.batch)?;
         let carried = walk.carried(gpu, config, windows, self.window, None);
         let budget = walk.budget();
-        let residency = self.args.train.blocks.unwrap_or(Residency::Resident);
+        let residency = self.spec.learn.blocks.unwrap_or(Residency::Resident);
         let mut flow = Flow { windows, sizes: carried.sizes(gpu, config), place: carried.place, residency };
         // As many windows at once as divide a minibatch and fit; blocks stream where even one window does not.
         for sizes in carried.sizes_for(gpu, config, stage) {
@@ -49,7 +49,7 @@ impl StagePlans<'_, '_> {
             if total(&self.with(stage, &flow)?.gpu) <= budget {
                 return Ok(flow);
             }
-            if self.args.train.blocks.is_none() && stage.objective == Objective::Model {
+            if self.spec.learn.blocks.is_none() && stage.objective == Objective::Model {
                 flow.residency = Residency::Streamed;
                 if total(&self.with(stage, &flow)?.gpu) <= budget {
                     return Ok(flow);
@@ -61,11 +61,11 @@ impl StagePlans<'_, '_> {
     }
 
     /// The plan of a stage.
-    fn plan(&self, stage: &Stage) -> Result<StagePlan, CliError> {
+    fn plan(&self, stage: &Stage) -> Result<StagePlan, RunError> {
         self.with(stage, &self.flow(stage)?)
     }
 
-    fn with(&self, stage: &Stage, flow: &Flow) -> Result<StagePlan, CliError> {
+    fn with(&self, stage: &Stage, flow: &Flow) -> Result<StagePlan, RunError> {
         let dtype = |name: &str| self.stored.of(name);
         let planned = Planned {
             kernels: self.kernels,
@@ -86,7 +86,7 @@ impl StagePlans<'_, '_> {
     }
 
     /// The plans of all stages, in their order.
-    pub(super) fn all(&self, stages: &[Stage]) -> Result<Vec<StagePlan>, CliError> {
+    pub(super) fn all(&self, stages: &[Stage]) -> Result<Vec<StagePlan>, RunError> {
         stages.iter().map(|stage| self.plan(stage)).collect()
     }
 }

@@ -1,25 +1,27 @@
-//! What a run of `prune` leaves: its files, the perplexities, what is printed.
+//! What a run leaves: its files, and what is measured of it.
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::job::Job;
-use super::output::{Progress, profile, table};
-use super::report::Reporting;
+use super::RunError;
+use super::finished::{EvalRow, Finished, Outcome, Profile};
+use super::observer::{Task, plain};
+use super::plan::RunPlan;
 use super::worst::windows_json;
-use super::{CliError, Outcome};
 use crate::calib::Windows;
-use crate::eval::{OVERFLOW, Perplexity, Streamed};
+use crate::eval::Streamed;
 use crate::export::{MaskedModel, hf};
-use crate::folder::RunFolder;
-use crate::fsio::shown;
+use crate::folder::{RunFolder, RunPaths};
+use crate::fsio::{FsError, shown};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::{BitMask, MaskFile, MaskSet};
 use crate::model::{Overlay, Tokenizer};
 use crate::nn::{Embedding, PlanItem, total};
 use crate::prune::ProjectionReport;
+use crate::report::{Given, Page, ReportError, Run};
 
 /// What a method has brought, for the files of the run.
 pub(super) struct Made<'a> {
@@ -28,49 +30,9 @@ pub(super) struct Made<'a> {
     /// The model's weights, with those that were re-fitted.
     pub(super) tensors: &'a Overlay<'a>,
     pub(super) outcome: Outcome,
-    /// [`Job::info`].
+    /// [`RunPlan::info`].
     pub(super) info: Map<String, Value>,
     pub(super) reports: Vec<ProjectionReport>,
-}
-
-/// One line of the closing table.
-#[derive(Clone, Debug, serde::Serialize)]
-struct EvalRow {
-    /// "dense", "start" or "result".
-    model: &'static str,
-    /// Perplexity on the evaluation text.
-    perplexity: f64,
-    /// Mean loss, nats per token.
-    nll: f64,
-    /// Windows measured.
-    windows: usize,
-    /// Tokens of a window.
-    window: usize,
-    /// Mean of `sum p_dense * (log p_dense - log p)`, nats per predicted token; the dense model has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kl_to_dense: Option<f64>,
-    /// Share of the predicted tokens with the dense model's most likely token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top1_agreement: Option<f64>,
-    /// Why the perplexity is null in JSON: it is beyond the largest number.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    note: Option<&'static str>,
-}
-
-impl EvalRow {
-    /// The row of a model, with divergence and agreement where it is not the dense one.
-    fn new(model: &'static str, measured: &Perplexity, to_dense: Option<(f64, f64)>) -> Self {
-        Self {
-            model,
-            perplexity: measured.perplexity,
-            nll: measured.nll,
-            windows: measured.windows,
-            window: measured.window,
-            kl_to_dense: to_dense.map(|(kl, _)| kl),
-            top1_agreement: to_dense.map(|(_, top1)| top1),
-            note: (!measured.perplexity.is_finite()).then_some(OVERFLOW),
-        }
-    }
 }
 
 /// What the evaluation text says.
@@ -81,7 +43,7 @@ struct Measured {
     windows: Option<Value>,
 }
 
-impl Job<'_> {
+impl RunPlan<'_> {
     /// What is known of a run when it begins: the first part of `run.json`.
     pub(super) fn info(
         &self,
@@ -89,25 +51,27 @@ impl Job<'_> {
         options: &Value,
         plan: &[PlanItem],
     ) -> Map<String, Value> {
+        let spec = &self.spec;
+        let folder = self.model().ok().map(|model| &model.folder);
         let info = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "adapter": kernels.gpu().describe(),
             "preset": kernels.preset().name,
-            "model": shown(&self.args.model),
+            "model": shown(&spec.model),
             // Of a name on the hub: where it was read, which has its commit in it.
-            "model_folder": (self.model.folder != self.args.model).then(|| shown(&self.model.folder)),
-            "config": self.args.config.as_deref().map(shown),
-            "calib": self.args.calib.as_deref().map(shown),
-            "method": self.args.method.name(),
-            "pattern": self.args.select.pattern,
+            "model_folder": folder.filter(|folder| **folder != spec.model).map(|folder| shown(folder)),
+            "config": spec.config.as_deref().map(shown),
+            "calib": spec.calib.as_deref().map(shown),
+            "method": spec.method().name(),
+            "pattern": spec.select.pattern,
             "options": options,
-            "start": self.args.start.name(),
-            "seed": self.args.windows.seed,
+            "start": spec.start_name(),
+            "seed": spec.windows.seed,
             "windows": self.calib.as_ref().map(Windows::count),
             "windows_asked": self.calib.as_ref().map(|_| self.choice.windows),
             "window": self.calib.as_ref().map(Windows::window),
             "segments": self.calib.as_ref().map(|_| self.choice.name()),
-            "only": self.args.select.only,
+            "only": spec.select.only,
             "left_dense": self.selection.skipped,
             "memory": {"plan": plan, "plan_total": total(plan)},
         });
@@ -125,16 +89,15 @@ impl Job<'_> {
         commands: &mut Commands<'g>,
         made: Made<'_>,
         started: Instant,
-        report: &Reporting,
-    ) -> Result<Outcome, CliError> {
+    ) -> Result<Finished, RunError> {
         let gpu = kernels.gpu();
-        let (checkpoint, config) = (&self.model.checkpoint, &self.model.config);
+        let (checkpoint, config) = (self.checkpoint()?, self.config());
         let (peak, at_peak) = (gpu.memory_peak(), gpu.memory_items());
         let method_seconds = started.elapsed().as_secs_f64();
         made.masks.check()?;
         let provenance = self.provenance();
         MaskFile::new(made.masks.clone(), provenance.clone(), checkpoint)?.write(&folder.paths().mask())?;
-        if !self.args.no_model {
+        if !self.spec.no_model {
             let (tensors, masks) = (made.tensors, &made.masks);
             let masked = MaskedModel { tensors, config, masks, provenance: &provenance };
             hf::write(&masked, &folder.paths().model())?;
@@ -145,6 +108,7 @@ impl Job<'_> {
             folder.windows(windows)?;
             folder.phase("measuring");
         }
+        let profile = self.spec.device.profile.then(|| Profile::of(gpu));
         let changed = made.start.as_ref().map(|s| groups_changed(s, &made.masks));
         let mut run = made.info.clone();
         for (key, value) in [
@@ -154,11 +118,11 @@ impl Job<'_> {
             ("groups_changed", json!(changed)),
             ("moved", json!(moved(&made))),
             ("projections", json!(made.reports)),
-            ("eval", self.eval_text().map(|text| text.display().to_string()).into()),
-            ("eval_windows_asked", json!(self.args.eval_windows)),
+            ("eval", self.spec.eval.as_ref().map(|text| text.display().to_string()).into()),
+            ("eval_windows_asked", json!(self.spec.eval_windows)),
             ("results", json!(rows)),
             ("phases", json!(folder.phases())),
-            ("kernels", self.device.profile.then(|| json!(gpu.profile())).into()),
+            ("kernels", profile.as_ref().map(|p| json!(p.rows)).into()),
             ("method_seconds", method_seconds.into()),
             ("seconds", json!(started.elapsed().as_secs_f64())),
         ] {
@@ -170,20 +134,19 @@ impl Job<'_> {
         }
         let run = Value::Object(run);
         let path = folder.path().to_path_buf();
-        report.write(&path, run.clone(), true);
-        folder.finish(&self.args.resolved, &run)?;
-        if self.args.silent {
-            // Whoever asked for this run reads its folder.
-        } else if self.args.json {
-            println!("{run}");
-        } else {
-            self.print(&rows, changed, &made);
-            println!("written: {}", path.display());
-        }
-        if self.device.profile {
-            eprintln!("{}", profile(gpu));
-        }
-        Ok(made.outcome)
+        self.report(&path, run.clone(), true);
+        folder.finish(&self.spec.to_toml(), &run)?;
+        Ok(Finished {
+            outcome: made.outcome,
+            folder: path,
+            run: Some(run),
+            results: rows,
+            reports: made.reports,
+            groups_changed: changed,
+            groups: self.selection.weights() / self.spec.select.pattern.m() as u64,
+            weights_changed: made.tensors.replaces_any(),
+            profile,
+        })
     }
 
     /// Dense, start and result on the evaluation text, one block at a time.
@@ -192,74 +155,54 @@ impl Job<'_> {
         kernels: &Kernels<'g>,
         commands: &mut Commands<'g>,
         made: &Made<'_>,
-    ) -> Result<Measured, CliError> {
-        let (Some((windows, tokens)), Some(text)) = (&self.eval, self.eval_text()) else {
+    ) -> Result<Measured, RunError> {
+        let (Some((windows, tokens)), Some(text)) = (&self.eval, &self.spec.eval) else {
             return Ok(Measured::default());
         };
-        let (config, checkpoint) = (&self.model.config, &self.model.checkpoint);
+        let (config, checkpoint) = (self.config(), self.checkpoint()?);
         let embedding = Embedding::new(checkpoint, config)?;
         let dense = Streamed { kernels, config, tensors: checkpoint, embedding: &embedding };
         let result = Streamed { tensors: made.tensors, ..dense };
         let mut bar = self.blocks_bar("dense");
-        let streams = dense.streams(commands, windows, &result, |n| bar.at(n as u64, String::new))?;
-        bar.end();
+        let streams = dense.streams(commands, windows, &result, |n| bar.at(n as u64, &plain))?;
+        drop(bar);
         let mut models: Vec<_> =
             made.start.as_ref().map(|start| ("start", dense, start)).into_iter().collect();
         models.push(("result", result, &made.masks));
         let (mut rows, mut last) = (Vec::new(), None);
         for (model, streamed, set) in models {
             let mut bar = self.blocks_bar(model);
-            let progress = |n| bar.at(n as u64, String::new);
+            let progress = |n| bar.at(n as u64, &plain);
             let found = streamed.compare(commands, windows, *tokens, Some(set), &streams, progress)?;
-            bar.end();
+            drop(bar);
             if rows.is_empty() {
                 rows.push(EvalRow::new("dense", &found.dense, None));
             }
             rows.push(EvalRow::new(model, &found.model, Some((found.kl, found.top1))));
             last = Some(found);
         }
-        let tokenizer = Tokenizer::open(&self.model.folder, config)?;
+        let tokenizer = Tokenizer::open(&self.model()?.folder, config)?;
         let windows = last.map(|found| windows_json(text, windows, &found, &tokenizer)).transpose()?;
         Ok(Measured { rows, windows })
     }
 
-    fn blocks_bar(&self, model: &'static str) -> Progress {
-        Progress::new(model, self.blocks() as u64, self.device.quiet)
+    fn blocks_bar(&self, model: &str) -> Box<dyn Task> {
+        self.observer.task(model, self.config().num_layers as u64)
     }
 
-    fn print(&self, rows: &[EvalRow], changed: Option<u64>, made: &Made<'_>) {
-        if !rows.is_empty() {
-            let cells: Vec<Vec<String>> = rows
-                .iter()
-                .map(|r| {
-                    let to_dense = r.kl_to_dense.map_or(String::new(), |kl| format!("{kl:.5}"));
-                    let top1 = r.top1_agreement.map_or(String::new(), |a| format!("{:.1} %", 100.0 * a));
-                    let (perplexity, nll) = (format!("{:.4}", r.perplexity), format!("{:.5}", r.nll));
-                    vec![r.model.to_string(), perplexity, nll, to_dense, top1]
-                })
-                .collect();
-            let head = ["model", "perplexity", "nats/token", "KL to dense", "top-1 as dense"];
-            println!("{}", table(&head, &cells));
-            println!("{} windows of {} tokens", rows[0].windows, rows[0].window);
+    /// Writes the report of the run in `folder` before its `run.json`, as whose content, or the first part of it when the run is not
+    /// `finished`, stands `info`. A report that cannot be written is no reason to lose the run.
+    pub(super) fn report(&self, folder: &Path, info: Value, finished: bool) {
+        if self.spec.no_report {
+            return;
         }
-        let mean = |of: fn(&ProjectionReport) -> Option<f64>| {
-            let values: Vec<f64> = made.reports.iter().filter_map(of).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-        };
-        if let Some(error) = mean(|r| r.error) {
-            let start = mean(|r| r.start).map_or(String::new(), |s| format!("{s:.5} under the start mask, "));
-            let repaired =
-                mean(|r| r.repaired).map_or(String::new(), |r| format!(", {r:.5} after the repair"));
-            println!("output error of the projections, mean: {start}{error:.5} under the mask{repaired}");
-        }
-        if let Some(changed) = changed {
-            let groups = self.selection.weights() / self.args.select.pattern.m() as u64;
-            println!("{changed} of {groups} groups differ from the start mask");
-        }
-        if made.tensors.replaces_any() {
-            println!(
-                "kept weights were changed (--repair, --joint): the written model is not bit-identical where it is kept"
-            );
+        let given = Given { info, config: self.spec.to_toml(), finished };
+        let path = RunPaths::new(folder).report();
+        // A name like "." says nothing.
+        let folder = folder.canonicalize().map_err(|e| FsError::os("read", folder, e));
+        let page = folder.map_err(ReportError::from).and_then(|folder| Run::read(&folder, Some(&given)));
+        if let Err(e) = page.and_then(|run| Page::new(vec![run]).write(&path)) {
+            self.observer.warn(&format!("the run is kept, but its report could not be written: {e}"));
         }
     }
 }
