@@ -225,6 +225,7 @@ fn masked_model(dir: &Scratch, sharded: bool) -> Masked {
 fn judge(masked: &Masked, corpus: &Corpus, case: &Case<'_>) -> Result<End, String> {
     let way = case.number % 6;
     let options = Options {
+        permutation: None,
         pattern: (way == 1).then_some(Pattern::TWO_OF_FOUR),
         mask: (way >= 4 || way == 2).then_some(&masked.mask.set),
         against: (way >= 3).then_some(masked.dense.as_path()),

@@ -115,7 +115,7 @@
       ["Model", info.model], ["Method", info.method], ["Pattern", info.pattern], ["Start mask", info.start],
       ["Stages", stages(run).map((s) => `${s.trains} on the ${s.objective} objective`).join(", then ")],
       ["Calibration", [info.calib, kept].filter(has).join(": ")], ["Measured on", info.eval], ["Seed", info.seed],
-      ["Left dense", (info.left_dense || []).join(", ")],
+      ["Permuted", has(info.permutation) ? info.permutation.channels.join(", ") : null], ["Left dense", (info.left_dense || []).join(", ")],
       ["Kept weights", has(info.kept_weights_changed) ? (info.kept_weights_changed ? "changed" : "as in the source") : null],
       ["Adapter", info.adapter], ["Kernel preset", info.preset], ["Version", info.version],
       ["Interrupted", info.interrupted ? "yes: this is what there was until then" : null], ["Resumed", info.resumed ? "yes" : null],

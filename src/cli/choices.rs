@@ -14,21 +14,24 @@ use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::model::Tokenizer;
 use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank};
-use crate::run::{MemorySpec, Task};
+use crate::run::{MemorySpec, PermutationSpec, Task};
 
 /// Answers the questions of a file.
 pub(super) fn run(
     device: &Context,
     folder: &Path,
-    mask: Option<&Path>,
+    mask: Option<(&Path, &PermutationSpec)>,
     questions: &Path,
     memory: &MemorySpec,
     as_json: bool,
 ) -> Result<Outcome, CliError> {
-    let model = device.checked_model(folder)?;
+    let mut model = device.checked_model(folder)?;
+    if let Some((mask, permutation)) = mask {
+        model.in_order_of(mask, permutation, &std::env::temp_dir(), device)?;
+    }
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let questions = Question::read_all(questions)?;
-    let set = mask.map(|path| model.mask(path, None, device)).transpose()?;
+    let set = mask.map(|(path, _)| model.mask(path, None, device)).transpose()?;
     let gpu = device.open()?;
     let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
     let started = std::time::Instant::now();

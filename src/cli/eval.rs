@@ -15,7 +15,7 @@ use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
 use crate::nn::{Decoder, DecoderWeights, Embedding, MaskBank, MemoryPlan, Workspace};
-use crate::run::{MemorySpec, Model, Task, TextSpec, at_least_one, tokens_of_window};
+use crate::run::{MemorySpec, Model, PermutationSpec, Task, TextSpec, at_least_one, tokens_of_window};
 
 #[derive(clap::Args)]
 #[command(after_help = help::EVAL)]
@@ -41,6 +41,8 @@ pub(super) struct Args {
     /// Only the first N windows of each text [default: all]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     windows: Option<usize>,
+    #[command(flatten)]
+    permutation: PermutationSpec,
     #[command(flatten)]
     texts: TextSpec,
     #[command(flatten)]
@@ -79,10 +81,14 @@ impl Texts {
 
 pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
     if let Some(questions) = &args.choices {
-        return choices::run(device, &args.model, args.mask.as_deref(), questions, &args.memory, args.json);
+        let mask = args.mask.as_deref().map(|mask| (mask, &args.permutation));
+        return choices::run(device, &args.model, mask, questions, &args.memory, args.json);
     }
     args.memory.check()?;
-    let model = device.checked_model(&args.model)?;
+    let mut model = device.checked_model(&args.model)?;
+    if let Some(mask) = &args.mask {
+        model.in_order_of(mask, &args.permutation, &std::env::temp_dir(), device)?;
+    }
     let texts = Texts::read(device, &model, args)?;
     let dense = args
         .against

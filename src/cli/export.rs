@@ -12,7 +12,7 @@ use crate::folder::RunPaths;
 use crate::fsio::{OutputFile, check_folder, shown};
 use crate::mask::{MaskFile, npz};
 use crate::model::Overlay;
-use crate::run::Model;
+use crate::run::{Model, PermutationSpec, room_near};
 
 #[derive(clap::Args)]
 #[command(after_help = help::EXPORT)]
@@ -31,6 +31,8 @@ pub(super) struct ExportArgs {
     /// Re-fitted weights: a safetensors file, or a folder of them [default: those of the run that the mask lies in, if it changed any]
     #[arg(long, value_name = "PATH")]
     weights: Option<PathBuf>,
+    #[command(flatten)]
+    permutation: PermutationSpec,
     /// Replace a file that is there already; for `mask` and `maskllm-npz`
     #[arg(long)]
     force: bool,
@@ -79,8 +81,9 @@ pub(super) fn export(device: &Context, args: &ExportArgs) -> Result<Outcome, Cli
             ct24::WARNING
         )));
     }
-    let model = device.model(&args.model)?;
+    let mut model = device.model(&args.model)?;
     let output = args.check_destination(&model)?;
+    model.in_order_of(&args.mask, &args.permutation, &room_near(&args.out), device)?;
     let file = model.mask_file(&args.mask, None)?;
     model.warn_of_sources(&file, &args.mask, device)?;
     if let Some(output) = output {
@@ -90,7 +93,16 @@ pub(super) fn export(device: &Context, args: &ExportArgs) -> Result<Outcome, Cli
             ));
         }
         match args.format {
-            Format::MaskllmNpz => npz::write(&file, &model.config.projections(), &output)?,
+            Format::MaskllmNpz => {
+                npz::write(&file, &model.config.projections(), &output)?;
+                if file.permutation.is_some() {
+                    log::warn!(
+                        "{} cannot say that its masks are for a permuted model: keep permutation.safetensors beside it, and give it \
+                         with --permutation",
+                        args.out.display()
+                    );
+                }
+            }
             _ => {
                 let MaskFile { set, provenance, .. } = file.into_file()?;
                 MaskFile::new(set, provenance, &model.checkpoint)?.write(&output)?;
@@ -226,15 +238,18 @@ pub(super) struct ApplyArgs {
     /// A new folder
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    permutation: PermutationSpec,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn apply(device: &Context, args: &ApplyArgs) -> Result<Outcome, CliError> {
-    let model = device.model(&args.checkpoint)?;
+    let mut model = device.model(&args.checkpoint)?;
     hf::check_destination(&model.checkpoint, &args.out)?;
     check_folder(&args.out)?;
+    model.in_order_of(&args.mask, &args.permutation, &room_near(&args.out), device)?;
     let file = model.mask_file(&args.mask, None)?;
     let differing = file.differing_sources(&model.checkpoint)?.len();
     let tensors = Overlay::new(&model.checkpoint);

@@ -14,7 +14,7 @@ use crate::hub::Need;
 use crate::kernel::{Kernels, cut, f32_bytes};
 use crate::model::{Architecture, OpenText, Tokenizer};
 use crate::nn::{DENSE, Decoder, DecoderWeights, Embedding, Generator, MaskBank, Masks, MemoryPlan};
-use crate::run::{MemorySpec, Model, Observer, Task, bytes};
+use crate::run::{MemorySpec, Model, Observer, PermutationSpec, Task, bytes};
 
 /// Bytes of keys and values that sequences written together may take.
 const CACHE_BYTES: u64 = 1 << 30;
@@ -34,6 +34,8 @@ pub(super) struct Args {
     /// Mask file to apply, a run's or MaskLLM's .npz [default: none, the weights as they are]
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
+    #[command(flatten)]
+    permutation: PermutationSpec,
     /// Tokens behind the prompt, at most
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     tokens: u32,
@@ -101,7 +103,10 @@ pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
     args.memory.check()?;
     let folder = device.model_folder(&args.model, Need::Whole)?;
     let corpus = args.corpus(&folder)?;
-    let model = device.checked_model(&folder)?;
+    let mut model = device.checked_model(&folder)?;
+    if let Some(mask) = &args.mask {
+        model.in_order_of(mask, &args.permutation, &std::env::temp_dir(), device)?;
+    }
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let ends = model.config.end_tokens(&model.folder)?;
     let prompt = prompt_ids(&model, &tokenizer, &ends, &args.prompt, args.past_end)?;

@@ -7,6 +7,7 @@ use super::output::table;
 use super::{CliError, Outcome, help};
 use crate::hub::Need;
 use crate::mask::Pattern;
+use crate::run::beside;
 use crate::verify::{Agreement, Inspection, Row, inspect};
 
 #[derive(clap::Args)]
@@ -67,6 +68,17 @@ fn show(found: &Inspection) {
         percent(1.0 - found.kept as f64 / found.weights.max(1) as f64),
         found.weights
     );
+    if let Some(hash) = &found.permutation {
+        let beside = beside(&found.path);
+        let there = match beside.is_file() {
+            true => format!("by {}", beside.display()),
+            false => "its permutation.safetensors is not beside it".into(),
+        };
+        println!("the channels of its model are permuted, {there} (SHA-256 {hash})");
+    }
+    if found.other_order {
+        println!("the two are for different orders of channels: what they share means nothing");
+    }
     if let Some(agreement) = &found.agreement {
         println!(
             "{} % of the groups are the same, {} % of the kept weights are shared",

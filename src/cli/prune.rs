@@ -39,6 +39,11 @@ pub(super) fn run(context: &Context, args: Args) -> Result<Outcome, CliError> {
         let gpu = context.open()?;
         let kernels = Kernels::new(&gpu, context.preset(&gpu)?);
         let resources = plan.resources(&kernels)?;
+        if plan.permutes() {
+            context.note(|| {
+                "--permute comes first: one pass of the dense model over some of the windows, layer by layer, and a search on the host".into()
+            });
+        }
         show_plan(context, &plan, &kernels, &resources, json)?;
         plan.check(&resources)?;
         return Ok(Outcome::Done);

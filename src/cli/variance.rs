@@ -77,7 +77,8 @@ impl Args {
 
 pub(super) fn run(context: &Context, args: Args) -> Result<Outcome, CliError> {
     let shown = Shown { samples: args.samples, warm_up: args.warm_up, json: args.json };
-    let run = RunPlan::new(args.spec(context), context)?;
+    let mut run = RunPlan::new(args.spec(context), context)?;
+    run.in_order_of_start()?;
     shown.measure(context, &run)
 }
 

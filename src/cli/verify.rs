@@ -1,13 +1,15 @@
 //! `maskwright verify`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::context::Context;
 use super::output::table;
 use super::{CliError, Outcome, help};
+use crate::export::hf;
 use crate::hub::Need;
 use crate::mask::{MaskReader, Masks, Pattern};
-use crate::run::bytes;
+use crate::model::Permutation;
+use crate::run::{beside, bytes, find, named_by};
 use crate::verify::{self, Line, Options, Verdict, verify};
 
 #[derive(clap::Args)]
@@ -21,6 +23,10 @@ pub(super) struct Args {
     /// Mask file that the folder must have been made with [default: none]
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
+    /// Permutation of a permuted model, by which the dense one is permuted to be compared [default: permutation.safetensors beside FOLDER,
+    /// or beside the mask]
+    #[arg(long, value_name = "FILE")]
+    permutation: Option<PathBuf>,
     /// Pattern: keep N of M consecutive weights [default: the mask's, else that of sparsity_report.json]
     #[arg(long, value_name = "N:M")]
     pattern: Option<Pattern>,
@@ -43,7 +49,9 @@ pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
         Ok::<_, CliError>(MaskReader::open(path, &config.projections(), args.pattern)?)
     };
     let mask = args.mask.as_ref().map(open).transpose()?;
+    let permutation = permutation(&folder, args)?;
     let options = Options {
+        permutation: permutation.as_ref(),
         pattern: args.pattern,
         mask: mask.as_ref().map(|masks| masks as &dyn Masks),
         against: against.as_deref(),
@@ -59,6 +67,28 @@ pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
     match verdict.problems.first() {
         None => Ok(Outcome::Done),
         Some(first) => Err(CliError::Verdict { first: first.to_string(), more: verdict.problems.len() - 1 }),
+    }
+}
+
+/// The permutation that the source is to be compared in: that which the folder's report or the mask names.
+fn permutation(folder: &Path, args: &Args) -> Result<Option<Permutation>, CliError> {
+    if args.against.is_none() {
+        return Ok(None);
+    }
+    let of_mask = args.mask.as_deref().map(named_by).transpose()?.flatten();
+    let files: Vec<PathBuf> = match &args.permutation {
+        Some(file) => vec![file.clone()],
+        // A name like "." has no parent.
+        None => {
+            let whole = folder.canonicalize().unwrap_or_else(|_| folder.into());
+            [whole.as_path()].into_iter().chain(args.mask.as_deref()).map(beside).collect()
+        }
+    };
+    match (hf::permutation_of(folder).or(of_mask), &args.permutation) {
+        (Some(hash), _) => Ok(find(&hash, folder, &files).map(Some)?),
+        // One without a report.
+        (None, Some(file)) => Ok(Some(Permutation::read(file)?)),
+        (None, None) => Ok(None),
     }
 }
 

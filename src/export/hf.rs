@@ -14,7 +14,9 @@ use serde_json::json;
 
 use crate::fsio::{self, FsError, PendingFolder, shown};
 use crate::mask::{BitMask, MaskError, Masks};
-use crate::model::{Architecture, Checkpoint, Dtype, Overlay, ProjectionKind, Shard, ShardEntry};
+use crate::model::{
+    Architecture, Checkpoint, Dtype, Overlay, ProjectionKind, Shard, ShardEntry, read_json_object,
+};
 
 use super::copy::{copy_others, inside, list_others};
 use super::elements;
@@ -22,6 +24,8 @@ use super::{ExportError, MaskedModel};
 
 /// The sidecar's name.
 pub const REPORT: &str = "sparsity_report.json";
+/// More than any report: 200 bytes a projection.
+const LIMIT_REPORT: u64 = 64 << 20;
 
 /// What was written.
 #[derive(Clone, PartialEq, Debug)]
@@ -77,6 +81,12 @@ pub(super) fn in_new_folder(
     let result = fill(pending.path()).map_err(|e| rename_in_error(e, pending.path(), out))?;
     pending.commit()?;
     Ok(Summary { folder: out.into(), ..result })
+}
+
+/// The hash of the permutation that the model in a folder is in, where its report says so.
+pub fn permutation_of(folder: &Path) -> Option<String> {
+    let map = read_json_object(&folder.join(REPORT), LIMIT_REPORT, "check that it may be read").ok()?;
+    map.get("permutation")?.as_str().map(String::from)
 }
 
 /// Whether `out` is neither the folder of `checkpoint` nor in it.
@@ -292,7 +302,7 @@ fn report(model: &MaskedModel<'_>, lines: &[Line], left_out: &[PathBuf]) -> Stri
     for line in lines.iter().filter(|l| l.masked) {
         *kinds.entry(line.kind).or_default() += 1;
     }
-    let value = json!({
+    let mut value = json!({
         "format_version": 1,
         "pattern": masks.pattern().to_string(),
         "meaning": format!("{} consecutive weights along in_features", masks.pattern().words()),
@@ -307,6 +317,9 @@ fn report(model: &MaskedModel<'_>, lines: &[Line], left_out: &[PathBuf]) -> Stri
         "not_copied": left_out.iter().map(|path| shown(path)).collect::<Vec<_>>(),
         "projections": lines,
     });
+    if let Some(permutation) = tensors.base().permutation() {
+        value["permutation"] = permutation.into();
+    }
     let mut text = format!("{value:#}");
     text.push('\n');
     text

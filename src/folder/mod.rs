@@ -122,6 +122,11 @@ impl RunPaths {
         self.name("mask.safetensors")
     }
 
+    /// The order of the channels, of a run that permutes them.
+    pub fn permutation(&self) -> PathBuf {
+        self.name("permutation.safetensors")
+    }
+
     /// The masked model.
     pub fn model(&self) -> PathBuf {
         self.name("model")
@@ -205,6 +210,7 @@ fn used_by(paths: &RunPaths) -> io::Result<Option<String>> {
     for entry in fs::read_dir(paths.root())? {
         let path = entry?.path();
         let nothing = path == paths.lock()
+            || path == paths.permutation()
             || path.file_name().is_some_and(|name| name == "lost+found")
             || path == paths.metrics() && fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == 0);
         if !nothing {
@@ -358,6 +364,7 @@ impl Drop for RunFolder {
             }
         }
         let _ = fsio::remove_dir(self.paths.stage(1).root());
+        let _ = fsio::remove_file(&self.paths.permutation());
         let _ = fsio::remove_file(&self.paths.metrics());
         self.lock.forget_file();
         remove_folders(&self.made);

@@ -11,6 +11,7 @@ mod file;
 mod folder;
 mod output;
 mod place;
+mod scratch;
 mod stand_in;
 mod sys;
 mod unfinished;
@@ -19,6 +20,7 @@ pub use error::FsError;
 pub use file::{AtomicFile, Destination, write_atomic, write_bytes};
 pub use folder::{PendingFolder, check_folder, check_room, create_folder};
 pub use output::OutputFile;
+pub use scratch::{Scratch, ScratchWriter};
 pub use stand_in::{StandIn, open_plain};
 pub use sys::{Appended, create_dir_all, remove_dir, remove_dir_all, remove_file, rename};
 #[doc(hidden)]
@@ -155,6 +157,23 @@ mod tests {
         assert_eq!(fs::read(dir.join("a")).unwrap(), b"whole");
         assert!(dir.join("b").is_dir());
         assert_eq!(names(&dir).len(), 402);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_scratch_file_leaves_nothing() {
+        use std::io::{Read, Seek};
+        let dir = scratch("scratch");
+        let mut writer = ScratchWriter::create(&dir).unwrap();
+        writer.put(b"for a while").unwrap();
+        let written = writer.finish().unwrap();
+        let (mut file, mut text) = (written.file(), String::new());
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "for a while");
+        drop(written);
+        assert!(names(&dir).is_empty());
+        assert!(ScratchWriter::create(&dir.join("not there")).is_err());
         fs::remove_dir_all(&dir).unwrap();
     }
 

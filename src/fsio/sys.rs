@@ -40,6 +40,16 @@ impl Written {
         attempt(|| OpenOptions::new().write(true).create_new(true).open(path)).map(Self)
     }
 
+    /// A new file that is also read.
+    pub(super) fn create_scratch(path: &Path) -> io::Result<Self> {
+        attempt(|| OpenOptions::new().read(true).write(true).create_new(true).open(path)).map(Self)
+    }
+
+    /// The file itself, when it is written.
+    pub(super) fn into_file(self) -> File {
+        self.0
+    }
+
     /// Gives it the mode of the file that it will replace, and the owner where that may be.
     pub(super) fn be_as(&self, older: &Metadata) -> io::Result<()> {
         #[cfg(unix)]

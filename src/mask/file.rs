@@ -4,7 +4,7 @@
 //! | key | value |
 //! |---|---|
 //! | `format` | `maskwright-mask` |
-//! | `format_version` | `1` |
+//! | `format_version` | `1`; `2` where the mask belongs to a permuted model |
 //! | `pattern` | `2:4` |
 //! | `meaning` | `keep 2 of 4 consecutive weights along in_features` |
 //! | `order` | how ranks are numbered |
@@ -12,6 +12,7 @@
 //! | `method` | what chose the mask |
 //! | `seed` | the seed, decimal |
 //! | `written_by` | `maskwright` and its version |
+//! | `permutation` | the hash of the permutation that the model's channels are in, of a permuted model ([`crate::model::Permutation`]) |
 //! | `tensors` | JSON: parameter name to `{"shape":[rows,cols],"source_dtype":"F16","source_sha256":"..."}`, the hash being of the dense tensor's stored bytes |
 
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ use super::{MaskError, MaskSet, Masks};
 
 pub(super) const FORMAT: &str = "maskwright-mask";
 pub(super) const VERSION: &str = "1";
+/// Of a mask for a permuted model, which earlier versions would lay on the model as it was.
+pub(super) const VERSION_PERMUTED: &str = "2";
 pub(super) const ORDER: &str =
     "lexicographic in the kept positions; groups of the flattened tensor, row-major";
 pub(super) const SUFFIX: &str = ".nm_index";
@@ -74,6 +77,8 @@ pub struct MaskFile {
     /// The dense tensors they were made for, by parameter name: the same keys as the masks, or none at all where the file does not
     /// say.
     pub sources: BTreeMap<String, SourceTensor>,
+    /// The hash of the permutation that the model's channels are in, of a permuted model.
+    pub permutation: Option<String>,
 }
 
 impl MaskFile {
@@ -91,7 +96,7 @@ impl MaskFile {
             let shape = [mask.rows(), mask.cols()];
             sources.insert(name.clone(), SourceTensor { shape, source_dtype, source_sha256 });
         }
-        Ok(Self { set, provenance, sources })
+        Ok(Self { set, provenance, sources, permutation: checkpoint.permutation().map(String::from) })
     }
 
     /// Writes the file at once and whole. Every mask is checked first.
@@ -110,7 +115,7 @@ impl MaskFile {
         let mut metadata = Map::new();
         for (key, value) in [
             ("format", FORMAT.into()),
-            ("format_version", VERSION.into()),
+            ("format_version", if self.permutation.is_some() { VERSION_PERMUTED } else { VERSION }.into()),
             ("pattern", pattern.to_string()),
             ("meaning", format!("{} consecutive weights along in_features", pattern.words())),
             ("order", ORDER.into()),
@@ -121,6 +126,9 @@ impl MaskFile {
             ("tensors", tensors),
         ] {
             metadata.insert(key.into(), Value::String(value));
+        }
+        if let Some(permutation) = &self.permutation {
+            metadata.insert("permutation".into(), Value::String(permutation.clone()));
         }
         let out: Vec<OutTensor<'_>> = packed
             .iter()

@@ -23,6 +23,8 @@ pub struct MaskReader {
     /// The dense tensors they were made for, by parameter name: the same keys as the masks, or none at all where the file does not
     /// say.
     pub sources: BTreeMap<String, SourceTensor>,
+    /// The hash of the permutation that the model's channels are in, where the file says that it was permuted.
+    pub permutation: Option<String>,
     content: Content,
 }
 
@@ -54,6 +56,7 @@ impl MaskReader {
             pattern: set.pattern,
             provenance: Provenance::new("unknown, from a maskllm-npz file", 0),
             sources: BTreeMap::new(),
+            permutation: None,
             content: Content::Whole(set),
         })
     }
@@ -82,7 +85,13 @@ impl MaskReader {
                     .into(),
             ));
         }
-        expect("format_version", file::VERSION)?;
+        let permutation = match metadata.get("format_version") {
+            Some(&file::VERSION_PERMUTED) => Some(key("permutation")?.to_string()),
+            _ => {
+                expect("format_version", file::VERSION)?;
+                None
+            }
+        };
         let pattern: Pattern = key("pattern")?.parse()?;
         expect("order", file::ORDER)?;
         expect("packing", &Packing::of(pattern).name())?;
@@ -115,7 +124,7 @@ impl MaskReader {
             return Err(unusable(format!("`tensors` describes {name}, but there is no {name}{suffix}")));
         }
         let content = Content::Packed(shard, entries);
-        Ok(Self { path: path.into(), pattern, provenance, sources, content })
+        Ok(Self { path: path.into(), pattern, provenance, sources, permutation, content })
     }
 
     /// All masks, unpacked.
@@ -133,7 +142,12 @@ impl MaskReader {
             Content::Packed(..) => MaskSet { pattern: self.pattern, masks },
             Content::Whole(set) => set,
         };
-        Ok(MaskFile { set, provenance: self.provenance, sources: self.sources })
+        Ok(MaskFile {
+            set,
+            provenance: self.provenance,
+            sources: self.sources,
+            permutation: self.permutation,
+        })
     }
 
     /// The parameter names whose stored bytes in `checkpoint` are not those that the masks were made for.

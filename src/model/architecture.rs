@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::projection::{Part, PlaceInTensor};
-use super::{ActivationKind, Dtype, NormKind, ProjectionKind, Rope};
+use super::{ActivationKind, Channels, Dtype, NormKind, ProjectionKind, Rope};
 
 /// A decoder. All sizes are checked: not zero, below sane bounds, heads divisible by kv heads.
 #[derive(Clone, PartialEq, Debug)]
@@ -53,6 +53,8 @@ pub struct Architecture {
     pub output_bias: bool,
     /// The output matrix is the embedding.
     pub tie_word_embeddings: bool,
+    /// Channels whose order something depends on that is not described here, with what that is.
+    pub bound: Vec<(Channels, &'static str)>,
     /// The longest context the model was made for, in tokens.
     pub max_position_embeddings: usize,
     /// The token that opens a text, when there is one.
@@ -479,7 +481,7 @@ impl Architecture {
     }
 
     /// Those of a norm over the residual stream.
-    fn norm_tensors(&self, module: &str) -> Vec<TensorSpec> {
+    pub(super) fn norm_tensors(&self, module: &str) -> Vec<TensorSpec> {
         let parts = [("weight", self.norm.gain != Gain::None), ("bias", self.norm.bias)];
         let there = parts.into_iter().filter(|(_, there)| *there);
         there

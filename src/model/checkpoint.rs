@@ -30,6 +30,8 @@ pub struct Checkpoint {
     places: BTreeMap<String, (usize, usize)>,
     /// Parts of stored tensors, by the names under which they are asked for.
     parts: BTreeMap<String, Gathered>,
+    /// The hash of the permutation that its channels are in.
+    permutation: Option<String>,
 }
 
 /// A part of a stored tensor.
@@ -38,6 +40,13 @@ struct Gathered {
     part: TensorPart,
     /// Its bytes, once they were asked for, where they do not lie together.
     bytes: OnceLock<Vec<u8>>,
+}
+
+impl Gathered {
+    /// By its name, not yet put together.
+    fn named(part: TensorPart) -> (String, Self) {
+        (part.name.clone(), Self { part, bytes: OnceLock::new() })
+    }
 }
 
 impl Checkpoint {
@@ -58,8 +67,24 @@ impl Checkpoint {
 
     /// Makes the parts of stored tensors known under their names; the stored tensors must have been checked.
     pub(crate) fn name_parts(&mut self, config: &Architecture) {
-        let gathered = |part: TensorPart| (part.name.clone(), Gathered { part, bytes: OnceLock::new() });
-        self.parts = config.parts().into_iter().map(gathered).collect();
+        self.parts = config.parts().into_iter().map(Gathered::named).collect();
+    }
+
+    /// This checkpoint with other data: files of the same names and headers, in the order of the permutation of this hash.
+    pub(super) fn with_files(&self, shards: Vec<Shard>, permutation: String) -> Self {
+        let parts = self.parts.values().map(|gathered| Gathered::named(gathered.part.clone())).collect();
+        let (folder, places) = (self.folder.clone(), self.places.clone());
+        Self { folder, shards, places, parts, permutation: Some(permutation) }
+    }
+
+    /// The hash of the permutation that the channels are in, of a model that was permuted; see [`super::Permutation::hash`].
+    pub fn permutation(&self) -> Option<&str> {
+        self.permutation.as_deref()
+    }
+
+    /// Notes that the files themselves hold the model in the order of the permutation of this hash.
+    pub fn is_in_order_of(&mut self, permutation: String) {
+        self.permutation = Some(permutation);
     }
 
     /// As [`Checkpoint::open`], not held against a configuration.
@@ -121,7 +146,7 @@ impl Checkpoint {
                 places.entry(entry.name.clone()).or_insert((number, i));
             }
         }
-        Ok(Self { folder: dir.into(), shards, places, parts: BTreeMap::new() })
+        Ok(Self { folder: dir.into(), shards, places, parts: BTreeMap::new(), permutation: None })
     }
 
     fn open_sharded(dir: &Path, index: &Path) -> Result<Self, ModelError> {
@@ -172,7 +197,7 @@ impl Checkpoint {
                 places.insert(tensor.clone(), place);
             }
         }
-        Ok(Self { folder: dir.into(), shards, places, parts: BTreeMap::new() })
+        Ok(Self { folder: dir.into(), shards, places, parts: BTreeMap::new(), permutation: None })
     }
 
     /// A tensor that the configuration calls for: existence, shape, type.
@@ -326,7 +351,12 @@ pub(crate) fn is_plain_name(file: &str) -> bool {
 
 /// SHA-256 as 64 lowercase hexadecimal digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut text, byte| {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+/// Bytes as lowercase hexadecimal digits.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })

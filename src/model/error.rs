@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::fsio::StandIn;
+use crate::fsio::{FsError, StandIn};
 
 /// What can be wrong with a model folder or its tokenizer. Each message names the file or tensor, what was
 /// expected, what was found, and what to do.
@@ -93,6 +93,29 @@ pub enum ModelError {
         /// What is supported, or what to do.
         remedy: String,
     },
+    /// A file of orders of channels that cannot be used.
+    #[error(
+        "{path} is no usable permutation: {problem}; give the permutation.safetensors of the run that the mask is of"
+    )]
+    Permutation {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A permutation of another model.
+    #[error(
+        "the permutation does not fit the model in {folder}: {problem}; give the model that the run was made of"
+    )]
+    Unfit {
+        /// The model folder.
+        folder: PathBuf,
+        /// What does not fit.
+        problem: String,
+    },
+    /// A file that cannot be written.
+    #[error(transparent)]
+    Files(#[from] FsError),
     /// Neither model.safetensors nor an index was found.
     #[error("{folder} holds neither model.safetensors nor model.safetensors.index.json{found}; {remedy}")]
     NoWeights {

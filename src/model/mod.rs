@@ -2,6 +2,7 @@
 //! No arithmetic and no GPU.
 
 mod architecture;
+mod channels;
 mod checkpoint;
 mod config;
 mod ends;
@@ -13,6 +14,8 @@ mod long_text;
 mod ops;
 mod overlay;
 mod parallel;
+mod permutation;
+mod permuted;
 mod projection;
 mod projections;
 mod quantization;
@@ -27,8 +30,9 @@ pub use architecture::{
     Architecture, AttentionShape, BlockShape, FeedForward, Gain, LayerShape, LearnedPositions, Names,
     NormShape, QkNorm, QkSpread, QueryGrowth, RotaryShape, Scales, TensorPart, TensorSpec,
 };
-pub(crate) use checkpoint::is_plain_name;
+pub use channels::Channels;
 pub use checkpoint::{Checkpoint, sha256_hex};
+pub(crate) use checkpoint::{hexadecimal, is_plain_name};
 pub use error::ModelError;
 pub use families::family_names;
 pub(crate) use foreign::foreign_weights;
@@ -36,6 +40,7 @@ pub(crate) use guard::quietly;
 pub use ops::{ActivationKind, NormKind};
 pub use overlay::Overlay;
 pub(crate) use parallel::in_parallel;
+pub use permutation::{BlockOrders, Order, Permutation};
 pub use projection::{Part, PlaceInTensor, Projection, ProjectionKind};
 pub use quantization::stored_plain;
 pub use rope::{Llama3, Rope, RopeScaling, Yarn};

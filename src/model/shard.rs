@@ -6,7 +6,7 @@ use memmap2::Mmap;
 use safetensors::{SafeTensorError, SafeTensors};
 
 use super::{MESSAGE, ModelError, clip};
-use crate::fsio::{StandIn, open_plain};
+use crate::fsio::{Scratch, StandIn, open_plain};
 
 /// The largest header that is parsed, in bytes. Real ones take about 100 bytes a tensor.
 const MAX_HEADER: u64 = 100_000_000;
@@ -34,6 +34,8 @@ pub struct ShardEntry {
 pub struct Shard {
     path: PathBuf,
     map: Mmap,
+    /// Where other data than the file's own are mapped; behind the map, which ends first.
+    _scratch: Option<Scratch>,
     data_start: usize,
     entries: Vec<ShardEntry>,
     metadata: Vec<(String, String)>,
@@ -88,7 +90,26 @@ impl Shard {
         }
         let mut metadata: Vec<_> = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
         metadata.sort();
-        Ok(Self { path: path.into(), map, data_start, entries, metadata })
+        Ok(Self { path: path.into(), map, _scratch: None, data_start, entries, metadata })
+    }
+
+    /// This file with other data, which a scratch file has behind a header of the same length.
+    pub(super) fn with_data(&self, scratch: Scratch) -> Result<Self, ModelError> {
+        // SAFETY: nobody else has the scratch file, and nothing writes it any more.
+        let map = unsafe { Mmap::map(scratch.file()) };
+        let map = map.ok().filter(|map| map.len() == self.map.len());
+        let map = map.ok_or_else(|| ModelError::Damaged {
+            path: self.path.clone(),
+            problem: "its copy in another order has another length".into(),
+        })?;
+        Ok(Self {
+            path: self.path.clone(),
+            map,
+            _scratch: Some(scratch),
+            data_start: self.data_start,
+            entries: self.entries.clone(),
+            metadata: self.metadata.clone(),
+        })
     }
 
     /// Where the file is.

@@ -25,6 +25,9 @@ pub struct Conditions {
     /// Of every tensor of the source, by its name.
     tensors: BTreeMap<String, String>,
     projections: String,
+    /// Of the order of the channels, of a model that was permuted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    permutation: Option<String>,
     /// The options of the walk.
     #[serde(skip_serializing_if = "Option::is_none")]
     walk: Option<Map<String, Value>>,
@@ -87,6 +90,7 @@ impl Conditions {
             tokenizer: hash("tokenizer.json"),
             tensors: checkpoint.stored_hashes(),
             projections: sha256_hex(names.join("\n").as_bytes()),
+            permutation: checkpoint.permutation().map(String::from),
             walk: None,
             start_mask: None,
             segments: None,

@@ -8,6 +8,7 @@ pub mod learn;
 pub mod maskpro;
 mod oneshot;
 mod outcome;
+pub mod permute;
 pub mod plan;
 mod schedule;
 mod scores;

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::learn::{Objective, Residency, Stage, StageRun, shuffled};
+use super::permute::{PermuteOptions, Permuting, input_norms, permute};
 use super::plan::{Carried, choose_place};
 use super::{
     BlockResult, OneShotOptions, ProjectionReport, PruneError, Repair, Schedule, StepReport, Watch, select,
@@ -80,6 +81,28 @@ impl Session {
         length: usize,
     ) -> Result<Windows, PruneError> {
         Ok(read_windows(&self.tokenizer, text, segments, count, length)?)
+    }
+
+    /// Puts the channels into an order under which masks lose less, before masks are made for it: what follows works on the permuted model,
+    /// which computes the same. The copy is kept in a scratch file in the folder `near`. What is returned has the permutation, which is to
+    /// be written beside the mask.
+    ///
+    /// # Errors
+    /// What the device reports or the system refuses.
+    pub fn permute(
+        &mut self,
+        options: &PermuteOptions,
+        windows: &Windows,
+        near: &Path,
+    ) -> Result<Permuting, PruneError> {
+        let selection = select(&self.config, options.pattern, &[], true)?;
+        let (model, carried) = ((&self.config, &self.checkpoint), self.carried(windows));
+        let (kernels, go_on) = (self.kernels(), || false);
+        let windows = (windows, carried);
+        let norms = input_norms(&kernels, model, &selection, windows, options.pattern, &go_on, |_| ())?;
+        let found = permute(model, &selection, Some(&norms), options, &go_on)?;
+        self.checkpoint = self.checkpoint.permuted(&self.config, &found.permutation, near)?;
+        Ok(found)
     }
 
     /// Masks of all projections by a one-shot method, block by block; `progress` is told of every projection.

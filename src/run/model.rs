@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Observer, RunError, model_folder};
 use crate::calib::{Segments, TextOptions, Windows, read_windows_of, tokens_of};
+use crate::export::hf;
 use crate::hub::Need;
 use crate::mask::{MaskReader, MaskSet, Masks, Pattern};
 use crate::model::{self, Architecture, Checkpoint, Tokenizer};
@@ -26,7 +27,11 @@ impl Model {
     pub fn open(path: &Path, revision: Option<&str>, observer: &dyn Observer) -> Result<Self, RunError> {
         let folder = model_folder(path, revision, Need::Whole, observer)?;
         let (config, checkpoint) = model::open(&folder)?;
-        Ok(Self { config, checkpoint, folder })
+        let mut model = Self { config, checkpoint, folder };
+        if let Some(hash) = hf::permutation_of(&model.folder) {
+            model.checkpoint.is_in_order_of(hash);
+        }
+        Ok(model)
     }
 
     /// Whether a folder has weights at all, besides its config.json.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// Who watches a run. Everything is left alone unless told otherwise.
-pub trait Observer {
+pub trait Observer: Sync {
     /// Whether to stop as soon as possible; what is finished is kept.
     fn stop(&self) -> bool {
         false

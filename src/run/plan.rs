@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 
 use super::calib::CalibChoice;
 use super::model::Model;
+use super::order_kept::Order;
+use super::permuted::PermutationSpec;
 use super::readers::Readers;
 use super::spec::{RunSpec, Stages};
 use super::stage_flow::StagePlans;
 use super::stage_plan::{StagePlan, Stored};
-use super::{Observer, RunError, model_folder};
+use super::start::StartSpec;
+use super::{Observer, RunError, model_folder, permuted};
 use crate::calib::Windows;
 use crate::eval::Streamed;
 use crate::hub::Need;
@@ -45,6 +48,8 @@ pub struct RunPlan<'o> {
     pub(super) options: Option<OneShotOptions>,
     /// Whether a text is looked at.
     needs_text: bool,
+    /// The order that the channels of the model were put into.
+    pub(super) order: Option<Order>,
 }
 
 /// What a run takes on a device.
@@ -89,6 +94,7 @@ impl<'o> RunPlan<'o> {
 
     fn with(spec: RunSpec, need: Need, observer: &'o dyn Observer) -> Result<Self, RunError> {
         let stages = spec.stages()?;
+        permuted::channels(&spec.permute)?;
         let options = spec.walk_options(&stages)?;
         let policy = spec.policy();
         let needs_text =
@@ -115,7 +121,19 @@ impl<'o> RunPlan<'o> {
                 eval = Some(model.windows(text, &texts, size, spec.eval_windows, observer)?);
             }
         }
-        Ok(Self { spec, observer, source, selection, choice, calib, eval, stages, options, needs_text })
+        Ok(Self {
+            spec,
+            observer,
+            source,
+            selection,
+            choice,
+            calib,
+            eval,
+            stages,
+            options,
+            needs_text,
+            order: None,
+        })
     }
 
     /// Other steps for the objectives of a learning method.
@@ -170,8 +188,31 @@ impl<'o> RunPlan<'o> {
         }
     }
 
+    /// Puts the channels of the model into an order, with a scratch file in the folder `near`.
+    pub(super) fn put_in_order(&mut self, order: Order, near: &Path) -> Result<(), RunError> {
+        if let Source::Files(model) = &mut self.source {
+            model.permute(&order.permutation, near)?;
+        }
+        self.order = Some(order);
+        Ok(())
+    }
+
     pub(super) fn checkpoint(&self) -> Result<&Checkpoint, RunError> {
         Ok(&self.model()?.checkpoint)
+    }
+
+    /// Whether an order of the channels is looked for first.
+    pub fn permutes(&self) -> bool {
+        permuted::channels(&self.spec.permute).is_ok_and(|channels| !channels.is_empty())
+    }
+
+    /// Puts the model into the order of a start mask that is a file.
+    pub(crate) fn in_order_of_start(&mut self) -> Result<(), RunError> {
+        let start = StartSpec::file(self.spec.start_name()).map(Path::to_path_buf);
+        if let (Some(start), Source::Files(model)) = (start, &mut self.source) {
+            model.in_order_of(&start, &PermutationSpec::default(), &std::env::temp_dir(), self.observer)?;
+        }
+        Ok(())
     }
 
     /// The calibration windows of a run that needs some.

@@ -30,31 +30,35 @@ impl RunPlan<'_> {
     }
 
     /// Makes the start mask and learns from it.
-    pub(super) fn learn(&self, mut folder: RunFolder) -> Result<Finished, RunError> {
-        let started = Instant::now();
+    pub(super) fn learn(
+        &self,
+        mut folder: RunFolder,
+        kernels: &Kernels<'_>,
+        started: Instant,
+    ) -> Result<Finished, RunError> {
+        self.keep_order(&folder)?;
         let (config, checkpoint) = (self.config(), self.checkpoint()?);
         let Some(windows) = &self.calib else {
             return Err(RunError::options("--method maskpro needs --calib TEXT"));
         };
-        let gpu = self.spec.device.open(self.observer)?;
-        let kernels = Kernels::new(&gpu, self.spec.device.preset(&gpu, self.observer)?);
-        let resources = self.resources(&kernels)?;
+        let gpu = kernels.gpu();
+        let resources = self.resources(kernels)?;
         self.check(&resources)?;
         let plan = resources.largest().to_vec();
         self.observer.note(&format!("plan: {} of GPU memory", bytes(total(&plan))));
-        let info = self.info(&kernels, &json!(self.policy()), &plan);
+        let info = self.info(kernels, &json!(self.policy()), &plan);
         self.observer.began(&info);
         folder.phase("set-up");
         self.observer.guard();
-        let mut commands = Commands::new(&gpu)?;
-        let Some(start) = self.start(&kernels)? else {
+        let mut commands = Commands::new(gpu)?;
+        let Some(start) = self.start(kernels)? else {
             self.observer.note("interrupted before there was a start mask: nothing is written");
             return Ok(Finished::interrupted(folder.path()));
         };
         folder.phase("start mask");
-        let weights = DecoderWeights::upload(&gpu, checkpoint, config, |_| ())?;
+        let weights = DecoderWeights::upload(gpu, checkpoint, config, |_| ())?;
         let embedding = Embedding::new(checkpoint, config)?;
-        let decoder = Decoder { kernels: &kernels, config, weights: &weights, embedding };
+        let decoder = Decoder { kernels, config, weights: &weights, embedding };
         let (masks, outcome) = self.steps(&mut folder, &decoder, &mut commands, &start, windows)?;
         // The evaluation takes one block at a time and has no use for all of them.
         drop(weights);
@@ -67,7 +71,7 @@ impl RunPlan<'_> {
             info,
             reports: Vec::new(),
         };
-        self.finish(&mut folder, &kernels, &mut commands, made, started)
+        self.finish(&mut folder, kernels, &mut commands, made, started)
     }
 
     fn steps<'g>(

@@ -164,6 +164,7 @@ mod tests {
         "method",
         "recipe",
         "pattern",
+        "permute",
         "only",
         "skip-indivisible",
         "repair",

@@ -71,6 +71,7 @@ impl RunPlan<'_> {
             "windows_asked": self.calib.as_ref().map(|_| self.choice.windows),
             "window": self.calib.as_ref().map(Windows::window),
             "segments": self.calib.as_ref().map(|_| self.choice.name()),
+            "permutation": self.order.as_ref().map(|order| &order.told),
             "only": spec.select.only,
             "left_dense": self.selection.skipped,
             "memory": {"plan": plan, "plan_total": total(plan)},

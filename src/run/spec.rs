@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use clap::ArgAction::Set;
 use serde::Serialize;
 
 use super::calib::{CalibChoice, CalibSpec, at_least_one, tokens_of_window};
 use super::described::path;
 use super::learn::LearnSpec;
 use super::method::{Method, Recipe};
+use super::permuted::Permute;
 use super::start::StartSpec;
 use super::walk::{RepairSpec, WalkSpec};
 use super::{DeviceSpec, RunError};
@@ -97,6 +99,10 @@ pub struct RunSpec {
     #[command(flatten)]
     #[serde(flatten)]
     pub select: SelectSpec,
+    /// Channels that are put into an order first under which masks lose less, several with commas; the written model is an ordinary one
+    /// that computes the same (docs/permutation.md)
+    #[arg(long, value_enum, value_delimiter = ',', action = Set, num_args = 1, default_value = "none")]
+    pub permute: Vec<Permute>,
     /// Which windows of the calibration text.
     #[command(flatten)]
     #[serde(flatten)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::export::hf::permutation_of;
 use crate::mask::{BitMask, Census, MaskError, MaskReader, Masks, Pattern, npz};
 use crate::model::Architecture;
 
@@ -30,6 +31,10 @@ pub struct Inspection {
     pub pattern: Option<Pattern>,
     /// What chose the mask, where a mask file says so.
     pub method: Option<String>,
+    /// The hash of the permutation that the channels are in, where the file or folder says so.
+    pub permutation: Option<String>,
+    /// Whether the other one is in another order of channels, so that agreement between them means nothing.
+    pub other_order: bool,
     /// Weights of the projections listed.
     pub weights: u64,
     /// Those that are kept; in a folder those that are not +0.0.
@@ -139,6 +144,8 @@ pub fn inspect(path: &Path, other: Option<&Path>, model: Option<&Path>) -> Resul
         kind: subject.kind(),
         pattern: subject.pattern().or_else(|| census.obeyed()),
         method: subject.method(),
+        other_order: other.as_ref().is_some_and(|other| other.permutation() != subject.permutation()),
+        permutation: subject.permutation(),
         weights: rows.iter().map(|r| r.rows as u64 * r.cols as u64).sum(),
         kept: rows.iter().map(|r| r.kept).sum(),
         agreement: other.is_some().then(|| total(rows.iter().filter_map(|r| r.agreement).collect())),
@@ -222,6 +229,13 @@ impl Subject {
         match &self.content {
             Content::Mask(file) => Some(file.provenance.method.clone()),
             Content::Model(_) => None,
+        }
+    }
+
+    fn permutation(&self) -> Option<String> {
+        match &self.content {
+            Content::Mask(file) => file.permutation.clone(),
+            Content::Model(_) => permutation_of(&self.path),
         }
     }
 

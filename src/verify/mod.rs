@@ -22,9 +22,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::export::hf::REPORT;
+use crate::export::hf::{REPORT, permutation_of};
 use crate::mask::{Masks, Pattern};
-use crate::model::{Architecture, Checkpoint};
+use crate::model::{Architecture, Checkpoint, Permutation};
 
 use opened::Opened;
 use sidecar::Sidecar;
@@ -37,6 +37,8 @@ pub struct Options<'a> {
     pub pattern: Option<Pattern>,
     /// The masks that the folder must have been made with.
     pub mask: Option<&'a dyn Masks>,
+    /// The permutation of the folder's channels, by which the dense model is permuted before it is compared.
+    pub permutation: Option<&'a Permutation>,
     /// The dense model's folder.
     pub against: Option<&'a Path>,
     /// Kept weights may differ from the dense model's.
@@ -150,7 +152,11 @@ pub fn verify(dir: &Path, options: &Options<'_>) -> Result<Verdict, VerifyError>
         Some(path) => {
             // Its own configuration, so that a folder and source that do not fit give a problem and no error.
             let config = Architecture::read(path)?;
-            Some(Checkpoint::open(path, &config)?)
+            let source = Checkpoint::open(path, &config)?;
+            Some(match options.permutation {
+                Some(permutation) => source.permuted(&config, permutation, &std::env::temp_dir())?,
+                None => source,
+            })
         }
         None => None,
     };
@@ -161,12 +167,16 @@ pub fn verify(dir: &Path, options: &Options<'_>) -> Result<Verdict, VerifyError>
             Opened::Packed(packed) => folder::compare_packed(packed, source, &mut problems)?,
         };
     }
+    let permuted = permutation_of(dir).is_some();
     let mut add = |place: &str, what: &str| {
         problems.push(Problem { place: place.into(), row: None, group: None, what: what.into() });
     };
     if source.is_none() && config.tie_word_embeddings && files.names().any(|n| n == "lm_head.weight") {
         let what = "is written although config.json ties it to the embedding; if the source has it too, give --against";
         add("lm_head.weight", what);
+    }
+    if permuted && source.is_some() && options.permutation.is_none() {
+        add(REPORT, "says that the channels of the source are in another order; give its permutation");
     }
     if sidecar.as_ref().is_some_and(|s| s.refitted) && source.is_some() && !options.repaired {
         add(REPORT, "says that kept weights were re-fitted; add --repaired to allow that");

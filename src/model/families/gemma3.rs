@@ -6,6 +6,7 @@ use super::{
     ActivationKind, Architecture, Defaults, Family, Keys, MAX_POSITIONS, ModelError, QkSpread, Ropes, finish,
     gemma, is_last_of, sliding, token_ids,
 };
+use crate::model::Channels;
 
 pub(super) const TEXT: Family = Family { name: "gemma3_text", read: read_text };
 pub(super) const FAMILY: Family = Family { name: "gemma3", read };
@@ -64,6 +65,8 @@ fn read(keys: Keys<'_>) -> Result<Architecture, ModelError> {
     out.tie_word_embeddings = keys.flag("tie_word_embeddings", true)?;
     out.logit_cap = None;
     out.names.set_prefixes(PREFIXES);
+    out.bound
+        .push((Channels::Residual, "the part that sees writes into the residual stream in its own order"));
     out.bos_token_id = token_ids(keys.get("bos_token_id")).first().copied().or(out.bos_token_id);
     let ends = token_ids(keys.get("eos_token_id"));
     if !ends.is_empty() {

@@ -246,6 +246,7 @@ fn base(keys: &Keys<'_>, family: &'static str, defaults: &Defaults) -> Result<Ar
         biases: Vec::new(),
         output_bias: false,
         tie_word_embeddings: keys.flag("tie_word_embeddings", defaults.tied)?,
+        bound: Vec::new(),
         max_position_embeddings: keys.size("max_position_embeddings", MAX_POSITIONS)?,
         bos_token_id: token_ids(keys.get("bos_token_id")).first().copied(),
         eos_token_ids: token_ids(keys.get("eos_token_id")),
