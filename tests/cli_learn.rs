@@ -122,7 +122,7 @@ fn every_method_lowers_its_loss() {
         ),
         ("policy", &["--method", "maskpro", "--objective", "block", "--steps", "12", "--logits", "6"]),
         ("model", &["--method", "relaxed", "--objective", "model", "--steps", "25"]),
-        ("joint", &["--objective", "block,model", "--steps", "8,25", "--joint", "--weight-rate", "3e-4"]),
+        ("joint", &["--objective", "block,model", "--steps", "10,40", "--joint", "--weight-rate", "3e-4"]),
         ("repair", &["--method", "wanda", "--repair", "block,model", "--repair-steps", "15"]),
     ];
     for (name, more) in cases {

@@ -116,6 +116,13 @@ impl<'o> RunPlan<'o> {
                 }
                 None => None,
             };
+            if let (Some(asked), Some(windows)) = (spec.start.start_windows, &calib)
+                && asked > windows.count()
+            {
+                let count = windows.count();
+                observer
+                    .warn(&format!("--start-windows {asked}: there are only {count} windows, all are taken"));
+            }
             if let Some(text) = &spec.eval {
                 let size = ("--eval-window", spec.eval_window);
                 eval = Some(model.windows(text, &texts, size, spec.eval_windows, observer)?);

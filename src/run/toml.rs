@@ -85,7 +85,17 @@ impl RunSpec {
         let usual = fields(&DeviceSpec::default());
         all.extend(fields(&self.device).into_iter().filter(|(key, value)| usual.get(key) != Some(value)));
         let written = all.into_iter().filter(|(key, _)| !NOT_WRITTEN.contains(&key.as_str()));
-        let table: Table = written.map(|(key, value)| (key, value_of(value))).collect();
+        let command = described();
+        let appended = |wanted: &str| {
+            command.get_arguments().any(|a| key(a) == wanted && matches!(a.get_action(), ArgAction::Append))
+        };
+        let table: Table = written
+            .map(|(key, value)| match value_of(value) {
+                // One value of an option that takes several with commas.
+                Value::Array(mut one) if one.len() == 1 && !appended(&key) => (key, one.remove(0)),
+                value => (key, value),
+            })
+            .collect();
         let mut nameless = String::new();
         for (key, path) in
             [("model", Some(&self.model)), ("calib", self.calib.as_ref()), ("eval", self.eval.as_ref())]
@@ -287,7 +297,7 @@ mod tests {
         let spec =
             RunSpec::parse(all(&["--rate=0.1".into(), "--damp=0.01".into(), "--tolerance=0.000001".into()]));
         let text = spec.expect("a run").to_toml();
-        for line in ["rate = [0.1]", "damp = 0.01", "tolerance = 1e-6"] {
+        for line in ["rate = 0.1", "damp = 0.01", "tolerance = 1e-6"] {
             let found = text.lines().any(|l| l == line || l == line.replace("1e-6", "0.000001"));
             assert!(found, "{line} in\n{text}");
         }
