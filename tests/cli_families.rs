@@ -178,7 +178,7 @@ fn other_method(name: &str, dir: &Scratch, model: &Path, text: &Path) {
     const METHODS: [&[&str]; 9] = [
         &["--method", "wanda", "--repair", "lstsq"],
         &["--method", "sparsegpt", "--repair", "update"],
-        &["--method", "ria", "--repair", "block", "--repair-steps", "2"],
+        &["--method", "ria", "--repair", "block", "--repair-steps", "2", "--batch", "4"],
         &["--method", "maskllm", "--steps", "2", "--batch", "4"],
         &["--method", "proxsparse", "--steps", "2", "--batch", "4"],
         &["--method", "maskpro", "--steps", "2", "--batch", "4"],
