@@ -147,6 +147,7 @@ pub(crate) fn readers() -> std::collections::BTreeMap<String, &'static str> {
 mod tests {
     use super::*;
     use crate::mask::Pattern;
+    use crate::model::Architecture;
 
     /// Options that every run reads, or refuses by themselves where they do not belong.
     const ALWAYS: &[&str] = &[
@@ -221,5 +222,115 @@ mod tests {
                 assert!(known.contains(&true) && known.contains(&false), "{key}: read in {known:?}");
             }
         }
+    }
+
+    /// Of every method and recipe, every option does something, is refused, or is named in a warning.
+    #[test]
+    fn no_option_of_any_method_is_silent() {
+        use clap::ValueEnum;
+        use serde_json::{Value, json};
+
+        use crate::run::method::Recipe;
+        use crate::run::toml::tests::another;
+
+        /// What says where things are, what is shown, and how much may be used; not what the mask depends on.
+        const BESIDE: &[&str] = &[
+            "calib",
+            "eval",
+            "eval-window",
+            "eval-windows",
+            "only",
+            "skip-indivisible",
+            "no-model",
+            "no-report",
+            "out",
+            "resume",
+            "config",
+            "gpu-memory",
+            "host-memory",
+            "activations",
+            "blocks",
+            "keep-every",
+            "start-windows",
+            "field",
+            "column",
+            "permute",
+            "device",
+            "preset",
+            "profile",
+            "max-submit-ms",
+            "checked",
+            "max-binding-bytes",
+            "shrink",
+            "revision",
+            "model",
+        ];
+        let architecture = Architecture::read(std::path::Path::new("models/village")).expect("a model");
+        // All that a run computes by, or why it is refused.
+        let resolved = |spec: &RunSpec| -> Result<Value, String> {
+            let stages = spec.stages().map_err(|e| e.to_string())?;
+            let options = spec.walk_options(&stages).map_err(|e| e.to_string())?;
+            let policy = spec.policy().then(|| spec.learn.policy(spec.select.pattern, spec.windows.seed));
+            let choice = spec.choice(&architecture);
+            let clamps: Vec<bool> = stages.all().map(|stage| stage.clamp).collect();
+            let is_read = spec.policy() || spec.method() == Method::Given;
+            let start = is_read.then(|| spec.start_name().to_string());
+            Ok(json!([
+                stages.all().collect::<Vec<_>>(),
+                options,
+                policy,
+                clamps,
+                start,
+                choice.windows,
+                choice.window,
+                format!("{:?}", choice.segments),
+            ]))
+        };
+        let command = crate::run::toml::described();
+        let methods = Method::value_variants().iter().map(|m| format!("--method={}", m.name()));
+        let recipes = Recipe::value_variants().iter().map(|r| format!("--recipe={}", r.name()));
+        let (mut silent, mut tried) = (Vec::new(), 0);
+        for chosen in methods.chain(recipes) {
+            let parse = |more: &[String]| {
+                let start = (chosen == "--method=given").then(|| "--start=mask.safetensors".to_string());
+                let words =
+                    ["prune", "models/village", "--calib=text", "--eval=text", &chosen].map(String::from);
+                let start = start.filter(|_| !more.iter().any(|word| word.starts_with("--start=")));
+                RunSpec::parse(
+                    words.into_iter().chain(start).chain(more.iter().cloned()).map(Into::into).collect(),
+                )
+            };
+            let usual = resolved(&parse(&[]).expect("a run")).expect("a run");
+            for arg in command.get_arguments() {
+                let key = crate::run::toml::key(arg);
+                if BESIDE.contains(&key.as_str())
+                    || ["method", "recipe", "help", "version"].contains(&key.as_str())
+                {
+                    continue;
+                }
+                let values = arg.get_possible_values();
+                let named = values.iter().map(|value| vec![format!("--{key}={}", value.get_name())]);
+                let words: Vec<Vec<String>> = if arg.get_action().takes_values() && !values.is_empty() {
+                    named.collect()
+                } else {
+                    vec![another(arg)]
+                };
+                // Whether these words are refused, by the command line or for this method, named, or make another run.
+                let heard = |words: &Vec<String>| {
+                    let Ok(spec) = parse(words) else { return true };
+                    let Ok(now) = resolved(&spec) else { return true };
+                    let stages = spec.stages().expect("stages");
+                    let options = spec.walk_options(&stages).expect("options");
+                    let readers = Readers::of(&spec, &stages, options.as_ref(), true);
+                    now != usual || readers.unused(&spec.given()).iter().any(|(option, _)| *option == key)
+                };
+                tried += words.len();
+                if !words.iter().any(heard) {
+                    silent.push(format!("{chosen} {words:?}"));
+                }
+            }
+        }
+        assert!(tried > 300, "{tried}");
+        assert!(silent.is_empty(), "{} of {tried} are silent:\n{}", silent.len(), silent.join("\n"));
     }
 }

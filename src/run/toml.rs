@@ -228,11 +228,11 @@ fn words(path: &Path, arg: &Arg, key: &str, value: Value) -> Result<Vec<OsString
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    /// A value of every option that it does not have by default.
-    fn another(arg: &Arg) -> Vec<String> {
+    /// Words by which an option has another value than by default.
+    pub(crate) fn another(arg: &Arg) -> Vec<String> {
         let key = key(arg);
         let long = |value: &str| vec![format!("--{key}={value}")];
         if !takes_value(arg) {
