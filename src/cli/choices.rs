@@ -18,22 +18,22 @@ use crate::run::{MemorySpec, PermutationSpec, Task};
 
 /// Answers the questions of a file.
 pub(super) fn run(
-    device: &Context,
+    context: &Context,
     folder: &Path,
     mask: Option<(&Path, &PermutationSpec)>,
     questions: &Path,
     memory: &MemorySpec,
     as_json: bool,
 ) -> Result<Outcome, CliError> {
-    let mut model = device.checked_model(folder)?;
+    let mut model = context.checked_model(folder)?;
     if let Some((mask, permutation)) = mask {
-        model.in_order_of(mask, permutation, &std::env::temp_dir(), device)?;
+        model.in_order_of(mask, permutation, &std::env::temp_dir(), context)?;
     }
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let questions = Question::read_all(questions)?;
-    let set = mask.map(|(path, _)| model.mask(path, None, device)).transpose()?;
-    let gpu = device.open()?;
-    let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
+    let set = mask.map(|(path, _)| model.mask(path, None, context)).transpose()?;
+    let gpu = context.open()?;
+    let kernels = Kernels::new(&gpu, context.preset(&gpu)?);
     let started = std::time::Instant::now();
     let (checkpoint, config) = (&model.checkpoint, &model.config);
     let candidates = Candidates::new(config, gpu.limits(), &tokenizer, &questions)?;
@@ -48,7 +48,7 @@ pub(super) fn run(
     let embedding = Embedding::new(&model.checkpoint, &model.config)?;
     let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
     let mut commands = Commands::new(&gpu)?;
-    let mut bar = device.progress("choices", candidates.len() as u64);
+    let mut bar = context.progress("choices", candidates.len() as u64);
     let progress = |done| bar.at(done as u64, &String::new);
     let answered = candidates.answer(&decoder, &mut commands, &bank.refs(), progress)?;
     drop(bar);
@@ -76,7 +76,7 @@ pub(super) fn run(
             out[name] = share.value.into();
             out["intervals_95"][name] = json!([share.low, share.high]);
         }
-        println!("{}", with_profile(out, &device.device, &gpu));
+        println!("{}", with_profile(out, &context.device, &gpu));
     } else {
         let head =
             std::iter::once("questions".to_string()).chain(shares.map(|(name, _)| format!("{name}, %")));
@@ -85,13 +85,13 @@ pub(super) fn run(
             .collect();
         let head: Vec<String> = head.collect();
         println!("{}", table(&head.iter().map(String::as_str).collect::<Vec<_>>(), &[cells]));
-        device.note(|| {
+        context.note(|| {
             format!(
                 "for the harness's own tasks, on the written model:\n  lm_eval --model hf --model_args pretrained=MODEL,dtype=auto \
                  --tasks hellaswag,arc_easy,arc_challenge,piqa,winogrande --batch_size auto\n{seconds:.1} s"
             )
         });
     }
-    show_profile(&device.device, &gpu, as_json);
+    show_profile(&context.device, &gpu, as_json);
     Ok(Outcome::Done)
 }

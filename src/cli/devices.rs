@@ -14,8 +14,8 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
-    let adapters = list_adapters(device.device.device.as_deref())?;
+pub(super) fn run(context: &Context, args: &Args) -> Result<Outcome, CliError> {
+    let adapters = list_adapters(context.device.device.as_deref())?;
     if args.json {
         println!("{}", serde_json::json!(adapters));
         return Ok(Outcome::Done);

@@ -1,46 +1,14 @@
 //! Errors as the command line shows them.
 
-use crate::calib::CalibError;
-use crate::export::ExportError;
-use crate::folder::FolderError;
-use crate::fsio::FsError;
-use crate::gpu::GpuError;
-use crate::hub::HubError;
-use crate::mask::MaskError;
-use crate::model::ModelError;
-use crate::nn::NnError;
-use crate::prune::PruneError;
-use crate::report::ReportError;
 use crate::run::RunError;
 use crate::verify::VerifyError;
 
 /// Any error of a command.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CliError {
+    /// Of a run, or of a layer below it.
     #[error(transparent)]
-    Fs(#[from] FsError),
-    #[error(transparent)]
-    Folder(#[from] FolderError),
-    #[error(transparent)]
-    Gpu(#[from] GpuError),
-    #[error(transparent)]
-    Hub(#[from] HubError),
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    #[error(transparent)]
-    Nn(#[from] NnError),
-    #[error(transparent)]
-    Mask(#[from] MaskError),
-    #[error(transparent)]
-    Calib(#[from] CalibError),
-    #[error(transparent)]
-    Export(#[from] ExportError),
-    #[error(transparent)]
-    Prune(#[from] PruneError),
-    #[error(transparent)]
-    Report(#[from] ReportError),
-    #[error(transparent)]
-    Run(#[from] RunError),
+    Run(RunError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error("{first}{}", more_problems(*.more))]
@@ -51,6 +19,16 @@ pub(super) enum CliError {
     Usage(String),
     #[error("cannot handle Ctrl-C: {0}; start again")]
     Signal(#[from] ctrlc::Error),
+}
+
+/// What ends a run ends a command.
+impl<E> From<E> for CliError
+where
+    RunError: From<E>,
+{
+    fn from(error: E) -> Self {
+        Self::Run(error.into())
+    }
 }
 
 fn more_problems(more: usize) -> String {

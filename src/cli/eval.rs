@@ -60,12 +60,12 @@ struct Texts {
 }
 
 impl Texts {
-    fn read(device: &Context, model: &Model, args: &Args) -> Result<Self, CliError> {
+    fn read(context: &Context, model: &Model, args: &Args) -> Result<Self, CliError> {
         let (mut ids, mut parts) = (Vec::new(), Vec::new());
         let options = args.texts.options();
         for text in &args.text {
             let size = ("--window", args.window);
-            let (windows, tokens) = model.windows(text, &options, size, args.windows, device)?;
+            let (windows, tokens) = model.windows(text, &options, size, args.windows, context)?;
             let first = ids.len() / args.window;
             parts.push((tokens, first..first + windows.count()));
             ids.extend_from_slice(windows.tokens());
@@ -79,30 +79,30 @@ impl Texts {
     }
 }
 
-pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
+pub(super) fn run(context: &Context, args: &Args) -> Result<Outcome, CliError> {
     if let Some(questions) = &args.choices {
         let mask = args.mask.as_deref().map(|mask| (mask, &args.permutation));
-        return choices::run(device, &args.model, mask, questions, &args.memory, args.json);
+        return choices::run(context, &args.model, mask, questions, &args.memory, args.json);
     }
     args.memory.check()?;
-    let mut model = device.checked_model(&args.model)?;
+    let mut model = context.checked_model(&args.model)?;
     if let Some(mask) = &args.mask {
-        model.in_order_of(mask, &args.permutation, &std::env::temp_dir(), device)?;
+        model.in_order_of(mask, &args.permutation, &std::env::temp_dir(), context)?;
     }
-    let texts = Texts::read(device, &model, args)?;
+    let texts = Texts::read(context, &model, args)?;
     let dense = args
         .against
         .as_ref()
-        .map(|folder| against(device, &model, folder, args, &texts.windows))
+        .map(|folder| against(context, &model, folder, args, &texts.windows))
         .transpose()?;
-    let set = args.mask.as_ref().map(|path| model.mask(path, None, device)).transpose()?;
-    let gpu = device.open()?;
-    let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
+    let set = args.mask.as_ref().map(|path| model.mask(path, None, context)).transpose()?;
+    let gpu = context.open()?;
+    let kernels = Kernels::new(&gpu, context.preset(&gpu)?);
     let started = std::time::Instant::now();
     let text = (&texts.windows, texts.tokens());
     let (plan, means) = match &dense {
-        None => resident(device, &kernels, &model, text, set.as_ref(), &args.memory)?,
-        Some(dense) => compare(device, &kernels, (&model, dense), text, set.as_ref(), &args.memory)?,
+        None => resident(context, &kernels, &model, text, set.as_ref(), &args.memory)?,
+        Some(dense) => compare(context, &kernels, (&model, dense), text, set.as_ref(), &args.memory)?,
     };
     let seconds = started.elapsed().as_secs_f64();
     let all = means.summary(0..texts.windows.count());
@@ -126,7 +126,7 @@ pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
         out["seconds"] = seconds.into();
         out["masked"] = set.is_some().into();
         out["memory"] = planned(&plan, &gpu);
-        println!("{}", with_profile(out, &device.device, &gpu));
+        println!("{}", with_profile(out, &context.device, &gpu));
     } else {
         let mut rows: Vec<_> = args
             .text
@@ -150,7 +150,7 @@ pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
             println!("{OVERFLOW}");
         }
     }
-    show_profile(&device.device, &gpu, args.json);
+    show_profile(&context.device, &gpu, args.json);
     Ok(Outcome::Done)
 }
 
@@ -197,15 +197,15 @@ fn row(text: &str, summary: &Summary) -> Vec<String> {
 
 /// Opens the dense model, and holds its vocabulary and its tokens against those of `model`.
 fn against(
-    device: &Context,
+    context: &Context,
     model: &Model,
     folder: &Path,
     args: &Args,
     windows: &Windows,
 ) -> Result<Model, CliError> {
-    let dense = device.checked_model(folder)?;
+    let dense = context.checked_model(folder)?;
     let (own, other) = (model.config.vocab_size, dense.config.vocab_size);
-    let same = own == other && Texts::read(device, &dense, args)?.windows == *windows;
+    let same = own == other && Texts::read(context, &dense, args)?.windows == *windows;
     if !same {
         let what = match own == other {
             true => "their tokenizers cut the text differently".to_string(),
@@ -224,7 +224,7 @@ const REMEDIES: [&str; 2] = ["use a shorter --window", "use fewer --windows, or 
 
 /// Perplexity with all blocks on the device.
 fn resident(
-    device: &Context,
+    context: &Context,
     kernels: &Kernels<'_>,
     model: &Model,
     (windows, tokens): (&Windows, usize),
@@ -247,7 +247,7 @@ fn resident(
     let decoder = Decoder { kernels, config, weights: &weights, embedding };
     let ws = Workspace::new(gpu, config, sizes)?;
     let mut commands = Commands::new(gpu)?;
-    let mut progress = device.progress("windows", windows.count() as u64);
+    let mut progress = context.progress("windows", windows.count() as u64);
     let result = perplexity(&decoder, &mut commands, &ws, windows, tokens, &bank.refs(), |done| {
         progress.at(done as u64, &String::new);
     })?;
@@ -257,7 +257,7 @@ fn resident(
 
 /// A model beside the dense one, block by block.
 fn compare(
-    device: &Context,
+    context: &Context,
     kernels: &Kernels<'_>,
     (model, dense): (&Model, &Model),
     (windows, tokens): (&Windows, usize),
@@ -275,10 +275,10 @@ fn compare(
     let plan = own.plan(&other, &masked(&model.config, set), (windows.count(), windows.window()))?;
     memory.allows(&plan, REMEDIES)?;
     let mut commands = Commands::new(kernels.gpu())?;
-    let mut bar = device.progress("dense", dense.config.num_layers as u64);
+    let mut bar = context.progress("dense", dense.config.num_layers as u64);
     let streams = other.streams(&mut commands, windows, &own, |n| bar.at(n as u64, &String::new))?;
     drop(bar);
-    let mut bar = device.progress("model", model.config.num_layers as u64);
+    let mut bar = context.progress("model", model.config.num_layers as u64);
     let progress = |n| bar.at(n as u64, &String::new);
     let found = own.compare(&mut commands, windows, tokens, set, &streams, progress)?;
     drop(bar);

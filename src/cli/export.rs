@@ -74,18 +74,18 @@ impl ExportArgs {
     }
 }
 
-pub(super) fn export(device: &Context, args: &ExportArgs) -> Result<Outcome, CliError> {
+pub(super) fn export(context: &Context, args: &ExportArgs) -> Result<Outcome, CliError> {
     if args.format == Format::Ct24 && !args.legacy_ct24 {
         return Err(CliError::Usage(format!(
             "{}; give --legacy-ct24 to write it all the same",
             ct24::WARNING
         )));
     }
-    let mut model = device.model(&args.model)?;
+    let mut model = context.model(&args.model)?;
     let output = args.check_destination(&model)?;
-    model.in_order_of(&args.mask, &args.permutation, &room_near(&args.out), device)?;
+    model.in_order_of(&args.mask, &args.permutation, &room_near(&args.out), context)?;
     let file = model.mask_file(&args.mask, None)?;
-    model.warn_of_sources(&file, &args.mask, device)?;
+    model.warn_of_sources(&file, &args.mask, context)?;
     if let Some(output) = output {
         if args.weights.is_some() {
             return Err(CliError::Usage(
@@ -123,7 +123,7 @@ pub(super) fn export(device: &Context, args: &ExportArgs) -> Result<Outcome, Cli
         for shard in shards(path)? {
             tensors.add(&shard)?;
         }
-        device.note(|| format!("re-fitted weights are taken from {}", path.display()));
+        context.note(|| format!("re-fitted weights are taken from {}", path.display()));
     }
     let write = match args.format {
         Format::Torch24 => torch24::write,
@@ -245,11 +245,11 @@ pub(super) struct ApplyArgs {
     json: bool,
 }
 
-pub(super) fn apply(device: &Context, args: &ApplyArgs) -> Result<Outcome, CliError> {
-    let mut model = device.model(&args.checkpoint)?;
+pub(super) fn apply(context: &Context, args: &ApplyArgs) -> Result<Outcome, CliError> {
+    let mut model = context.model(&args.checkpoint)?;
     hf::check_destination(&model.checkpoint, &args.out)?;
     check_folder(&args.out)?;
-    model.in_order_of(&args.mask, &args.permutation, &room_near(&args.out), device)?;
+    model.in_order_of(&args.mask, &args.permutation, &room_near(&args.out), context)?;
     let file = model.mask_file(&args.mask, None)?;
     let differing = file.differing_sources(&model.checkpoint)?.len();
     let tensors = Overlay::new(&model.checkpoint);

@@ -98,24 +98,24 @@ struct Corpus {
     count: u32,
 }
 
-pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
+pub(super) fn run(context: &Context, args: &Args) -> Result<Outcome, CliError> {
     let choice = args.choice()?;
     args.memory.check()?;
-    let folder = device.model_folder(&args.model, Need::Whole)?;
+    let folder = context.model_folder(&args.model, Need::Whole)?;
     let corpus = args.corpus(&folder)?;
-    let mut model = device.checked_model(&folder)?;
+    let mut model = context.checked_model(&folder)?;
     if let Some(mask) = &args.mask {
-        model.in_order_of(mask, &args.permutation, &std::env::temp_dir(), device)?;
+        model.in_order_of(mask, &args.permutation, &std::env::temp_dir(), context)?;
     }
     let tokenizer = Tokenizer::open(&model.folder, &model.config)?;
     let ends = model.config.end_tokens(&model.folder)?;
     let prompt = prompt_ids(&model, &tokenizer, &ends, &args.prompt, args.past_end)?;
-    let set = args.mask.as_ref().map(|path| model.mask(path, None, device)).transpose()?;
-    model.warn_of_long("the prompt and --tokens", prompt.len() + args.tokens as usize, device);
-    let gpu = device.open()?;
-    let kernels = Kernels::new(&gpu, device.preset(&gpu)?);
+    let set = args.mask.as_ref().map(|path| model.mask(path, None, context)).transpose()?;
+    model.warn_of_long("the prompt and --tokens", prompt.len() + args.tokens as usize, context);
+    let gpu = context.open()?;
+    let kernels = Kernels::new(&gpu, context.preset(&gpu)?);
     let masked = masked(&model.config, set.as_ref());
-    let together = together(device, &kernels, args, &model.config, prompt.len());
+    let together = together(context, &kernels, args, &model.config, prompt.len());
     let texts = (together, prompt.len(), args.tokens as usize);
     let plan = plan::generation(&kernels, &model.checkpoint, &model.config, &masked, texts)?;
     args.memory.allows(&plan, ["use fewer --tokens, or a shorter --prompt"; 2])?;
@@ -126,12 +126,12 @@ pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
     let decoder = Decoder { kernels: &kernels, config: &model.config, weights: &weights, embedding };
     let what = Generation { tokens: args.tokens as usize, ends: &ends, choice, first: 0 };
     let (tokenizer, prompt) = (&tokenizer, &prompt[..]);
-    let writer = Writer { device, args, decoder: &decoder, tokenizer, prompt, what, together, plan };
+    let writer = Writer { context, args, decoder: &decoder, tokenizer, prompt, what, together, plan };
     let outcome = match &corpus {
         Some(corpus) => writer.corpus(corpus, masks.as_deref().unwrap_or(DENSE))?,
         None => writer.show(masks.as_deref()).map(|()| Outcome::Done)?,
     };
-    show_profile(&device.device, &gpu, args.json);
+    show_profile(&context.device, &gpu, args.json);
     Ok(outcome)
 }
 
@@ -182,7 +182,7 @@ fn prompt_ids(
 
 /// What texts are written with.
 struct Writer<'a, 'g, 'm> {
-    device: &'a Context,
+    context: &'a Context,
     args: &'a Args,
     decoder: &'a Decoder<'g, 'm>,
     tokenizer: &'a Tokenizer,
@@ -203,7 +203,7 @@ impl Writer<'_, '_, '_> {
         for (name, masks) in variants {
             let Some(masks) = masks else { continue };
             let started = std::time::Instant::now();
-            let mut bar = self.device.progress(name, self.what.tokens as u64);
+            let mut bar = self.context.progress(name, self.what.tokens as u64);
             let progress = |done: usize, _: &[Continuation]| {
                 bar.at(done as u64, &String::new);
                 ControlFlow::Continue(())
@@ -223,7 +223,7 @@ impl Writer<'_, '_, '_> {
                     println!("[{name}]");
                 }
                 println!("{text}");
-                self.device.note(|| format!("{} tokens in {seconds:.1} s", ids.len()));
+                self.context.note(|| format!("{} tokens in {seconds:.1} s", ids.len()));
             }
         }
         if self.args.json {
@@ -231,7 +231,7 @@ impl Writer<'_, '_, '_> {
             all.insert("memory".into(), planned(&self.plan, gpu));
             all.insert("adapter".into(), gpu.describe().into());
             all.insert("preset".into(), self.decoder.kernels.preset().name.into());
-            println!("{}", with_profile(all.into(), &self.device.device, gpu));
+            println!("{}", with_profile(all.into(), &self.context.device, gpu));
         }
         Ok(())
     }
@@ -245,11 +245,11 @@ impl Writer<'_, '_, '_> {
     fn corpus(&self, corpus: &Corpus, masks: Masks<'_>) -> Result<Outcome, CliError> {
         let Corpus { file, count } = corpus;
         let (count, length) = (*count, self.what.tokens);
-        let stopped = || self.device.stop();
+        let stopped = || self.context.stop();
         let mut ends = self.what.ends.to_vec();
         ends.extend(self.decoder.config.bos_token_id);
         let mut commands = Commands::new(self.decoder.kernels.gpu())?;
-        let mut bar = self.device.progress("tokens", u64::from(count) * length as u64);
+        let mut bar = self.context.progress("tokens", u64::from(count) * length as u64);
         let (mut first, mut texts, mut tokens) = (0, 0u32, 0);
         let mut out = file.begin()?;
         while first < count && !stopped() {
@@ -273,19 +273,19 @@ impl Writer<'_, '_, '_> {
         drop(bar);
         let (path, interrupted) = (file.path(), texts < count);
         if interrupted && texts == 0 {
-            self.device.note(|| "interrupted before a text was finished: nothing is written".into());
+            self.context.note(|| "interrupted before a text was finished: nothing is written".into());
             return Ok(Outcome::Interrupted);
         }
         out.commit()?;
         if interrupted {
-            self.device.note(|| format!("interrupted: {texts} of {count} texts are finished and kept"));
+            self.context.note(|| format!("interrupted: {texts} of {count} texts are finished and kept"));
         }
         match self.args.json {
             true => {
                 let gpu = self.decoder.kernels.gpu();
                 let out = serde_json::json!({"texts": texts, "tokens": tokens, "written": shown(path), "interrupted": interrupted,
                     "memory": planned(&self.plan, gpu)});
-                println!("{}", with_profile(out, &self.device.device, gpu));
+                println!("{}", with_profile(out, &self.context.device, gpu));
             }
             false => println!("{texts} texts, {tokens} tokens: {}", path.display()),
         }
@@ -295,7 +295,7 @@ impl Writer<'_, '_, '_> {
 
 /// How many sequences are written together: one, or as many for a file as have room.
 fn together(
-    device: &Context,
+    context: &Context,
     kernels: &Kernels<'_>,
     args: &Args,
     config: &Architecture,
@@ -309,7 +309,7 @@ fn together(
     let one = f32_bytes(config.num_kv_heads * config.head_dim, capacity.next_multiple_of(4));
     let bound = cut::fitting(most, one, gpu.limits().piece(), 1);
     let together = cut::fitting(bound, all, CACHE_BYTES, 1).min(count as usize);
-    device
+    context
         .note(|| format!("{together} texts at a time, {} of keys and values", bytes(all * together as u64)));
     together
 }

@@ -25,10 +25,10 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
-    let path = device.model_or_file(&args.path, Need::Whole)?;
-    let other = args.other.as_ref().map(|path| device.model_or_file(path, Need::Whole)).transpose()?;
-    let model = args.model.as_ref().map(|path| device.model_folder(path, Need::Shape)).transpose()?;
+pub(super) fn run(context: &Context, args: &Args) -> Result<Outcome, CliError> {
+    let path = context.model_or_file(&args.path, Need::Whole)?;
+    let other = args.other.as_ref().map(|path| context.model_or_file(path, Need::Whole)).transpose()?;
+    let model = args.model.as_ref().map(|path| context.model_folder(path, Need::Shape)).transpose()?;
     let found = inspect(&path, other.as_deref(), model.as_deref())?;
     match args.json {
         true => println!("{}", serde_json::json!(found)),

@@ -58,7 +58,7 @@ const NAME: &str = "maskwright";
 
 pub(super) fn man(args: &ManArgs) -> Result<Outcome, CliError> {
     let whole = complete(Cli::command().disable_help_subcommand(true));
-    let failed = |path: &str, e| CliError::Fs(FsError::os("write", path, e));
+    let failed = |path: &str, e| FsError::os("write", path, e);
     let Some(folder) = &args.out else {
         let command = match &args.of {
             None => &whole,

@@ -102,9 +102,11 @@ impl Shown {
         let plan = plan(own, maskpro::host_plan(selection, windows.tokens().len()), selection);
         let remedies = ["use a smaller --batch, or a shorter --window", "use fewer --windows"];
         run.spec().walk.memory.allows(&plan, remedies)?;
+        let resources = run.resources(&kernels)?;
+        run.check(&resources)?;
         let mut commands = Commands::new(&gpu)?;
         // Nothing is kept: a signal ends it at once.
-        let Some(start) = run.start(&kernels)? else {
+        let Some(start) = run.start(&kernels, &resources)? else {
             return Ok(Outcome::Interrupted);
         };
         let weights = DecoderWeights::upload(&gpu, &model.checkpoint, &model.config, |_| ())?;
@@ -126,7 +128,7 @@ impl Shown {
         })?;
         drop(progress);
         if args.json {
-            let walk = start.plan.map(|walk| MemoryPlan { gpu: walk.gpu, host: walk.host });
+            let walk = resources.walk.map(|walk| MemoryPlan { gpu: walk.gpu, host: walk.host });
             let plan = walk.unwrap_or_default().or(plan);
             let out = serde_json::json!({ "samples": args.samples, "adapter": gpu.describe(), "estimators": rows,
                 "memory": planned(&plan, &gpu) });

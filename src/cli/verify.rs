@@ -41,9 +41,9 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
-    let folder = device.model_folder(&args.folder, Need::Whole)?;
-    let against = args.against.as_ref().map(|path| device.model_folder(path, Need::Whole)).transpose()?;
+pub(super) fn run(context: &Context, args: &Args) -> Result<Outcome, CliError> {
+    let folder = context.model_folder(&args.folder, Need::Whole)?;
+    let against = args.against.as_ref().map(|path| context.model_folder(path, Need::Whole)).transpose()?;
     let open = |path: &PathBuf| {
         let config = verify::config(&folder)?;
         Ok::<_, CliError>(MaskReader::open(path, &config.projections(), args.pattern)?)
@@ -62,7 +62,7 @@ pub(super) fn run(device: &Context, args: &Args) -> Result<Outcome, CliError> {
     if args.json {
         println!("{}", serde_json::json!(verdict));
     } else {
-        show(device, &verdict, args.repaired);
+        show(context, &verdict, args.repaired);
     }
     match verdict.problems.first() {
         None => Ok(Outcome::Done),
@@ -92,7 +92,7 @@ fn permutation(folder: &Path, args: &Args) -> Result<Option<Permutation>, CliErr
     }
 }
 
-fn show(device: &Context, verdict: &Verdict, repaired: bool) {
+fn show(context: &Context, verdict: &Verdict, repaired: bool) {
     let yes = |refused: &Option<String>| if refused.is_none() { "yes" } else { "no" }.to_string();
     let row = |line: &Line| {
         let weights = (line.rows as f64 * line.cols as f64).max(1.0);
@@ -161,7 +161,7 @@ fn show(device: &Context, verdict: &Verdict, repaired: bool) {
         false => println!("wrong: {} tensors or files", verdict.problems.len()),
     }
     if !verdict.compared {
-        device.note(|| {
+        context.note(|| {
             "give --against MODEL to check the kept weights and everything that is not pruned".into()
         });
     }

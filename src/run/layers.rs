@@ -7,7 +7,7 @@ use serde_json::json;
 use super::RunError;
 use super::keeper::{Brought, Keeper, Kept};
 use super::model::Model;
-use super::plan::RunPlan;
+use super::plan::{Resources, RunPlan};
 use super::start::StartSpec;
 use crate::calib::Windows;
 use crate::gpu::Commands;
@@ -17,7 +17,7 @@ use crate::mask::{BitMask, MaskSet};
 use crate::model::{Overlay, Projection};
 use crate::nn::{Activations, Embedding, Keep};
 use crate::prune::maskpro::Options;
-use crate::prune::plan::{Carried, WalkPlan};
+use crate::prune::plan::Carried;
 use crate::prune::{
     Conditions, InputNorms, OneShot, OneShotOptions, PruneError, Schedule, Score, score_logits,
 };
@@ -29,8 +29,6 @@ pub(super) type WalkWindows<'a> = Option<(&'a Windows, Carried)>;
 pub(crate) struct Start {
     pub(crate) masks: MaskSet,
     from: StartFrom,
-    /// What the walk that made it was planned with.
-    pub(crate) plan: Option<WalkPlan>,
 }
 
 enum StartFrom {
@@ -119,15 +117,17 @@ impl RunPlan<'_> {
     /// The start mask of MaskPro on the model's loss, and what it was made of; none when stopped.
     ///
     /// # Errors
-    /// What does not fit into memory, what the device or the files report.
-    pub(crate) fn start(&self, kernels: &Kernels<'_>) -> Result<Option<Start>, RunError> {
+    /// What the device or the files report.
+    pub(crate) fn start(
+        &self,
+        kernels: &Kernels<'_>,
+        resources: &Resources,
+    ) -> Result<Option<Start>, RunError> {
         let pattern = self.spec.select.pattern;
         let Some(options) = &self.options else {
             let masks = self.start_file(self.spec.start_name().as_ref())?;
-            return Ok(Some(Start { masks, from: StartFrom::Mask, plan: None }));
+            return Ok(Some(Start { masks, from: StartFrom::Mask }));
         };
-        let resources = self.resources(kernels)?;
-        self.check(&resources)?;
         let windows = self.first_windows(resources.carried);
         let walked = self.walk(kernels, options, None, windows.as_ref().zip(resources.carried), None)?;
         if walked.stopped {
@@ -139,7 +139,7 @@ impl RunPlan<'_> {
             OneShot::Wanda => StartFrom::Wanda(walked.brought.norms),
             _ => StartFrom::Mask,
         };
-        Ok(Some(Start { masks, from, plan: resources.walk }))
+        Ok(Some(Start { masks, from }))
     }
 
     /// The windows that the walk takes.

@@ -195,6 +195,11 @@ impl LearnSpec {
         self.objective == [Objective::Layer]
     }
 
+    /// Windows of a minibatch of MaskPro on the model's loss, which start masks of the others are made in, too.
+    pub(super) fn policy_batch(&self) -> usize {
+        self.batch.unwrap_or(32)
+    }
+
     /// MaskPro on the model's loss.
     pub(crate) fn policy(&self, pattern: Pattern, seed: u64) -> Options {
         Options {
@@ -204,7 +209,7 @@ impl LearnSpec {
             rate: first(&self.rate, 50.0),
             scale: first(&self.logits, 10.0),
             sharpness: self.maskpro.sharpness,
-            batch: self.batch.unwrap_or(32),
+            batch: self.policy_batch(),
             alpha: self.maskpro.alpha.unwrap_or(0.99),
             seed,
         }

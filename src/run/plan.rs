@@ -254,7 +254,7 @@ impl<'o> RunPlan<'o> {
         if self.spec.method().one_shot().is_some() {
             return Some(self.spec.walk.carried(gpu, config, count, window, None));
         }
-        let spare = (!self.spec.learn.only_layer()).then(|| self.spec.learn.batch.unwrap_or(32));
+        let spare = (!self.spec.learn.only_layer()).then(|| self.spec.learn.policy_batch());
         let count = self.spec.start.windows(count);
         options.needs_inputs().then(|| self.spec.walk.carried(gpu, config, count, window, spare))
     }
@@ -307,7 +307,7 @@ impl<'o> RunPlan<'o> {
     fn policy_plan(&self, kernels: &Kernels<'_>) -> Result<StagePlan, RunError> {
         let (config, checkpoint) = (self.config(), self.checkpoint()?);
         let (windows, window) = self.size().unwrap_or((0, 0));
-        let batch = self.spec.learn.batch.unwrap_or(32);
+        let batch = self.spec.learn.policy_batch();
         let sizes = maskpro::sizes(config, window, batch, kernels.limits());
         let scratch = kernels.scratch_bytes(DecoderWeights::largest_projection(checkpoint, config)?);
         let gpu = maskpro::plan(checkpoint, config, &self.selection, &sizes, scratch)?;

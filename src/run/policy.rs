@@ -51,7 +51,7 @@ impl RunPlan<'_> {
         folder.phase("set-up");
         self.observer.guard();
         let mut commands = Commands::new(gpu)?;
-        let Some(start) = self.start(kernels)? else {
+        let Some(start) = self.start(kernels, &resources)? else {
             self.observer.note("interrupted before there was a start mask: nothing is written");
             return Ok(Finished::interrupted(folder.path()));
         };

@@ -185,7 +185,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Outcome, CliError> {
     model.windows(&args.eval, &texts, ("--eval-window", args.eval_window), args.eval_windows, context)?;
     RunFolder::check_new(&args.out).map_err(|e| match e {
         // A comparison is not resumed.
-        FolderError::Exists { path, entry } => CliError::Fs(FsError::NotEmpty { path, entry }),
+        FolderError::Exists { path, entry } => RunError::from(FsError::NotEmpty { path, entry }),
         other => other.into(),
     })?;
     check_room(&args.out).map_err(FolderError::os(&args.out))?;
