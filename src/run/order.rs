@@ -16,7 +16,7 @@ use crate::model::{Channels, Permutation};
 use crate::prune::permute::{
     Gain, PermuteOptions, Permuting, input_norms, norms_options, permute, windows_for_norms,
 };
-use crate::prune::plan;
+use crate::prune::{OneShot, plan};
 
 impl RunPlan<'_> {
     /// The order of the run in `run`; none where nothing moves.
@@ -29,7 +29,9 @@ impl RunPlan<'_> {
         run: &RunPaths,
     ) -> Result<Option<Order>, RunError> {
         let (wanted, kept) = (permuted::channels(&self.spec.permute)?, run.permutation());
-        if let Some(start) = StartSpec::file(self.spec.start_name()) {
+        let one_shot = self.spec.method().one_shot();
+        let starts = one_shot.is_none_or(|method| matches!(method, OneShot::Descent | OneShot::Given));
+        if let Some(start) = StartSpec::file(self.spec.start_name()).filter(|_| starts) {
             return self.order_of_start(start, &wanted, run);
         }
         if wanted.is_empty() {
