@@ -1,5 +1,7 @@
 //! Composition of WGSL from `shaders/` by naga_oil: imports, `#ifdef`, typed constants.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use naga_oil::compose::{ComposableModuleDescriptor, Composer, NagaModuleDescriptor, ShaderDefValue};
 
 use super::GpuError;
@@ -9,7 +11,6 @@ pub type Defs = Vec<(&'static str, u32)>;
 
 /// A module under `shaders/shared/`.
 struct Shared {
-    name: &'static str,
     path: &'static str,
     source: &'static str,
 }
@@ -17,7 +18,6 @@ struct Shared {
 macro_rules! shared {
     ($($name:literal),*) => {
         &[$(Shared {
-            name: concat!("maskwright::", $name),
             path: concat!("shaders/shared/", $name, ".wgsl"),
             source: include_str!(concat!("../../shaders/shared/", $name, ".wgsl")),
         }),*]
@@ -64,6 +64,35 @@ pub struct Composed {
     pub info: naga::valid::ModuleInfo,
 }
 
+/// Composers that are not at work. Making one takes ten times as long as composing a kernel with it: regular expressions are compiled, and
+/// what is shared is parsed again.
+static IDLE: Mutex<Vec<Composer>> = Mutex::new(Vec::new());
+
+fn idle() -> MutexGuard<'static, Vec<Composer>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A composer that knows all shared modules.
+fn composer(capabilities: naga::valid::Capabilities) -> Result<Composer, String> {
+    let mut idle = idle();
+    if let Some(at) = idle.iter().position(|c| c.capabilities == capabilities) {
+        return Ok(idle.swap_remove(at));
+    }
+    drop(idle);
+    let mut composer = Composer::default().with_capabilities(capabilities);
+    for shared in SHARED {
+        let module = ComposableModuleDescriptor {
+            source: shared.source,
+            file_path: shared.path,
+            ..Default::default()
+        };
+        if let Err(e) = composer.add_composable_module(module) {
+            return Err(e.emit_to_string(&composer));
+        }
+    }
+    Ok(composer)
+}
+
 /// Composes `source` (of `shaders/<kernel>.wgsl`) with the shared modules under the shader defs `defs`.
 ///
 /// # Errors
@@ -73,45 +102,16 @@ pub fn compose(kernel: &str, source: &str, defs: &Defs) -> Result<Composed, GpuE
     let shader_defs: std::collections::HashMap<String, ShaderDefValue> =
         defs.iter().map(|&(name, value)| (name.to_string(), ShaderDefValue::UInt(value))).collect();
     let capabilities = capabilities(defs);
-    let mut composer = Composer::default().with_capabilities(capabilities);
-    for shared in imported(source) {
-        let module = ComposableModuleDescriptor {
-            source: shared.source,
-            file_path: shared.path,
-            shader_defs: shader_defs.clone(),
-            ..Default::default()
-        };
-        if let Err(e) = composer.add_composable_module(module) {
-            return Err(fail(e.emit_to_string(&composer)));
-        }
-    }
+    let mut composer = composer(capabilities).map_err(fail)?;
     let path = format!("shaders/{kernel}.wgsl");
-    let module = composer
-        .make_naga_module(NagaModuleDescriptor {
-            source,
-            file_path: &path,
-            shader_defs,
-            ..Default::default()
-        })
-        .map_err(|e| fail(e.emit_to_string(&composer)))?;
+    let descriptor = NagaModuleDescriptor { source, file_path: &path, shader_defs, ..Default::default() };
+    let module = match composer.make_naga_module(descriptor) {
+        Ok(module) => module,
+        Err(e) => return Err(fail(e.emit_to_string(&composer))),
+    };
+    idle().push(composer);
     let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| fail(format!("{e:?}")))?;
     Ok(Composed { module, info })
-}
-
-/// The shared modules that `source` imports, directly or through others, each after those it needs.
-fn imported(source: &str) -> Vec<&'static Shared> {
-    fn imports(source: &str, name: &str) -> bool {
-        source.lines().any(|l| l.starts_with("#import") && l.contains(name))
-    }
-    let mut needed: Vec<&Shared> = Vec::new();
-    for shared in SHARED.iter().rev() {
-        let by_other = needed.iter().any(|n| imports(n.source, shared.name));
-        if by_other || imports(source, shared.name) {
-            needed.push(shared);
-        }
-    }
-    needed.reverse();
-    needed
 }
