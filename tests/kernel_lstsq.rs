@@ -238,8 +238,12 @@ fn reaches_the_minimum() {
                 if n % of != 0 {
                     continue;
                 }
-                let (gpu, name) =
-                    if (i + j) % 2 == 0 { (gpu(), PRESETS[j % 2]) } else { (&small, PRESETS[(j + 1) % 2]) };
+                // The kernels of the other presets are many times slower on a software driver.
+                let name = match noise < 0.3 && gpu().subgroup_size() == Some(8) {
+                    true => "lanes32",
+                    false => PRESETS[(i + j) % 2],
+                };
+                let gpu = if (i + j) % 2 == 0 { gpu() } else { &small };
                 let m = Matrix::random(17, n, DTYPES[(i + j) % 3], &mut random);
                 let bits = magnitude_mask(&m, pattern(keep, of));
                 let options = LstsqOptions { damping, tolerance: 1e-5, max_iterations: 2000 };
@@ -355,13 +359,14 @@ fn zeros() {
 /// More rows than one dimension of the grid holds.
 #[test]
 fn folded_grid() {
-    let (rows, n) = (65_535 + 77, 4);
+    let few = open(GpuOptions { checked: true, max_workgroups: Some(255), ..Default::default() });
+    let (rows, n) = (255 + 77, 4);
     let mut random = Random::new(6);
     let h = correlated(n, 0.5, &mut random);
     let m = Matrix::random(rows, n, Dtype::F16, &mut random);
     let bits = magnitude_mask(&m, Pattern::TWO_OF_FOUR);
     let options = LstsqOptions { damping: 1e-2, tolerance: 1e-4, max_iterations: 100 };
-    let result = repair(gpu(), "tile64", &m, &bits, 0..rows, &h, options);
+    let result = repair(&few, "tile64", &m, &bits, 0..rows, &h, options);
     let excess = compare("many rows", &m, &bits, 0..rows, &h, options.damping, &result);
     assert!(excess.damped < 1e-3, "{:e}", excess.damped);
 }

@@ -180,19 +180,17 @@ fn ties_and_zeros() {
     }
 }
 
-/// More words than one dimension of the grid holds, where the adapter's limit is the usual one.
+/// More words than one dimension of the grid holds.
 #[test]
 fn folded_grid() {
     let pattern = Pattern::TWO_OF_FOUR;
-    let (rows, cols) = (65_535 * 64 + 77, 4);
+    let few = open(GpuOptions { checked: true, max_workgroups: Some(255), ..Default::default() });
+    let (rows, cols) = (255 * 64 + 77, 4);
     let mut random = Random::new(5);
     let values: Vec<f32> = (0..rows * cols).map(|_| random.below(256) as f32 - 128.0).collect();
     let m = Matrix::new(rows, cols, Dtype::BF16, &values);
-    if gpu().max_binding_bytes() < 2 * m.values.len() as u64 {
-        return;
-    }
     assert_eq!(
-        mask_of(gpu(), "tile64", &m, &[1.0; 4], Which::Magnitude, pattern),
+        mask_of(&few, "tile64", &m, &[1.0; 4], Which::Magnitude, pattern),
         host_magnitude(&m, pattern)
     );
 }

@@ -18,6 +18,8 @@ pub struct GpuOptions {
     pub max_binding_bytes: Option<u64>,
     /// Forces less workgroup memory than the adapter's, in bytes (tests).
     pub max_workgroup_bytes: Option<u32>,
+    /// Forces fewer workgroups along a dimension of a dispatch than the adapter's (tests).
+    pub max_workgroups: Option<u32>,
     /// Divides what is held at once of panels, strips, copies and logits, so that small models are cut as large ones are (tests); 0 = 1.
     pub shrink: u32,
     /// Measures each dispatch with timestamp queries.
@@ -85,6 +87,10 @@ impl Gpu {
         if let Some(bytes) = options.max_workgroup_bytes {
             let most = &mut limits.max_compute_workgroup_storage_size;
             *most = bytes.min(*most);
+        }
+        if let Some(groups) = options.max_workgroups {
+            let most = &mut limits.max_compute_workgroups_per_dimension;
+            *most = groups.min(*most);
         }
         let mut features = wanted_features() & adapter.features();
         if !options.profile {

@@ -50,6 +50,7 @@ impl DeviceSpec {
             device: self.device.clone(),
             max_binding_bytes: self.max_binding_bytes,
             max_workgroup_bytes: None,
+            max_workgroups: None,
             shrink: self.shrink,
             profile: self.profile,
             checked: self.checked,
