@@ -32,12 +32,20 @@ impl Task for Lines {
     }
 }
 
-/// Learns with `steps` steps of each objective on `windows` windows of the folder's calib.txt, measured on its heldout.txt.
-pub fn best(folder: &Path, out: &Path, windows: usize, steps: u32) -> Result<Finished, Box<dyn Error>> {
+/// Learns with `steps` steps of each objective on `windows` windows of the folder's calib.txt, measured on `measured` windows of
+/// its heldout.txt (none: all).
+pub fn best(
+    folder: &Path,
+    out: &Path,
+    windows: usize,
+    steps: u32,
+    measured: Option<usize>,
+) -> Result<Finished, Box<dyn Error>> {
     let mut spec = RunSpec::new(folder);
     spec.recipe = Some(Recipe::Best);
     spec.calib = Some(folder.join("calib.txt"));
     spec.eval = Some(folder.join("heldout.txt"));
+    spec.eval_windows = measured;
     spec.out = Some(out.into());
     spec.windows.windows = Some(windows);
     spec.windows.window = Some(128);
@@ -54,6 +62,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [model, out] = &args[..] else {
         return Err("give a model folder with calib.txt and heldout.txt in it, and a new folder".into());
     };
-    best(Path::new(model), Path::new(out), 128, 60)?;
+    best(Path::new(model), Path::new(out), 128, 60, None)?;
     Ok(())
 }

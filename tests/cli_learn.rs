@@ -25,7 +25,7 @@ fn prune(more: &[&str]) -> Vec<OsString> {
 /// The same of another model with its tokenizer.
 fn prune_of(model: &Path, more: &[&str]) -> Vec<OsString> {
     let mut args = args!["prune", model, "--calib", village_text("calib")].to_vec();
-    let windows = ["--segments", "sequential", "--windows", "16", "--window", "64", "--batch", "4"];
+    let windows = ["--segments", "sequential", "--windows", "16", "--window", "32", "--batch", "4"];
     args.extend(windows.iter().map(OsString::from));
     args.extend(args!["--preset", preset()].to_vec());
     args.extend(more.iter().map(OsString::from));
@@ -278,7 +278,7 @@ fn places_and_parts() {
 #[test]
 fn the_layer_objective() {
     let dir = Scratch::new();
-    let layer = ["--method", "relaxed", "--steps", "40", "--no-model", "--objective"];
+    let layer = ["--method", "relaxed", "--steps", "25", "--no-model", "--objective"];
     let run = |name: &str, more: &[&str]| {
         let out = dir.join(name);
         succeeds(&into(prune(&[&layer[..], more].concat()), "--out", &out));
@@ -311,7 +311,7 @@ fn the_layer_objective() {
     }
     let expected = |name: &str, more: &[&str]| {
         let out = dir.join(name);
-        let maskpro = ["--method", "maskpro", "--objective", "layer", "--steps", "40", "--no-model"];
+        let maskpro = ["--method", "maskpro", "--objective", "layer", "--steps", "25", "--no-model"];
         succeeds(&into(prune(&[&maskpro[..], more].concat()), "--out", &out));
         out
     };

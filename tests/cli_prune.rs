@@ -454,7 +454,7 @@ fn planned(options: &[OsString]) {
     let dir = Scratch::new();
     let out = dir.join("out");
     let (model, calib) = (village(), village_text("calib"));
-    let common = args!["prune", model, "--calib", calib, "--json", "--preset", preset()];
+    let common = args!["prune", model, "--calib", calib, "--window", "64", "--json", "--preset", preset()];
     let common = [common, options].concat();
     let plan = json(&succeeds(&[common.as_slice(), args!["--dry-run"]].concat()).out);
     assert!(!out.exists(), "a dry run writes nothing");

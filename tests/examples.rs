@@ -42,7 +42,7 @@ fn a_mask_is_learned_written_and_read() {
 fn the_best_recipe_is_a_run() {
     let dir = Scratch::new();
     let out = dir.join("run");
-    let finished = best::best(&village(), &out, 8, 3).expect("a run");
+    let finished = best::best(&village(), &out, 8, 3, Some(16)).expect("a run");
     let [dense, start, result] = &finished.results[..] else { panic!("{:?}", finished.results) };
     // So few steps need not gain anything; they lose nothing.
     assert!(dense.perplexity < result.perplexity && result.perplexity <= start.perplexity);
