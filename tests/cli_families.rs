@@ -15,7 +15,7 @@ fn families() -> PathBuf {
 }
 
 /// A model of every family.
-const MODELS: [&str; 26] = [
+const MODELS: [&str; 27] = [
     "cohere",
     "cohere2",
     "gemma",
@@ -31,6 +31,7 @@ const MODELS: [&str; 26] = [
     "ministral",
     "ministral3",
     "mistral",
+    "mistral3",
     "olmo_clip",
     "olmo2",
     "olmo3",

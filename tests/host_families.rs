@@ -114,7 +114,11 @@ fn published_configurations_call_for_the_published_number_of_parameters() {
     let files = files.filter(|f| f.as_ref().unwrap().path().extension().is_some_and(|e| e == "json")).count();
     assert_eq!(table.lines().count(), files);
     let unpublished: Vec<_> = family_names().filter(|f| !families.contains(f)).collect();
-    assert_eq!(unpublished, ["ministral3", "glm"], "families without a published configuration here");
+    assert_eq!(
+        unpublished,
+        ["ministral3", "mistral3", "glm"],
+        "families without a published configuration here"
+    );
 }
 
 /// Numbers that are written on many pages.
@@ -370,6 +374,24 @@ fn the_queries_of_ministral_3_grow() {
 }
 
 /// The model is found under whatever prefix it lies.
+/// The language part of a model that also sees is a Mistral, also where nothing says so, or a Ministral 3.
+#[test]
+fn the_language_part_of_mistral_3_is_one_of_two() {
+    let mut text = published("mistral-7b-v0.1");
+    let alone = read(&text).unwrap();
+    let whole = |text: &Value| json!({"model_type": "mistral3", "eos_token_id": 7, "text_config": text});
+    let seeing = read(&whole(&text)).unwrap();
+    assert_eq!((seeing.family, alone.family), ("mistral3", "mistral"));
+    assert_eq!((windows(&seeing), seeing.ropes.len()), (windows(&alone), alone.ropes.len()));
+    assert_eq!((&seeing.eos_token_ids[..], seeing.tie_word_embeddings), (&[7][..], true));
+    assert_eq!(seeing.names.prefix, "language_model.model.");
+    text.as_object_mut().unwrap().shift_remove("model_type");
+    assert_eq!(windows(&read(&whole(&text)).unwrap()), windows(&alone));
+    text["model_type"] = json!("llama");
+    refused(&whole(&text), &["text_config.model_type", "llama", "mistral"]);
+    refused(&json!({"model_type": "mistral3"}), &["text_config"]);
+}
+
 #[test]
 fn names_follow_the_weights() {
     let named = |config: &Value, tensors: &[&str]| {

@@ -4,9 +4,8 @@
 use super::gemma2::with_four_norms;
 use super::{
     ActivationKind, Architecture, Defaults, Family, Keys, MAX_POSITIONS, ModelError, QkSpread, Ropes, finish,
-    gemma, is_last_of, sliding, token_ids,
+    gemma, is_last_of, seeing, sliding,
 };
-use crate::model::Channels;
 
 pub(super) const TEXT: Family = Family { name: "gemma3_text", read: read_text };
 pub(super) const FAMILY: Family = Family { name: "gemma3", read };
@@ -31,13 +30,6 @@ const SIZES: &[(&str, usize)] = &[
     ("sliding_window_pattern", 6),
 ];
 
-/// Under the second prefix transformers 5 keeps them in memory.
-const PREFIXES: &[(&str, &str)] = &[
-    ("language_model.model.", "language_model.lm_head"),
-    ("model.language_model.", "lm_head"),
-    ("model.", "lm_head"),
-];
-
 fn read_text(keys: Keys<'_>) -> Result<Architecture, ModelError> {
     language_part(keys, TEXT.name)
 }
@@ -56,30 +48,10 @@ fn language_part(keys: Keys<'_>, family: &'static str) -> Result<Architecture, M
 }
 
 fn read(keys: Keys<'_>) -> Result<Architecture, ModelError> {
-    let Some(text) = keys.nested("text_config")? else {
-        return Err(keys.wrong("text_config", "an object".into(), "nothing"));
-    };
+    let text = seeing::text(&keys)?;
     text.only(&[("model_type", TEXT.name)])?;
     let mut out = language_part(text, FAMILY.name)?;
-    // What stands beside it decides here.
-    out.tie_word_embeddings = keys.flag("tie_word_embeddings", true)?;
+    // The whole has no cap on its logits.
     out.logit_cap = None;
-    out.names.set_prefixes(PREFIXES);
-    out.bound
-        .push((Channels::Residual, "the part that sees writes into the residual stream in its own order"));
-    out.bos_token_id = token_ids(keys.get("bos_token_id")).first().copied().or(out.bos_token_id);
-    let ends = token_ids(keys.get("eos_token_id"));
-    if !ends.is_empty() {
-        out.eos_token_ids = ends;
-    }
-    out.dtype = keys.dtype().or(out.dtype);
-    keys.pass_over(&[
-        ("vision_config", "the part that sees stays as it is"),
-        ("mm_tokens_per_image", "the part that sees stays as it is"),
-        ("image_token_index", "the part that sees stays as it is"),
-        ("image_token_id", "the part that sees stays as it is"),
-        ("boi_token_index", "the part that sees stays as it is"),
-        ("eoi_token_index", "the part that sees stays as it is"),
-    ]);
-    finish(&keys, out)
+    seeing::whole(&keys, out)
 }

@@ -17,8 +17,13 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 fn read(keys: Keys<'_>) -> Result<Architecture, ModelError> {
+    language_part(keys, FAMILY.name)
+}
+
+/// One that stands alone, or in a model of the family `family`.
+pub(super) fn language_part(keys: Keys<'_>, family: &'static str) -> Result<Architecture, ModelError> {
     let keys = keys.with(&[], &[("num_key_value_heads", 8), ("head_dim", 128)]);
-    let mut out = base(&keys, FAMILY.name, &DEFAULTS)?;
+    let mut out = base(&keys, family, &DEFAULTS)?;
     let window = keys.size_or("sliding_window", MAX_POSITIONS)?;
     out.set_window(&keys, window)?;
     let rope = keys.rope_part()?;

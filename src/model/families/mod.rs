@@ -4,6 +4,7 @@
 mod harmless;
 mod keys;
 mod rope;
+mod seeing;
 
 mod cohere;
 mod cohere2;
@@ -19,6 +20,7 @@ mod llama;
 mod ministral;
 mod ministral3;
 mod mistral;
+mod mistral3;
 mod olmo;
 mod olmo2;
 mod olmo3;
@@ -56,6 +58,7 @@ const FAMILIES: &[Family] = &[
     mistral::FAMILY,
     ministral::FAMILY,
     ministral3::FAMILY,
+    mistral3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
     gemma::FAMILY,
