@@ -138,7 +138,9 @@ fn end_to_end(name: &str, dir: &Scratch) {
     succeeds(args!["export", model, "--mask", mask, "--format", "hf", "--out", written]);
     succeeds(args!["verify", written, "--against", model, "--mask", mask]);
     println!("{name}: dense {:.3}", perplexity(&report, "dense"));
-    shown(name, dir, &model, &mask, &written);
+    if looked_at(name) {
+        shown(name, dir, &model, &mask, &written);
+    }
     other_method(name, dir, &model, &text_file);
     if !MEASURED.contains(&name) {
         return;
@@ -154,6 +156,12 @@ fn end_to_end(name: &str, dir: &Scratch) {
     let value = |v: &serde_json::Value| v["perplexity"].as_f64().expect("a perplexity");
     let (of_mask, of_model) = (value(&of_mask), value(&of_model));
     assert!((of_mask / of_model - 1.0).abs() < 1e-6, "{name}: {of_mask} under the mask, {of_model} written");
+}
+
+/// Those of which a text, answers and statistics are held against those of the written model: the ones that are stored in their own way, and
+/// others in turn.
+fn looked_at(name: &str) -> bool {
+    MEASURED.contains(&name) || MODELS.iter().position(|n| *n == name).is_some_and(|i| i.is_multiple_of(4))
 }
 
 /// What only looks: a text, answers and statistics under the mask are those of the model that was written.

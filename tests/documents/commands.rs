@@ -17,7 +17,7 @@ const PLACEHOLDERS: [&str; 5] = ["MODEL", "TEXT", "HELD_OUT", "TUNED", "QUESTION
 /// Options that make a command cheap: of which command, the option, the most that it may be, and whether it is added where it is not
 /// given. Nothing else of a command is changed.
 const CHEAP: &[(&str, &str, &str, bool)] = &[
-    ("prune", "--windows", "8", true),
+    ("prune", "--windows", "4", true),
     ("prune", "--window", "32", true),
     ("prune", "--batch", "4", true),
     ("prune", "--steps", "2", true),
