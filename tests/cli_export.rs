@@ -8,11 +8,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use cli_tools::{command, fails, preset, succeeds, village, village_text};
+use cli_tools::{command, copied_village, fails, preset, succeeds, village, village_text};
 use host_fixture::{Scratch, masks, mentions, packable, tensors, write_shards};
 use maskwright::export::{ct24, torch24};
 use maskwright::mask::{MaskFile, Pattern, Provenance};
 use maskwright::model::{Architecture, Checkpoint};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
@@ -278,5 +279,52 @@ fn a_killed_export_leaves_nothing_that_looks_finished() {
         }
         println!("{format}: {absent} of 24 kills came before the end");
         assert!(absent > 0, "every kill came too late");
+    }
+}
+
+/// Tensors that are no weights, of types that no weight has, go along as they are: through a run and through every format.
+#[test]
+fn buffers_of_integers_go_along() {
+    let dir = Scratch::new();
+    let source = dir.join("source");
+    copied_village(&source);
+    let dense = fs::read(source.join("model.safetensors")).unwrap();
+    let places: Vec<u8> = (0..16i64).flat_map(i64::to_le_bytes).collect();
+    let buffers = [
+        ("model.layers.0.self_attn.rotary_emb.position_ids", Dtype::I64, vec![16], places.as_slice()),
+        ("model.layers.0.self_attn.bias", Dtype::BOOL, vec![1, 1, 4, 4], &places[..16]),
+    ];
+    let file = SafeTensors::deserialize(&dense).unwrap();
+    let more = buffers
+        .iter()
+        .map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    let all: Vec<(&str, TensorView<'_>)> = file.iter().chain(more).collect();
+    fs::write(source.join("model.safetensors"), safetensors::serialize(all, None).unwrap()).unwrap();
+
+    let run = dir.join("run");
+    succeeds(args!["prune", source, "--method", "magnitude", "--out", run]);
+    let mask = run.join("mask.safetensors");
+    let kept = |folder: &Path| {
+        let weights = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let weights = weights.filter(|path| path.extension().is_some_and(|e| e == "safetensors"));
+        let bytes = fs::read(weights.last().expect("one file of weights")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        for (name, dtype, shape, data) in &buffers {
+            let found = file.tensor(name).unwrap();
+            assert_eq!((found.dtype(), found.shape(), found.data()), (*dtype, &shape[..], *data), "{name}");
+        }
+        succeeds(args!["verify", folder, "--against", source]);
+    };
+    kept(&run.join("model"));
+    for (i, from) in [&source, &run.join("model")].into_iter().enumerate() {
+        for format in ["hf", "torch24", "ct24", "mask", "maskllm-npz"] {
+            let out = dir.join(&format!("{format}{i}"));
+            let legacy = if format == "ct24" { args!["--legacy-ct24"].to_vec() } else { Vec::new() };
+            let export = args!["export", from, "--mask", mask, "--format", format, "--out", out];
+            succeeds(&[export, &legacy].concat());
+            if out.is_dir() {
+                kept(&out);
+            }
+        }
     }
 }

@@ -65,24 +65,21 @@ fn errors(run: &Path, key: &str) -> Vec<f64> {
     all.iter().map(|p| p[key].as_f64().unwrap_or_else(|| panic!("no {key} in {p}"))).collect()
 }
 
-/// Killed twenty times at random moments and resumed each time, a run ends with the same bytes as one that was left alone. With
-/// re-fitted weights, so that these have to survive too.
-#[test]
-fn twenty_kills() {
+/// Killed so many times at random moments and resumed each time, runs of `args` end with the same bytes as one that was left alone.
+fn killed_and_resumed(args: &[OsString], most: usize) {
     let dir = Scratch::new();
-    let method = ["--method", "sparsegpt", "--repair", "update"];
     let alone = dir.join("alone");
     let begun = Instant::now();
-    succeeds(&into(prune(&method), "--out", &alone));
+    succeeds(&into(args.to_vec(), "--out", &alone));
     let whole = begun.elapsed();
     let mut state = 0x2545_f491_4f6c_dd1du64;
     let (mut kills, mut round) = (0, 0);
-    while kills < 20 {
+    while kills < most {
         let killed = dir.join(&format!("killed{round}"));
         let mut flag = "--out";
         loop {
             let mut child = command()
-                .args(into(prune(&method), flag, &killed))
+                .args(into(args.to_vec(), flag, &killed))
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
                 .spawn()
@@ -92,8 +89,8 @@ fn twenty_kills() {
             state ^= state << 17;
             // From at once to nearly the end of a whole run; a resumed one may end before.
             let wait = whole.mul_f64((state % 1000) as f64 / 1000.0);
-            std::thread::sleep(if kills < 20 { wait } else { Duration::from_secs(3600) }.min(wait));
-            if kills < 20 && child.try_wait().expect("a state").is_none() {
+            std::thread::sleep(if kills < most { wait } else { Duration::ZERO });
+            if kills < most && child.try_wait().expect("a state").is_none() {
                 child.kill().expect("a kill");
                 child.wait().expect("an end");
                 kills += 1;
@@ -115,7 +112,30 @@ fn twenty_kills() {
         assert_eq!(left, names(&alone), "nothing else is left");
         round += 1;
     }
-    println!("20 kills in {round} runs of {:.1} s", whole.as_secs_f64());
+    println!("{most} kills in {round} runs of {:.1} s", whole.as_secs_f64());
+}
+
+/// With re-fitted weights, so that these have to survive too.
+#[test]
+fn twenty_kills() {
+    killed_and_resumed(&prune(&["--method", "sparsegpt", "--repair", "update"]), 20);
+}
+
+/// Where the inputs are the dense model's, repaired weights of finished blocks must not be taken for dense ones.
+#[test]
+fn kills_with_dense_inputs_and_each_repair() {
+    let steps = ["--repair-steps", "4", "--batch", "4"];
+    let repairs: [&[&str]; 4] = [
+        &["--method", "descent", "--repair", "lstsq"],
+        &["--method", "sparsegpt", "--repair", "update"],
+        &["--method", "wanda", "--repair", "block"],
+        &["--method", "wanda", "--repair", "model"],
+    ];
+    for repair in repairs {
+        let trained = if repair[1] == "wanda" { &steps[..] } else { &[] };
+        let more = [repair, &["--inputs", "dense"], trained].concat();
+        killed_and_resumed(&prune_windows("8", "32", &more), 2);
+    }
 }
 
 /// A run goes on only under the conditions under which it was begun, and the first difference is named.

@@ -197,3 +197,37 @@ fn a_full_disk_is_found_before_the_work() {
         }
     }
 }
+
+/// A model that the disk cannot hold is refused before the work, by what is free on the disk.
+#[test]
+fn a_disk_too_small_for_the_model_is_found_before_the_work() {
+    let dir = Scratch::new();
+    setup(dir.path());
+    let source = dir.join("dense");
+    let sparse = fs::File::create(source.join("notes.txt")).unwrap();
+    // It takes no room where it is; as much as a file of ext4 may hold, and more than disks of tests have.
+    if let Err(e) = sparse.set_len(15 << 40) {
+        println!("no file of 15 TiB can be made here: {e}");
+        return;
+    }
+    drop(sparse);
+    let out = dir.join("deep/out");
+    let prune = args!["prune", source, "--method", "magnitude", "--out"];
+    // A mask is written without the model.
+    let models =
+        ways(dir.path()).into_iter().filter(|(name, _)| !name.contains("mask") || *name == "apply-mask");
+    for arguments in models.map(|(_, arguments)| arguments).chain([prune.to_vec()]) {
+        let mut command = command();
+        command.args(&arguments).arg(&out);
+        let ran = command.output().unwrap();
+        let told = String::from_utf8(ran.stderr).unwrap();
+        assert_eq!(ran.status.code(), Some(1), "{told}");
+        for part in ["cannot write", "deep/out", "it takes 1649267", "MB free", "free some space"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        assert!(!told.contains("adapter:"), "after the work began: {told}");
+        assert!(!dir.join("deep").exists(), "{arguments:?}");
+    }
+    let told = succeeds(&[&prune[..2], &args!["--method", "magnitude", "--dry-run"][..]].concat());
+    assert!(told.out.contains("the masked model takes 15.00 TiB"), "{}", told.out);
+}

@@ -68,7 +68,11 @@ impl ExportArgs {
                 "--force replaces a file, and this format writes a folder: give a new one with --out";
             return Err(CliError::Usage(message.into()));
         }
-        hf::check_destination(&model.checkpoint, &self.out)?;
+        if self.format == Format::Hf {
+            hf::check_destination(&model.checkpoint, &self.out)?;
+        } else {
+            hf::check_copied(&model.checkpoint, &self.out)?;
+        }
         check_folder(&self.out)?;
         Ok(None)
     }

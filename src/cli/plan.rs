@@ -7,7 +7,7 @@ use super::context::Context;
 use super::output::{plan_rows, table};
 use crate::kernel::{Kernels, product_rate};
 use crate::nn::total;
-use crate::run::{Resources, RunPlan};
+use crate::run::{Resources, RunPlan, bytes};
 
 /// Prints what will be allocated and how long it may take: of the walk, and of what is learned behind it.
 pub(super) fn show_plan(
@@ -31,6 +31,7 @@ pub(super) fn show_plan(
         }
         None => None,
     };
+    let written = run.written_bytes()?;
     let seconds = walk_flops.zip(rate).map(|(flops, rate)| flops / rate);
     if as_json {
         let out = json!({
@@ -38,6 +39,7 @@ pub(super) fn show_plan(
             "flops": walk.map(|w| w.flops), "seconds": seconds,
             "walk": walk.map(|w| &w.gpu),
             "measuring": measuring,
+            "written": written,
             "stages": stages.iter().map(|s| s.json(rate)).collect::<Vec<_>>(),
             "adapter": kernels.gpu().describe(),
         });
@@ -65,6 +67,9 @@ pub(super) fn show_plan(
         run.selection().pruned.len(),
         run.selection().weights()
     );
+    if let Some(written) = written {
+        println!("the masked model takes {} on the disk", bytes(written));
+    }
     if let (Some(walk), Some(seconds)) = (walk, seconds) {
         let blocks = (walk.flops / walk.block_flops.max(1.0)).round();
         println!(

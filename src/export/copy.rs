@@ -41,6 +41,8 @@ pub struct Copied {
     pub unreadable: Vec<(PathBuf, String)>,
     /// Those among the copied that are pointers of Git LFS.
     pub pointers: Vec<PathBuf>,
+    /// Bytes of the copied together.
+    pub bytes: u64,
 }
 
 impl Copied {
@@ -138,7 +140,7 @@ fn folder(
         let path = entry.path();
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
         let found = match entry.file_type().and_then(|kind| Ok((kind, fs::metadata(&path)?))) {
-            Ok((kind, found)) => (kind.is_dir(), found.is_file()),
+            Ok((kind, found)) => (kind.is_dir(), found.is_file().then_some(found.len())),
             Err(e) => {
                 leave_out(relative, e, done)?;
                 continue;
@@ -149,7 +151,7 @@ fn folder(
                 Ok(_) => folder(source, &relative, skip, done, depth + 1)?,
                 Err(e) => leave_out(relative, e, done)?,
             },
-            (_, true) if !is_weights(&relative) => match File::open(&path) {
+            (_, Some(bytes)) if !is_weights(&relative) => match File::open(&path) {
                 Ok(file) => {
                     if is_pointer(file) {
                         if is_needed(&relative) {
@@ -158,6 +160,7 @@ fn folder(
                         done.pointers.push(relative.clone());
                     }
                     done.copied.push(relative);
+                    done.bytes = done.bytes.saturating_add(bytes);
                 }
                 Err(e) => leave_out(relative, e, done)?,
             },

@@ -104,10 +104,33 @@ pub fn check_outside(checkpoint: &Checkpoint, out: &Path) -> Result<(), ExportEr
 /// Whether a masked copy of `checkpoint` can lie at `out`, as [`write()`] checks; to be asked before long work.
 ///
 /// # Errors
-/// [`ExportError::InsideSource`], or that something of the source cannot be read that the copy needs.
+/// As [`check_copied`], and [`FsError::NoRoom`].
 pub fn check_destination(checkpoint: &Checkpoint, out: &Path) -> Result<(), ExportError> {
     check_outside(checkpoint, out)?;
-    list_others(checkpoint.folder(), &not_copied(checkpoint)).map(|_| ())
+    Ok(fsio::check_space(out, written_bytes(checkpoint)?)?)
+}
+
+/// Bytes of a masked copy: its weights and what is copied as it is; the report beside them takes some hundred bytes a projection more.
+///
+/// # Errors
+/// That something of the source cannot be read that the copy needs.
+pub fn written_bytes(checkpoint: &Checkpoint) -> Result<u64, ExportError> {
+    let others = list_others(checkpoint.folder(), &not_copied(checkpoint))?;
+    Ok(weight_bytes(checkpoint).saturating_add(others.bytes))
+}
+
+/// Bytes of the weight files of a masked copy: those of the source.
+fn weight_bytes(checkpoint: &Checkpoint) -> u64 {
+    checkpoint.files().iter().map(|shard| shard.len() as u64).sum()
+}
+
+/// Whether what an export of `checkpoint` to `out` copies as it is can be read, and `out` lies elsewhere. Returns the bytes of it.
+///
+/// # Errors
+/// [`ExportError::InsideSource`], or that something of the source cannot be read that the copy needs.
+pub fn check_copied(checkpoint: &Checkpoint, out: &Path) -> Result<u64, ExportError> {
+    check_outside(checkpoint, out)?;
+    Ok(list_others(checkpoint.folder(), &not_copied(checkpoint))?.bytes)
 }
 
 /// How many weights that the masks prune are not zero in the tensors (-0.0 is not counted).
@@ -137,14 +160,12 @@ pub fn nonzero_pruned(tensors: &Overlay<'_>, masks: &dyn Masks) -> Result<u64, E
 
 fn fill(model: &MaskedModel<'_>, folder: &Path) -> Result<Summary, ExportError> {
     let checkpoint = model.tensors.base();
-    let mut weight_bytes = 0;
     for shard in checkpoint.files() {
         write_shard(shard, model, &folder.join(shard.file_name()))?;
-        weight_bytes += shard.len() as u64;
     }
     let copied = copy_others(checkpoint.folder(), folder, &not_copied(checkpoint))?;
     let summary = finish(model, folder, copied.left_out)?;
-    Ok(Summary { weight_bytes, ..summary })
+    Ok(Summary { weight_bytes: weight_bytes(checkpoint), ..summary })
 }
 
 /// Writes the report; the summary lacks the bytes of the weights.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype as Stored;
 use serde_json::{Map, Value, json};
 
-use crate::fsio;
+use crate::fsio::{self, check_space};
 use crate::mask::Pattern;
 use crate::model::{Dtype, Shard, ShardEntry, TensorView, header_bytes};
 
@@ -140,7 +140,7 @@ pub(super) fn write<C: Codec>(
             masks.pattern()
         )));
     }
-    hf::check_destination(tensors.base(), out)?;
+    let others = hf::check_copied(tensors.base(), out)?;
     let mut projections = Vec::new();
     for p in config.projections() {
         let view = tensors.tensor(&p.name)?;
@@ -168,6 +168,7 @@ pub(super) fn write<C: Codec>(
         return Err(unfit(format!("no projection can be packed; {}", first.unwrap_or_default())));
     }
     let job = Job { codec, model, projections: &projections };
+    check_space(out, job.weight_bytes().saturating_add(others))?;
     hf::in_new_folder(out, |folder| job.fill(folder))
 }
 
@@ -178,6 +179,12 @@ struct Job<'a, C> {
 }
 
 impl<C: Codec> Job<'_, C> {
+    /// Bytes of all tensors as they will be written, without the headers of their files.
+    fn weight_bytes(&self) -> u64 {
+        let shards = self.model.tensors.base().files().iter();
+        shards.flat_map(|shard| self.plan(shard)).map(|planned| planned.bytes() as u64).sum()
+    }
+
     fn fill(&self, folder: &Path) -> Result<Summary, ExportError> {
         let checkpoint = self.model.tensors.base();
         let count = checkpoint.files().len();

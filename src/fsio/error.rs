@@ -53,6 +53,19 @@ pub enum FsError {
         /// The path given.
         path: PathBuf,
     },
+    /// The disk has less room than what is to be written takes.
+    #[error(
+        "cannot write {path}: it takes {} MB, and its disk has {} MB free; free some space or choose another disk",
+        needed.div_ceil(1_000_000), free / 1_000_000
+    )]
+    NoRoom {
+        /// The path given.
+        path: PathBuf,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that this user may still write.
+        free: u64,
+    },
     /// The destination is a file that the command reads, or lies in a folder that it reads.
     #[error("{path} belongs to {input}, which this command reads; write it somewhere else")]
     Input {

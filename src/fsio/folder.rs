@@ -63,9 +63,29 @@ pub fn check_folder(path: &Path) -> Result<(), FsError> {
 /// What the system refuses.
 pub fn check_room(path: &Path) -> io::Result<()> {
     let place = Place::of(path).map_err(io::Error::other)?;
+    probe(&Place { parent: nearest(&place)?, ..place })
+}
+
+/// Whether `needed` bytes can be written at `path`, as far as its file system says what is free: one that does not is taken to have room.
+///
+/// # Errors
+/// [`FsError::NoRoom`], and links that lead in a circle.
+pub fn check_space(path: &Path, needed: u64) -> Result<(), FsError> {
+    let found = nearest(&Place::of(path)?).and_then(fs4::statvfs);
+    match found {
+        // Some file systems of networks tell a size of nothing at all.
+        Ok(disk) if disk.total_space() > 0 && disk.available_space() < needed => {
+            Err(FsError::NoRoom { path: path.into(), needed, free: disk.available_space() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The place itself, or the nearest folder above it that is there.
+fn nearest(place: &Place) -> io::Result<PathBuf> {
     let whole = std::path::absolute(&place.path)?;
-    let there = whole.ancestors().find(|p| p.symlink_metadata().is_ok()).map(Path::to_path_buf);
-    probe(&Place { parent: there.unwrap_or_else(|| place.parent.clone()), ..place })
+    let there = whole.ancestors().find(|p| p.symlink_metadata().is_ok());
+    Ok(there.map_or_else(|| place.parent.clone(), Path::to_path_buf))
 }
 
 /// A folder in the making: it takes its name at [`PendingFolder::commit`] and is removed when dropped before.

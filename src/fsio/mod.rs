@@ -18,7 +18,7 @@ mod unfinished;
 
 pub use error::FsError;
 pub use file::{AtomicFile, Destination, write_atomic, write_bytes};
-pub use folder::{PendingFolder, check_folder, check_room, create_folder};
+pub use folder::{PendingFolder, check_folder, check_room, check_space, create_folder};
 pub use output::OutputFile;
 pub use scratch::{Scratch, ScratchWriter};
 pub use stand_in::{StandIn, open_plain};
@@ -187,6 +187,9 @@ mod tests {
         assert!(matches!(check_folder(&dir), Err(FsError::NotEmpty { entry, .. }) if entry == "file"));
         assert!(check_folder(&dir.join("file")).is_err());
         assert!(check_room(&dir.join("file/below")).is_err());
+        check_space(&dir.join("not/there/yet"), 1).unwrap();
+        let error = check_space(&dir.join("not/there/yet"), u64::MAX).unwrap_err();
+        assert!(matches!(error, FsError::NoRoom { needed: u64::MAX, .. }), "{error}");
         assert_eq!(names(&dir), ["file"]);
         fs::remove_dir_all(&dir).unwrap();
     }

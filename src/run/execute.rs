@@ -48,11 +48,11 @@ impl RunPlan<'_> {
         let checkpoint = self.checkpoint()?;
         self.observer.guard();
         // Before any work, so that a folder that cannot be written costs nothing.
+        export::hf::check_outside(checkpoint, &out)?;
+        check_room(&out).map_err(FolderError::os(&out))?;
         if !self.spec.no_model {
             export::hf::check_destination(checkpoint, &out)?;
         }
-        export::hf::check_outside(checkpoint, &out)?;
-        check_room(&out).map_err(FolderError::os(&out))?;
         let started = Instant::now();
         // Locked first: a second process is refused before it reads a model.
         let place = match &self.spec.resume {

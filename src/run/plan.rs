@@ -14,6 +14,7 @@ use super::start::StartSpec;
 use super::{Observer, RunError, model_folder, permuted};
 use crate::calib::Windows;
 use crate::eval::Streamed;
+use crate::export::hf;
 use crate::hub::Need;
 use crate::kernel::Kernels;
 use crate::mask::Provenance;
@@ -181,6 +182,17 @@ impl<'o> RunPlan<'o> {
         match &self.source {
             Source::Files(_) => None,
             Source::Shape { folder, dtype, .. } => Some((folder, *dtype)),
+        }
+    }
+
+    /// Bytes of the masked model that the run writes; none with `no_model`, or where the model is planned by its config.json alone.
+    ///
+    /// # Errors
+    /// That something of the model's folder cannot be read that the copy needs.
+    pub fn written_bytes(&self) -> Result<Option<u64>, RunError> {
+        match &self.source {
+            Source::Files(model) if !self.spec.no_model => Ok(Some(hf::written_bytes(&model.checkpoint)?)),
+            _ => Ok(None),
         }
     }
 
