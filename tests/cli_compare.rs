@@ -72,6 +72,10 @@ fn methods_side_by_side() {
         assert!((row["perplexity_ratio"].as_f64().expect("a number") - ratio).abs() < 1e-9, "{row}");
         assert_eq!((&row["strict"], &row["interrupted"]), (&true.into(), &false.into()));
         assert_eq!(row["peak_bytes"], told["memory"]["peak"]);
+        let bytes = |key: &str| told["memory"][key].as_f64().expect("bytes");
+        let (plan, peak) = (bytes("plan_total"), bytes("peak"));
+        println!("{method}: planned {plan}, allocated {peak}");
+        assert!((plan / peak - 1.0).abs() <= 0.05, "{method}: planned {plan}, allocated {peak}");
         assert_eq!(row["steps"].as_array().map(Vec::len), Some(stages), "{row}");
         for key in ["kl_to_dense", "top1_agreement", "method_seconds"] {
             assert!(row[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {row}");

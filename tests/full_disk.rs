@@ -228,6 +228,6 @@ fn a_disk_too_small_for_the_model_is_found_before_the_work() {
         assert!(!told.contains("adapter:"), "after the work began: {told}");
         assert!(!dir.join("deep").exists(), "{arguments:?}");
     }
-    let told = succeeds(&[&prune[..2], &args!["--method", "magnitude", "--dry-run"][..]].concat());
+    let told = succeeds(&[&prune[..2], args!["--method", "magnitude", "--dry-run"]].concat());
     assert!(told.out.contains("the masked model takes 15.00 TiB"), "{}", told.out);
 }

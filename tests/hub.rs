@@ -14,6 +14,8 @@ use std::process::Command;
 use cli_tools::{Ran, command, fails_in, json_file, names};
 use host_fixture::{Scratch, Tensor, config, model, tensors, write_config, write_safetensors, write_shards};
 use hub_server::Server;
+use maskwright::fsio;
+use maskwright::hub::{self, Need, RepoName, Settings};
 use maskwright::model::{Architecture, sha256_hex};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -366,4 +368,56 @@ fn commands_take_names() {
         "rows16"
     ]));
     good(hub.run(args!["generate", NAME, "--tokens", "2", "--preset", "rows16"]));
+}
+
+/// Takes no notice.
+struct Silent;
+
+impl hub::Watch for Silent {
+    fn note(&mut self, _: String) {}
+    fn file(&mut self, _: &str, _: u64) {}
+    fn at(&mut self, _: u64) {}
+}
+
+/// Whatever system call that changes a file fails once in a download: what is in the cache under a name of its own is whole, the message
+/// names the cache, and the next download goes on to the whole model.
+#[test]
+fn each_call_of_a_download_fails() {
+    let hub = Hub::new();
+    let (name, _) = RepoName::parse(NAME).unwrap();
+    let (mut number, mut failed) = (0, 0);
+    loop {
+        number += 1;
+        let cache = hub.dir.join("hf/hub");
+        if cache.exists() {
+            fs::remove_dir_all(&cache).unwrap();
+        }
+        let (cache, endpoint) = (Some(cache), hub.server.address.clone());
+        let settings = Settings { cache, endpoint, ..Settings::default() };
+        let download = || hub::snapshot(&settings, &name, None, Need::Whole, &mut Silent);
+        fsio::fail_at(number);
+        let done = download();
+        let past = fsio::fault_is_due();
+        fsio::fail_at(0);
+        if let Err(error) = done {
+            failed += 1;
+            let told = error.to_string();
+            assert!(told.contains("hf/hub") && told.contains("a fault for a test"), "call {number}: {told}");
+            let there = if hub.snapshot().exists() { names(&hub.snapshot()) } else { Vec::new() };
+            for file in there {
+                let (here, there) = (hub.snapshot().join(&file), hub.dir.join("source").join(&file));
+                assert!(fs::read(here).unwrap() == fs::read(there).unwrap(), "call {number}: {file}");
+            }
+            assert!(!hub.root().join("refs/main").exists(), "call {number}: half a model is taken for whole");
+            download().unwrap();
+        }
+        hub.is_whole();
+        let blobs = names(&hub.root().join("blobs"));
+        assert!(blobs.len() == 4 && !blobs.iter().any(|b| b.contains('.')), "call {number}: {blobs:?}");
+        if past {
+            break;
+        }
+    }
+    println!("{failed} of {number} calls ended in an error");
+    assert!(failed > 20, "only {failed} of {number} calls failed");
 }

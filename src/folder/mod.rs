@@ -353,7 +353,7 @@ impl RunFolder {
 
 impl Drop for RunFolder {
     fn drop(&mut self) {
-        let first_result = !self.metrics.is_empty();
+        let first_result = !self.metrics.bytes().is_ok_and(|n| n == 0);
         if self.kept || first_result || self.paths.run().exists() {
             return;
         }

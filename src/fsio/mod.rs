@@ -22,7 +22,7 @@ pub use folder::{PendingFolder, check_folder, check_room, check_space, create_fo
 pub use output::OutputFile;
 pub use scratch::{Scratch, ScratchWriter};
 pub use stand_in::{StandIn, open_plain};
-pub use sys::{Appended, create_dir_all, remove_dir, remove_dir_all, remove_file, rename};
+pub use sys::{Appended, create_dir_all, link_to, remove_dir, remove_dir_all, remove_file, rename};
 #[doc(hidden)]
 pub use sys::{fail_at, fault_is_due};
 pub use unfinished::discard_unfinished;

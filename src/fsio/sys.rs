@@ -105,9 +105,20 @@ impl Appended {
         attempt(|| self.0.sync_all())
     }
 
-    /// Whether nothing is in it; not where the system does not say.
-    pub fn is_empty(&self) -> bool {
-        self.0.metadata().is_ok_and(|m| m.len() == 0)
+    /// Leaves the first `bytes` of it.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn cut(&mut self, bytes: u64) -> io::Result<()> {
+        attempt(|| self.0.set_len(bytes))
+    }
+
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
     }
 }
 
@@ -138,6 +149,19 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 
 pub(super) fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
     attempt(|| fs::hard_link(from, to))
+}
+
+/// Makes the link `path`, which leads to the file `target`.
+///
+/// # Errors
+/// What the system refuses: Windows often, and where there are no links always.
+pub fn link_to(target: &Path, path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    return attempt(|| std::os::unix::fs::symlink(target, path));
+    #[cfg(windows)]
+    return attempt(|| std::os::windows::fs::symlink_file(target, path));
+    #[cfg(not(any(unix, windows)))]
+    return Err(io::Error::new(io::ErrorKind::Unsupported, format!("no link to {}", target.display())));
 }
 
 pub(super) fn create_dir(path: &Path) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Downloads what a run needs of a model into the cache, and goes on where an earlier download broke off.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Write};
+use std::fs::{File, TryLockError};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -10,7 +10,7 @@ use super::cache::{CONFIG, Cache, INDEX, SINGLE, Snapshot, TOKENIZER, shards};
 use super::name::is_commit;
 use super::remote::{Listing, Meta, NoPart, Remote, TRIES, pause};
 use super::{HubError, Need, RepoName, Watch};
-use crate::fsio::{FsError, create_folder, write_bytes};
+use crate::fsio::{self, Appended, FsError, create_folder, write_bytes};
 use crate::model::{MESSAGE, clip, foreign_weights};
 
 /// What is taken beside the weights, where it is there.
@@ -113,7 +113,7 @@ impl Fetch<'_> {
         create_folder(&self.cache.locks)?;
         let path = self.cache.locks.join(format!("{}.lock", meta.etag));
         let fail = |e| HubError::os("lock", &path, e);
-        let lock = OpenOptions::new().create(true).append(true).open(&path).map_err(fail)?;
+        let lock = fsio::open_lock(&path).map_err(fail)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -130,10 +130,10 @@ impl Fetch<'_> {
     fn blob(&self, file: &str, meta: &Meta, blob: &Path, watch: &mut dyn Watch) -> Result<(), HubError> {
         let path = PathBuf::from(format!("{}.incomplete", blob.display()));
         let fail = |e| HubError::os("write", &path, e);
-        let mut out = OpenOptions::new().create(true).append(true).open(&path).map_err(fail)?;
-        let mut done = out.metadata().map_err(fail)?.len();
+        let mut out = Appended::open(&path).map_err(fail)?;
+        let mut done = out.bytes().map_err(fail)?;
         if done > meta.bytes {
-            out.set_len(0).map_err(fail)?;
+            out.cut(0).map_err(fail)?;
             done = 0;
         }
         watch.at(done);
@@ -155,17 +155,17 @@ impl Fetch<'_> {
                 pause(failures.max(1));
             }
         }
-        out.sync_all().map_err(fail)?;
+        out.sync().map_err(fail)?;
         drop(out);
         if meta.etag.len() == 64 {
             let found = sha256(&path).map_err(fail)?;
             if found != meta.etag {
-                fs::remove_file(&path).map_err(fail)?;
+                fsio::remove_file(&path).map_err(fail)?;
                 let problem = format!("its SHA-256 is {found}, the hub says {}", meta.etag);
                 return Err(HubError::Damaged { file: file.into(), problem });
             }
         }
-        fs::rename(&path, blob).map_err(fail)
+        fsio::rename(&path, blob).map_err(fail)
     }
 
     /// Appends what one connection gives, from byte `done` on.
@@ -174,7 +174,7 @@ impl Fetch<'_> {
         file: &str,
         meta: &Meta,
         path: &Path,
-        out: &mut File,
+        out: &mut Appended,
         done: &mut u64,
         watch: &mut dyn Watch,
     ) -> Result<(), NoPart> {
@@ -182,7 +182,7 @@ impl Fetch<'_> {
         let part = self.remote.part(self.name, file, meta, *done)?;
         if part.start != *done {
             // Without parts, or after one that did not fit, it begins anew.
-            out.set_len(part.start).map_err(fail)?;
+            out.cut(part.start).map_err(fail)?;
             *done = part.start;
         }
         let mut content = part.content.take(meta.bytes - *done);
@@ -194,7 +194,7 @@ impl Fetch<'_> {
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(NoPart::Passing(e.to_string())),
             };
-            out.write_all(buffer.get(..read).unwrap_or_default()).map_err(fail)?;
+            out.put(buffer.get(..read).unwrap_or_default()).map_err(fail)?;
             *done += read as u64;
             watch.at(*done);
         }
@@ -213,26 +213,16 @@ fn sha256(path: &Path) -> std::io::Result<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Puts a blob into a snapshot: a relative link, or where the system allows none, a copy.
+/// Puts a blob into a snapshot: a relative link, or on a system that allows none, a copy.
 fn link(blob: &Path, pointer: &Path) -> Result<(), HubError> {
     let fail = |e| HubError::Write(FsError::os("write", pointer, e));
     if pointer.symlink_metadata().is_ok() {
         // A link whose blob was removed.
-        fs::remove_file(pointer).map_err(fail)?;
+        fsio::remove_file(pointer).map_err(fail)?;
     }
     let target = Path::new("../../blobs").join(blob.file_name().unwrap_or_default());
-    #[cfg(unix)]
-    return std::os::unix::fs::symlink(target, pointer).map_err(fail);
-    #[cfg(windows)]
-    let linked = std::os::windows::fs::symlink_file(&target, pointer);
-    #[cfg(not(any(unix, windows)))]
-    let linked = Err::<(), _>(std::io::Error::from(std::io::ErrorKind::Unsupported));
-    #[cfg(not(unix))]
-    return match linked {
-        Ok(()) => Ok(()),
-        Err(_) => {
-            let _ = target;
-            fs::copy(blob, pointer).map(|_| ()).map_err(fail)
-        }
-    };
+    match fsio::link_to(&target, pointer) {
+        Err(_) if !cfg!(unix) => std::fs::copy(blob, pointer).map(|_| ()).map_err(fail),
+        linked => linked.map_err(fail),
+    }
 }
