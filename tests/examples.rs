@@ -4,6 +4,9 @@
 #[allow(dead_code, reason = "its main is not called")]
 mod best;
 mod cli_tools;
+#[path = "../examples/custom_objective.rs"]
+#[allow(dead_code, reason = "its main is not called")]
+mod custom_objective;
 mod host_fixture;
 #[path = "../examples/learn_mask.rs"]
 #[allow(dead_code, reason = "its main is not called")]
@@ -61,4 +64,13 @@ fn blocks_are_walked() {
     let found = walk_blocks::largest_weights(&village()).expect("a model");
     assert_eq!(found.len(), 35);
     assert!(found.iter().all(|(_, largest)| *largest > 0.0));
+}
+
+#[test]
+fn an_objective_of_ones_own_is_learned() {
+    let losses = custom_objective::custom_objective(&village(), 16, 12).expect("a mask is learned");
+    assert_eq!(losses.len(), 5);
+    for [before, after] in losses {
+        assert!(after < 0.95 * before, "{after} from {before}");
+    }
 }

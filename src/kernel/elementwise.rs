@@ -37,6 +37,11 @@ impl Layout {
         self.length.div_ceil(4)
     }
 
+    /// Whether a token of the batch, counted with the padding, pads its window.
+    pub fn is_padding(self, token: usize) -> bool {
+        token % (4 * self.window4()).max(1) >= self.length
+    }
+
     /// Padded tokens of the batch, in vec4s.
     pub fn t4(self) -> usize {
         self.windows * self.window4()

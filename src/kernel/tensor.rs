@@ -89,6 +89,34 @@ impl Rows<'_> {
         Self { first: self.first + first, count, ..self }
     }
 
+    /// Reads the rows, `[count, 4 * t4]`, after all that is recorded.
+    ///
+    /// # Errors
+    /// For a part of the columns; what the device reports.
+    pub fn download(self, c: &mut Commands<'_>) -> Result<Vec<f32>, GpuError> {
+        c.read(self.buffer, self.begin()?, self.count * 4 * self.t4)
+    }
+
+    /// Writes the rows, `[count, 4 * t4]`, after all that is recorded.
+    ///
+    /// # Errors
+    /// For a part of the columns, or values of another number; what the device reports.
+    pub fn upload(self, c: &mut Commands<'_>, values: &[f32]) -> Result<(), GpuError> {
+        if values.len() != self.count * 4 * self.t4 {
+            let found = format!("{} values for {} rows of {}", values.len(), self.count, 4 * self.t4);
+            return Err(shape_error("upload", found));
+        }
+        c.write(self.buffer, self.begin()?, values)
+    }
+
+    /// The byte at which the rows begin, where nothing lies between them.
+    fn begin(&self) -> Result<u64, GpuError> {
+        if self.stride != self.t4 || self.at != 0 {
+            return Err(shape_error("rows", "a part of the columns has no one place".into()));
+        }
+        Ok(f32_bytes(self.first, 4 * self.t4))
+    }
+
     /// The columns from vec4 `first` on, `t4` vec4s of them.
     #[must_use]
     pub fn columns(self, first: usize, t4: usize) -> Self {

@@ -124,6 +124,11 @@ pub enum PruneError {
         "the layer objective belongs to the walk that chooses the start mask: give it as OneShotOptions::learn"
     )]
     LayerObjective,
+    /// An objective of one's own where there is no block's output.
+    #[error(
+        "an objective of one's own is for stages on the block objective: set Stage::objective to Objective::Block"
+    )]
+    OwnObjective,
     /// Asked to stop.
     #[error("interrupted")]
     Stopped,

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::learn::{Objective, Residency, Stage, StageRun, shuffled};
+use super::learn::{BlockObjective, Objective, Residency, Stage, StageRun, shuffled};
 use super::permute::{PermuteOptions, Permuting, input_norms, permute};
 use super::plan::{Carried, choose_place};
 use super::{
@@ -150,6 +150,35 @@ impl Session {
         windows: &Windows,
         progress: impl FnMut(&StepReport) -> ControlFlow<()>,
     ) -> Result<MaskSet, PruneError> {
+        self.learn_by(stage, None, start, windows, progress)
+    }
+
+    /// The same toward an objective of one's own of the blocks' outputs, on the block objective.
+    ///
+    /// # Errors
+    /// As [`Self::learn`], those of `objective`, and [`PruneError::OwnObjective`] for a stage that is not on the block objective.
+    pub fn learn_toward(
+        &self,
+        stage: &Stage,
+        objective: &dyn BlockObjective,
+        start: &MaskSet,
+        windows: &Windows,
+        progress: impl FnMut(&StepReport) -> ControlFlow<()>,
+    ) -> Result<MaskSet, PruneError> {
+        if stage.objective != Objective::Block {
+            return Err(PruneError::OwnObjective);
+        }
+        self.learn_by(stage, Some(objective), start, windows, progress)
+    }
+
+    fn learn_by(
+        &self,
+        stage: &Stage,
+        objective: Option<&dyn BlockObjective>,
+        start: &MaskSet,
+        windows: &Windows,
+        progress: impl FnMut(&StepReport) -> ControlFlow<()>,
+    ) -> Result<MaskSet, PruneError> {
         if stage.trains.weights() {
             return Err(PruneError::KeepsWeights { what: "a stage that trains weights" });
         }
@@ -170,6 +199,7 @@ impl Session {
             tensors: &Overlay::new(&self.checkpoint),
             selection: &selection,
             stage,
+            objective,
             start,
             sizes,
             place: carried.place,

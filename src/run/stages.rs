@@ -70,6 +70,7 @@ impl RunPlan<'_> {
             tensors,
             selection: &self.selection,
             stage,
+            objective: None,
             start,
             sizes: flow.sizes,
             place: flow.place,

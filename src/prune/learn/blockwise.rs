@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use super::objective::squared;
 use super::options::{TokenWeights, Trains};
 use super::run::{MaskBuffers, StageRun};
 use super::sink::GradientSpace;
 use super::state::BlockState;
-use super::steps::squared;
 use super::tokens::Energies;
 use super::walk::{Block, Blockwise, OnBlock, Space, Streams};
 use super::{MEASURED, copy_rows, minibatch_order, reported};
@@ -117,7 +117,7 @@ impl<'g> Blockwise<'_, 'g> {
         weights: &BlockWeights,
         dense: &mut Activations<'g>,
     ) -> Result<Energies, PruneError> {
-        let mut energies = Energies::default();
+        let (mut energies, kernels) = (Energies::default(), self.run.kernels);
         let streams = self.run.stage.tokens == TokenWeights::Stream;
         let access = Access { load_x: true, save_x: true, ..Default::default() };
         dense.each(c, access, |c, batch| {
@@ -127,11 +127,11 @@ impl<'g> Blockwise<'_, 'g> {
             pass.forward(c, batch.x, y)?;
             let copy = space.copy.rows(0, y.count, y.t4)?;
             copy_rows(c, y, copy)?;
-            let update = squared(self.run, c, space, [copy, batch.x], None, 0.0, batch.layout)?;
+            let update = squared(kernels, c, &space.errors, [copy, batch.x], None, 0.0, batch.layout)?;
             energies.update.extend(update);
             if streams {
                 // The copy is zero now.
-                let stream = squared(self.run, c, space, [copy, y], None, 0.0, batch.layout)?;
+                let stream = squared(kernels, c, &space.errors, [copy, y], None, 0.0, batch.layout)?;
                 energies.stream.extend(stream);
             }
             copy_rows(c, y, batch.x)?;

@@ -5,6 +5,7 @@ mod dispatch;
 mod endtoend;
 pub(super) mod layer;
 mod logits;
+mod objective;
 mod options;
 pub mod plan;
 mod run;
@@ -14,6 +15,7 @@ mod steps;
 mod tokens;
 mod walk;
 
+pub use objective::{BlockObjective, BlockOutput};
 pub use options::{At, ModelLoss, Objective, Relaxing, Residency, Stage, TokenWeights, Trains};
 pub use run::StageRun;
 

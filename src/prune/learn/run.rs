@@ -1,6 +1,6 @@
 //! A stage and what it works on.
 
-use super::{Residency, Stage};
+use super::{BlockObjective, Residency, Stage};
 use crate::kernel::{Kernels, Layout, MaskBuffer};
 use crate::mask::{BitMask, MaskSet};
 use crate::model::{Architecture, Checkpoint, Overlay, ProjectionKind};
@@ -24,6 +24,8 @@ pub struct StageRun<'a, 'g> {
     pub selection: &'a Selection,
     /// What is trained, and how.
     pub stage: &'a Stage,
+    /// What the block objective minimises; none: the squared error.
+    pub objective: Option<&'a dyn BlockObjective>,
     /// The masks that it starts from.
     pub start: &'a MaskSet,
     /// Batches in which windows go through a block; whole ones make a minibatch.

@@ -2,29 +2,13 @@
 
 use std::ops::Range;
 
-use super::run::StageRun;
+use super::objective::{BlockObjective as _, BlockOutput, SquaredError};
 use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
-use super::walk::{OnBlock, Space};
-use crate::gpu::{Buffer, Commands};
-use crate::kernel::{Layout, Rows};
+use super::walk::OnBlock;
+use crate::gpu::Commands;
 use crate::nn::TrainLinears;
 use crate::prune::PruneError;
-
-/// Squared error between the two rows of `pair`, token by token; the first become `scale` times their difference. `weights` of the tokens
-/// multiply both.
-pub(super) fn squared<'g>(
-    run: &StageRun<'_, 'g>,
-    c: &mut Commands<'g>,
-    space: &Space,
-    pair: [Rows<'_>; 2],
-    weights: Option<&Buffer>,
-    scale: f32,
-    layout: Layout,
-) -> Result<Vec<f32>, PruneError> {
-    run.kernels.squared_error(c, pair, weights, scale, &space.errors, layout)?;
-    Ok(c.read(&space.errors, 0, 4 * layout.t4())?)
-}
 
 impl<'g> OnBlock<'_, 'g> {
     /// The batches of the streams that minibatch `number` is made of.
@@ -51,22 +35,22 @@ impl<'g> OnBlock<'_, 'g> {
         Ok(sum / self.energy())
     }
 
-    /// Runs batch `i` forwards; `scale` times the error's derivative by the output is in `space.y` then. Returns the squared error.
+    /// Runs batch `i` forwards; `share` times the objective's derivative by the output is in `space.y` then. Returns the objective's value.
     pub(super) fn part(
         &self,
         c: &mut Commands<'g>,
         linears: TrainLinears<'_>,
         i: usize,
-        scale: f32,
+        share: f32,
     ) -> Result<f64, PruneError> {
         let Self { run, space, block, streams, .. } = *self;
         let batch = streams.pruned.batch(c, i)?;
         let y = space.y.rows(0, run.config.hidden_size, batch.layout.t4())?;
         run.pass(&space.train, block.weights, batch.layout, linears).forward(c, batch.x, y)?;
         let target = streams.dense.batch(c, i)?;
-        let weights = block.tokens.and_then(|all| all.get(i));
-        let errors = squared(run, c, space, [y, target.x], weights, scale, batch.layout)?;
-        Ok(errors.iter().map(|&e| f64::from(e)).sum())
+        let output = BlockOutput { block: block.index, batch: i, y, target: target.x, layout: batch.layout };
+        let squared = SquaredError { errors: &space.errors, tokens: block.tokens };
+        run.objective.unwrap_or(&squared).measure(run.kernels, c, output, share)
     }
 
     /// Step `step` by backpropagation, on minibatch `number`; returns the loss before it.
@@ -85,7 +69,7 @@ impl<'g> OnBlock<'_, 'g> {
         let mut stepper = Stepper { kernels, stage, at, weights, state, space: gradients, first: true };
         let mut sum = 0.0;
         for i in self.batches(number) {
-            sum += self.part(c, linears, i, (2.0 / energy) as f32)?;
+            sum += self.part(c, linears, i, (1.0 / energy) as f32)?;
             let batch = streams.pruned.batch(c, i)?;
             let d = space.y.rows(0, run.config.hidden_size, batch.layout.t4())?;
             let pass = run.pass(&space.train, block.weights, batch.layout, linears);
