@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cli_tools::{command, fails_in, names, succeeds, village, village_text};
+use cli_tools::{command, fails, fails_in, names, succeeds, village, village_text};
 use host_fixture::{Scratch, config_with, masks, tensors, write_config, write_shards, write_tokenizer};
 use maskwright::mask::{MaskFile, Pattern, Provenance};
 use maskwright::model::{Architecture, Checkpoint};
@@ -227,7 +227,13 @@ fn a_disk_too_small_for_the_model_is_found_before_the_work() {
         }
         assert!(!told.contains("adapter:"), "after the work began: {told}");
         assert!(!dir.join("deep").exists(), "{arguments:?}");
+        assert_eq!(told.contains("--no-model"), arguments[0] == "prune", "{told}");
     }
+    let text = village_text("calib");
+    let compare =
+        args!["compare", source, "--calib", text, "--eval", text, "--methods", "magnitude", "--out", out];
+    fails(compare, &["it takes 1649267", "MB free"]);
+    assert!(!dir.join("deep").exists());
     let told = succeeds(&[&prune[..2], args!["--method", "magnitude", "--dry-run"]].concat());
     assert!(told.out.contains("the masked model takes 15.00 TiB"), "{}", told.out);
 }

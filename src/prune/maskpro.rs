@@ -11,7 +11,9 @@
 //! `scale * start mask` are those of the released code.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
+use super::learn::{Learning, Stepped};
 use super::{PruneError, Selection};
 use crate::calib::Windows;
 use crate::gpu::{Buffer, Commands, Limits, PARAMS_BYTES, READ_PIECE};
@@ -125,6 +127,25 @@ pub struct Learner<'r, 'g, 'm> {
     start_losses: Vec<f64>,
     tracker: f64,
     step: u32,
+    /// When groups were counted last.
+    counted: Instant,
+}
+
+/// Counting groups takes a read-back of all bits: every so many steps, where the last time was longer ago than a second.
+const COUNTED_EVERY: u32 = 50;
+
+impl Learning for Learner<'_, '_, '_> {
+    fn step(&mut self, _: u32) -> Result<Stepped, PruneError> {
+        let Step { step, loss, residual, tracker, advantage } = Learner::step(self)?;
+        let due = step % COUNTED_EVERY == 0 && self.counted.elapsed().as_secs_f64() > 1.0;
+        let groups_changed =
+            if due || step == self.options.steps { Some(self.groups_changed()?) } else { None };
+        if groups_changed.is_some() {
+            self.counted = Instant::now();
+        }
+        let (residual, tracker, advantage) = (Some(residual), Some(tracker), Some(advantage));
+        Ok(Stepped { loss, residual, tracker, advantage, temperature: None, groups_changed })
+    }
 }
 
 impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
@@ -170,6 +191,7 @@ impl<'r, 'g, 'm> Learner<'r, 'g, 'm> {
             start_losses: Vec::new(),
             tracker: 0.0,
             step: 0,
+            counted: Instant::now(),
         };
         decoder.kernels.prepare_masks(learner.options.pattern)?;
         decoder.warm_up(learner.commands, &learner.workspace, &learner.bank.refs())?;

@@ -48,9 +48,15 @@ pub struct StepReport {
     /// Policy gradient: the residuals' moving average, this step's in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tracker: Option<f64>,
+    /// Policy gradient on the model's loss: what multiplied the score.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advantage: Option<f64>,
     /// Temperature of the soft masks, where there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
+    /// Groups that differ from the start mask by now; counted once in a while, and only on the way of MaskPro on the model's loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups_changed: Option<u64>,
     /// Seconds it took.
     pub seconds: f64,
 }

@@ -10,9 +10,9 @@ use super::plan::RunPlan;
 use super::result::Made;
 use super::start::StartSpec;
 use super::{RunError, bytes};
-use crate::export;
+use crate::export::{self, ExportError};
 use crate::folder::{FolderError, RunFolder, RunPaths, Unfinished};
-use crate::fsio::check_room;
+use crate::fsio::{FsError, check_room};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
@@ -51,7 +51,12 @@ impl RunPlan<'_> {
         export::hf::check_outside(checkpoint, &out)?;
         check_room(&out).map_err(FolderError::os(&out))?;
         if !self.spec.no_model {
-            export::hf::check_destination(checkpoint, &out)?;
+            export::hf::check_destination(checkpoint, &out).map_err(|e| match e {
+                ExportError::Write(full @ FsError::NoRoom { .. }) => RunError::Options(format!(
+                    "{full}, give another --out, or leave the masked model away with --no-model"
+                )),
+                other => other.into(),
+            })?;
         }
         let started = Instant::now();
         // Locked first: a second process is refused before it reads a model.

@@ -1,8 +1,6 @@
 //! How many steps of a learning method fit into a time: a few of each of its stages are timed on a few windows, under a mask that keeps
 //! the first weights of every group, since a step's time depends on neither.
 
-use std::time::Instant;
-
 use super::plan::RunPlan;
 use super::{Observer, RunError};
 use crate::calib::Windows;
@@ -12,7 +10,7 @@ use crate::mask::soft::logits_of;
 use crate::mask::{BitMask, MaskSet, Pattern};
 use crate::model::Overlay;
 use crate::nn::{Decoder, DecoderWeights, Embedding};
-use crate::prune::learn::{Objective, Stage, shuffled};
+use crate::prune::learn::{LearnLoop, Objective, Stage, shuffled};
 use crate::prune::maskpro::Learner;
 use crate::prune::{BlockResult, PruneError, Selection, StepReport, Watch};
 
@@ -129,13 +127,9 @@ impl Pilot<'_, '_> {
             |_, _| (),
         )?;
         let mut watch = self.watch();
-        while !watch.stop() {
-            let at = Instant::now();
-            learner.step()?;
-            watch.seconds.push(at.elapsed().as_secs_f64());
-        }
-        if self.run.observer.stop() {
-            return Err(PruneError::Stopped.into());
+        match (LearnLoop { block: None, steps: ENOUGH }).run(&mut learner, &mut watch) {
+            Err(PruneError::Stopped) if !self.run.observer.stop() => {}
+            other => other?,
         }
         Ok(Timed { seconds: watch.mean(), steps })
     }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::finished::{Finished, Outcome};
 use super::layers::Start;
-use super::observer::plain;
+use super::observer::{Observer, Task, plain};
 use super::plan::RunPlan;
 use super::result::Made;
 use super::{RunError, bytes};
@@ -17,7 +17,9 @@ use crate::kernel::Kernels;
 use crate::mask::MaskSet;
 use crate::model::Overlay;
 use crate::nn::{Decoder, DecoderWeights, Embedding, total};
+use crate::prune::learn::LearnLoop;
 use crate::prune::maskpro::{Learner, Options};
+use crate::prune::{BlockResult, PruneError, StepReport, Watch};
 
 /// Mean residual, in nats per token, from which a run is said to diverge: runs that learned stayed far below 0.2, those
 /// that passed it did not come back (docs/maskpro.md).
@@ -106,48 +108,70 @@ impl RunPlan<'_> {
             },
         )?;
         drop(bar);
-        let mut bar = self.observer.task("steps", u64::from(steps));
-        let mut changed = 0;
-        let mut counted = Instant::now();
-        let mut mean = 0.0;
-        let mut warned = false;
-        let mut outcome = Outcome::Done;
-        for i in 1..=steps {
-            if self.observer.stop() {
-                outcome = Outcome::Interrupted;
-                break;
-            }
-            let at = Instant::now();
-            let step = learner.step()?;
-            mean += (step.residual - mean) / f64::from(i.min(50));
-            if mean > RUNAWAY && !warned {
-                warned = true;
-                self.observer.warn(&format!(
-                    "step {i}: drawn masks lose {mean:.2} nats more than the start mask, and the run seems to diverge; \
-                     stop it with Ctrl-C and use a lower --rate or --alpha, or higher --logits"
-                ));
-            }
-            let mut line = json!(step);
-            line["seconds"] = at.elapsed().as_secs_f64().into();
-            // Counting takes a read-back of all bits, so it happens once in a while.
-            if i == steps || i % 50 == 0 && counted.elapsed().as_secs_f64() > 1.0 {
-                changed = learner.groups_changed()?;
-                counted = Instant::now();
-                line["groups_changed"] = changed.into();
-            }
-            self.observer.metric(&line);
-            folder.metric(&line)?;
-            bar.at(u64::from(i), &|| {
-                format!(
-                    "loss {:.4} residual {:+.4} tracker {:+.4} changed {changed}",
-                    step.loss, mean, step.tracker
-                )
-            });
-        }
-        drop(bar);
+        let bar = self.observer.task("steps", u64::from(steps));
+        let mut watch =
+            PolicyWatch { observer: self.observer, folder, bar, changed: 0, mean: 0.0, warned: false };
+        let outcome = match (LearnLoop { block: None, steps }).run(&mut learner, &mut watch) {
+            Err(PruneError::Stopped) => Outcome::Interrupted,
+            done => done.map(|()| Outcome::Done)?,
+        };
+        drop(watch);
         if matches!(outcome, Outcome::Interrupted) {
             self.observer.note("interrupted: writing the mask learned so far");
         }
         Ok((learner.masks()?, outcome))
+    }
+}
+
+/// Tells of the steps.
+struct PolicyWatch<'a> {
+    observer: &'a dyn Observer,
+    folder: &'a mut RunFolder,
+    bar: Box<dyn Task>,
+    /// Groups that differ from the start mask, as last counted.
+    changed: u64,
+    /// Mean residual of late.
+    mean: f64,
+    /// Whether it was said that the run seems to diverge.
+    warned: bool,
+}
+
+impl Watch for PolicyWatch<'_> {
+    fn stop(&self) -> bool {
+        self.observer.stop()
+    }
+
+    fn step(&mut self, report: &StepReport) -> Result<(), PruneError> {
+        let number = report.step + 1;
+        let (residual, tracker) = (report.residual.unwrap_or(0.0), report.tracker.unwrap_or(0.0));
+        self.mean += (residual - self.mean) / f64::from(number.min(50));
+        let mean = self.mean;
+        if mean > RUNAWAY && !self.warned {
+            self.warned = true;
+            self.observer.warn(&format!(
+                "step {number}: drawn masks lose {mean:.2} nats more than the start mask, and the run seems to diverge; stop it with \
+                 Ctrl-C and use a lower --rate or --alpha, or higher --logits"
+            ));
+        }
+        // Counted from 1, as always in the metrics of this method.
+        let mut line = json!({
+            "step": number, "loss": report.loss, "residual": residual, "tracker": tracker,
+            "advantage": report.advantage, "seconds": report.seconds,
+        });
+        if let Some(changed) = report.groups_changed {
+            self.changed = changed;
+            line["groups_changed"] = changed.into();
+        }
+        self.observer.metric(&line);
+        self.folder.metric(&line)?;
+        let changed = self.changed;
+        self.bar.at(u64::from(number), &|| {
+            format!("loss {:.4} residual {mean:+.4} tracker {tracker:+.4} changed {changed}", report.loss)
+        });
+        Ok(())
+    }
+
+    fn block(&mut self, _: BlockResult) -> Result<(), PruneError> {
+        Ok(())
     }
 }

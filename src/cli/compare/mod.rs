@@ -16,8 +16,9 @@ use self::table::Comparison;
 use super::context::Context;
 use super::{CliError, Outcome, report, signals};
 use crate::calib::Windows;
+use crate::export::hf;
 use crate::folder::{FolderError, RunFolder, RunLock, RunPaths};
-use crate::fsio::{FsError, check_room, create_folder};
+use crate::fsio::{FsError, check_room, check_space, create_folder};
 use crate::prune::PruneError;
 use crate::run::{
     CalibChoice, CalibSpec, Method, Model, Recipe, RunError, RunPlan, RunSpec, SelectSpec, at_least_one,
@@ -189,6 +190,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<Outcome, CliError> {
         other => other.into(),
     })?;
     check_room(&args.out).map_err(FolderError::os(&args.out))?;
+    if !common.no_model {
+        let models = hf::written_bytes(&model.checkpoint)?.saturating_mul(args.methods.len() as u64);
+        check_space(&args.out, models)?;
+    }
     let mut common = common;
     // The same windows for all, whatever a method would take by itself.
     common.windows.take(&choice);

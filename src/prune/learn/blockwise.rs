@@ -9,18 +9,19 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::objective::squared;
-use super::options::{TokenWeights, Trains};
+use super::options::TokenWeights;
 use super::run::{MaskBuffers, StageRun};
 use super::sink::GradientSpace;
 use super::state::BlockState;
+use super::steps::BlockLearning;
 use super::tokens::Energies;
 use super::walk::{Block, Blockwise, OnBlock, Space, Streams};
-use super::{MEASURED, copy_rows, minibatch_order, reported};
+use super::{LearnLoop, MEASURED, copy_rows};
 use crate::gpu::Commands;
 use crate::kernel::{Activation, Masking, f32_bytes};
 use crate::mask::{BitMask, MaskSet};
 use crate::nn::{Access, Activations, BlockWeights, TrainSpace};
-use crate::prune::{BlockResult, Learned, PruneError, Snapshot, StepReport, Watch};
+use crate::prune::{BlockResult, Learned, PruneError, Watch};
 
 impl BlockResult {
     /// Of a block that has nothing to learn from, and keeps the masks `start`.
@@ -200,48 +201,9 @@ impl<'g> OnBlock<'_, 'g> {
         }
         let before = self.error(c, &own)?;
         let state = BlockState::new(self.run, index)?;
-        let mut first = 0;
-        let mut tracker = 0.0;
-        if let Some(resumed) = watch.resume(index)? {
-            state.restore(c, &resumed.tensors)?;
-            (first, tracker) = (resumed.step, resumed.tracker);
-        }
-        let mut baseline = vec![None; minibatches];
-        for step in first..stage.steps {
-            if watch.stop() || watch.due() {
-                let snapshot = Snapshot { block: index, step, tracker, tensors: state.snapshot(c)? };
-                watch.keep(&snapshot)?;
-                if watch.stop() {
-                    return Err(PruneError::Stopped);
-                }
-            }
-            let at = Instant::now();
-            let number = minibatch_order(stage.seed, index, step, minibatches);
-            let mut residual = None;
-            let loss = match stage.trains {
-                Trains::MaskPro => {
-                    let start = match baseline[number] {
-                        Some(loss) => loss,
-                        None => {
-                            let buffers = mask_buffers(self.run, index, &own)?;
-                            let linears = block
-                                .weights
-                                .train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
-                            *baseline[number].insert(self.loss(c, linears, number)?)
-                        }
-                    };
-                    let loss = self.draw(c, &state, (step, number), start, &mut tracker)?;
-                    residual = Some(loss - start);
-                    loss
-                }
-                _ => self.descend(c, gradients, &state, (step, number))?,
-            };
-            if !loss.is_finite() {
-                return Err(PruneError::Diverged { place: format!("block {index}"), step, loss });
-            }
-            let report = reported(stage, Some(index), step, loss, at);
-            watch.step(&StepReport { residual, tracker: residual.map(|_| tracker), ..report })?;
-        }
+        let baseline = vec![None; minibatches];
+        let mut learning = BlockLearning { on: self, c, state: &state, gradients, baseline, tracker: 0.0 };
+        LearnLoop { block: Some(index), steps: stage.steps }.run(&mut learning, watch)?;
         self.finish(c, state, own, (before, started))
     }
 

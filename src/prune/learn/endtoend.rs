@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use super::learn_loop::{LearnLoop, Learning, State, Stepped};
 use super::options::{At, ModelLoss, Residency};
 use super::run::StageRun;
 use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
-use super::{Fitted, MEASURED, minibatch_order, reported};
+use super::{Fitted, MEASURED, minibatch_order};
 use crate::calib::Windows;
 use crate::gpu::Commands;
 use crate::kernel::{Activation, Layout, Masking, Rows, f32_bytes};
@@ -42,6 +43,40 @@ struct Blocks<'b> {
     resident: Vec<Option<(BlockWeights, BlockState)>>,
     waiting: Vec<BTreeMap<String, Vec<u8>>>,
     tensors: Tensors<'b>,
+}
+
+/// What a step works on.
+#[derive(Clone, Copy)]
+struct OnModel<'x, 'a, 'g> {
+    learner: &'x EndToEnd<'a, 'g>,
+    space: &'x Space,
+    seen: Seen<'x, 'g>,
+    minibatches: usize,
+}
+
+/// The model under training.
+struct ModelLearning<'x, 'a, 'b, 'g> {
+    on: OnModel<'x, 'a, 'g>,
+    c: &'x mut Commands<'g>,
+    blocks: &'x mut Blocks<'b>,
+}
+
+impl Learning for ModelLearning<'_, '_, '_, '_> {
+    fn step(&mut self, step: u32) -> Result<Stepped, PruneError> {
+        let OnModel { learner, space, seen, minibatches } = self.on;
+        let stage = learner.run.stage;
+        let minibatch = minibatch_order(stage.seed, 0, step, minibatches);
+        let loss = learner.step(self.c, space, self.blocks, seen, stage.at(step), minibatch)?;
+        Ok(Stepped { loss, temperature: stage.temperature_at(step), ..Default::default() })
+    }
+
+    fn state(&mut self) -> Result<Option<State>, PruneError> {
+        Ok(Some(State { tracker: 0.0, tensors: self.on.learner.snapshot(self.c, self.blocks)? }))
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), PruneError> {
+        self.on.learner.restore(self.c, self.blocks, snapshot)
+    }
 }
 
 /// Buffers of a step.
@@ -88,27 +123,9 @@ impl<'g> EndToEnd<'_, 'g> {
         let space = self.space(sizes, parts)?;
         let before = self.loss(c, &space, seen, self.run.tensors, self.run.start)?;
         let mut blocks = self.blocks(c, watch)?;
-        let mut first = 0;
-        if let Some(resumed) = watch.resume(0)? {
-            first = resumed.step;
-            self.restore(c, &mut blocks, &resumed)?;
-        }
-        for step in first..stage.steps {
-            if watch.stop() || watch.due() {
-                let tensors = self.snapshot(c, &mut blocks)?;
-                watch.keep(&Snapshot { block: 0, step, tracker: 0.0, tensors })?;
-                if watch.stop() {
-                    return Err(PruneError::Stopped);
-                }
-            }
-            let at = Instant::now();
-            let minibatch = minibatch_order(stage.seed, 0, step, minibatches);
-            let loss = self.step(c, &space, &mut blocks, seen, stage.at(step), minibatch)?;
-            if !loss.is_finite() {
-                return Err(PruneError::Diverged { place: "the model".into(), step, loss });
-            }
-            watch.step(&reported(stage, None, step, loss, at))?;
-        }
+        let on = OnModel { learner: self, space: &space, seen, minibatches };
+        let mut learning = ModelLearning { on, c, blocks: &mut blocks };
+        LearnLoop { block: None, steps: stage.steps }.run(&mut learning, watch)?;
         self.finish(c, &space, blocks, seen, (before, started), watch)
     }
 

@@ -4,6 +4,7 @@ mod blockwise;
 mod dispatch;
 mod endtoend;
 pub(super) mod layer;
+mod learn_loop;
 mod logits;
 mod objective;
 mod options;
@@ -15,27 +16,20 @@ mod steps;
 mod tokens;
 mod walk;
 
+pub use learn_loop::{LearnLoop, Learning, State, Stepped};
 pub use objective::{BlockObjective, BlockOutput};
 pub use options::{At, ModelLoss, Objective, Relaxing, Residency, Stage, TokenWeights, Trains};
 pub use run::StageRun;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
-use std::time::Instant;
 
 use crate::calib::{PythonRandom, Windows};
 use crate::gpu::Commands;
 use crate::kernel::{Activation, Kernels, Masking, Rows, f32_bytes};
 use crate::model::{Architecture, Checkpoint, ModelError, TensorView};
 use crate::nn::{Access, Activations, BlockWeights, TensorSource, Tensors, TrainPass, TrainSpace};
-use crate::prune::{PruneError, StepReport};
-
-/// A step of `stage` that began at `at` and is done now; without what only a policy gradient has.
-fn reported(stage: &Stage, block: Option<usize>, step: u32, loss: f64, at: Instant) -> StepReport {
-    let (steps, temperature) = (stage.steps, stage.temperature_at(step));
-    let seconds = at.elapsed().as_secs_f64();
-    StepReport { block, step, steps, loss, residual: None, tracker: None, temperature, seconds }
-}
+use crate::prune::PruneError;
 
 /// Windows, in whole batches, on which a stage compares what it started from with what it came to.
 const MEASURED: usize = 128;

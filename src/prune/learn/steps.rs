@@ -1,14 +1,18 @@
-//! One step on one minibatch of the block objective: by backpropagation, and by policy gradient.
+//! Steps on the block objective, each on one minibatch: by backpropagation, and by policy gradient.
 
 use std::ops::Range;
 
-use super::objective::{BlockObjective as _, BlockOutput, SquaredError};
+use super::learn_loop::{Learning, State, Stepped};
+use super::minibatch_order;
+use super::objective::{BlockOutput, SquaredError};
+use super::options::Trains;
 use super::sink::{GradientSpace, Stepper};
 use super::state::BlockState;
 use super::walk::OnBlock;
 use crate::gpu::Commands;
+use crate::kernel::Masking;
 use crate::nn::TrainLinears;
-use crate::prune::PruneError;
+use crate::prune::{PruneError, Snapshot};
 
 impl<'g> OnBlock<'_, 'g> {
     /// The batches of the streams that minibatch `number` is made of.
@@ -101,5 +105,55 @@ impl<'g> OnBlock<'_, 'g> {
         let step_size = -f64::from(at.adam.rate) * (residual - *tracker);
         state.reinforce(kernels, c, stage, step_size as f32)?;
         Ok(loss)
+    }
+}
+
+/// A block under training.
+pub(super) struct BlockLearning<'x, 'a, 'g> {
+    pub(super) on: &'x OnBlock<'a, 'g>,
+    pub(super) c: &'x mut Commands<'g>,
+    pub(super) state: &'x BlockState,
+    pub(super) gradients: &'x GradientSpace,
+    /// Of each minibatch, the loss of the start mask, where it was asked for.
+    pub(super) baseline: Vec<Option<f64>>,
+    /// Moving average of the residuals.
+    pub(super) tracker: f64,
+}
+
+impl BlockLearning<'_, '_, '_> {
+    /// Loss of the start mask on minibatch `number`.
+    fn baseline(&mut self, number: usize) -> Result<f64, PruneError> {
+        if let Some(loss) = self.baseline[number] {
+            return Ok(loss);
+        }
+        let (run, block) = (self.on.run, &self.on.block);
+        let buffers = run.mask_buffers(block.index, |name| run.start.get(name))?;
+        let linears = block.weights.train_linears(|kind| Masking::from(buffers[kind as usize].as_ref()));
+        Ok(*self.baseline[number].insert(self.on.loss(self.c, linears, number)?))
+    }
+}
+
+impl Learning for BlockLearning<'_, '_, '_> {
+    fn step(&mut self, step: u32) -> Result<Stepped, PruneError> {
+        let stage = self.on.run.stage;
+        let number = minibatch_order(stage.seed, self.on.block.index, step, self.baseline.len());
+        let temperature = stage.temperature_at(step);
+        if stage.trains != Trains::MaskPro {
+            let loss = self.on.descend(self.c, self.gradients, self.state, (step, number))?;
+            return Ok(Stepped { loss, temperature, ..Default::default() });
+        }
+        let start = self.baseline(number)?;
+        let loss = self.on.draw(self.c, self.state, (step, number), start, &mut self.tracker)?;
+        let (residual, tracker) = (Some(loss - start), Some(self.tracker));
+        Ok(Stepped { loss, residual, tracker, temperature, ..Default::default() })
+    }
+
+    fn state(&mut self) -> Result<Option<State>, PruneError> {
+        Ok(Some(State { tracker: self.tracker, tensors: self.state.snapshot(self.c)? }))
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<(), PruneError> {
+        self.tracker = snapshot.tracker;
+        self.state.restore(self.c, &snapshot.tensors)
     }
 }
