@@ -13,8 +13,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::learn::{Learning, Stepped};
-use super::{PruneError, Selection};
+use super::learn::Learning;
+use super::{PruneError, Selection, StepReport};
 use crate::calib::Windows;
 use crate::gpu::{Buffer, Commands, Limits, PARAMS_BYTES, READ_PIECE};
 use crate::kernel::{Layout, MaskBuffer, SampleAt, VOCAB_STATE, f32_bytes};
@@ -135,7 +135,7 @@ pub struct Learner<'r, 'g, 'm> {
 const COUNTED_EVERY: u32 = 50;
 
 impl Learning for Learner<'_, '_, '_> {
-    fn step(&mut self, _: u32) -> Result<Stepped, PruneError> {
+    fn step(&mut self, _: u32) -> Result<StepReport, PruneError> {
         let Step { step, loss, residual, tracker, advantage } = Learner::step(self)?;
         let due = step % COUNTED_EVERY == 0 && self.counted.elapsed().as_secs_f64() > 1.0;
         let groups_changed =
@@ -144,7 +144,7 @@ impl Learning for Learner<'_, '_, '_> {
             self.counted = Instant::now();
         }
         let (residual, tracker, advantage) = (Some(residual), Some(tracker), Some(advantage));
-        Ok(Stepped { loss, residual, tracker, advantage, temperature: None, groups_changed })
+        Ok(StepReport { loss, residual, tracker, advantage, groups_changed, ..Default::default() })
     }
 }
 

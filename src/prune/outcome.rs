@@ -31,7 +31,7 @@ pub struct ProjectionReport {
 }
 
 /// One step, for whoever watches.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct StepReport {
     /// The block under training; none for the whole model.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -10,9 +10,9 @@ use super::plan::RunPlan;
 use super::result::Made;
 use super::start::StartSpec;
 use super::{RunError, bytes};
-use crate::export::{self, ExportError};
+use crate::export;
 use crate::folder::{FolderError, RunFolder, RunPaths, Unfinished};
-use crate::fsio::{FsError, check_room};
+use crate::fsio::{check_room, check_space};
 use crate::gpu::Commands;
 use crate::kernel::Kernels;
 use crate::mask::MaskSet;
@@ -50,12 +50,10 @@ impl RunPlan<'_> {
         // Before any work, so that a folder that cannot be written costs nothing.
         export::hf::check_outside(checkpoint, &out)?;
         check_room(&out).map_err(FolderError::os(&out))?;
-        if !self.spec.no_model {
-            export::hf::check_destination(checkpoint, &out).map_err(|e| match e {
-                ExportError::Write(full @ FsError::NoRoom { .. }) => RunError::Options(format!(
-                    "{full}, give another --out, or leave the masked model away with --no-model"
-                )),
-                other => other.into(),
+        if let Some(needed) = self.written_bytes()? {
+            check_space(&out, needed).map_err(|full| {
+                let remedy = "give another --out, or leave the masked model away with --no-model";
+                RunError::Options(format!("{full}, {remedy}"))
             })?;
         }
         let started = Instant::now();

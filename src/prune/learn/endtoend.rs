@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::learn_loop::{LearnLoop, Learning, State, Stepped};
+use super::learn_loop::{LearnLoop, Learning, State};
 use super::options::{At, ModelLoss, Residency};
 use super::run::StageRun;
 use super::sink::{GradientSpace, Stepper};
@@ -22,7 +22,7 @@ use crate::nn::{
     Activations, Batch, BlockWeights, Embedding, HeadLoss, HeadPass, HeadSpace, HeadWeights, Sizes, Tensors,
     TrainSpace,
 };
-use crate::prune::{BlockResult, Learned, PruneError, Snapshot, Watch};
+use crate::prune::{BlockResult, Learned, PruneError, Snapshot, StepReport, Watch};
 
 /// Training on the loss of the whole model.
 pub(super) struct EndToEnd<'a, 'g> {
@@ -45,37 +45,31 @@ struct Blocks<'b> {
     tensors: Tensors<'b>,
 }
 
-/// What a step works on.
-#[derive(Clone, Copy)]
-struct OnModel<'x, 'a, 'g> {
+/// The model under training.
+struct ModelLearning<'x, 'a, 'b, 'g> {
     learner: &'x EndToEnd<'a, 'g>,
+    c: &'x mut Commands<'g>,
     space: &'x Space,
+    blocks: &'x mut Blocks<'b>,
     seen: Seen<'x, 'g>,
     minibatches: usize,
 }
 
-/// The model under training.
-struct ModelLearning<'x, 'a, 'b, 'g> {
-    on: OnModel<'x, 'a, 'g>,
-    c: &'x mut Commands<'g>,
-    blocks: &'x mut Blocks<'b>,
-}
-
 impl Learning for ModelLearning<'_, '_, '_, '_> {
-    fn step(&mut self, step: u32) -> Result<Stepped, PruneError> {
-        let OnModel { learner, space, seen, minibatches } = self.on;
-        let stage = learner.run.stage;
-        let minibatch = minibatch_order(stage.seed, 0, step, minibatches);
-        let loss = learner.step(self.c, space, self.blocks, seen, stage.at(step), minibatch)?;
-        Ok(Stepped { loss, temperature: stage.temperature_at(step), ..Default::default() })
+    fn step(&mut self, step: u32) -> Result<StepReport, PruneError> {
+        let stage = self.learner.run.stage;
+        let minibatch = minibatch_order(stage.seed, 0, step, self.minibatches);
+        let loss =
+            self.learner.step(self.c, self.space, self.blocks, self.seen, stage.at(step), minibatch)?;
+        Ok(StepReport { loss, temperature: stage.temperature_at(step), ..Default::default() })
     }
 
     fn state(&mut self) -> Result<Option<State>, PruneError> {
-        Ok(Some(State { tracker: 0.0, tensors: self.on.learner.snapshot(self.c, self.blocks)? }))
+        Ok(Some(State { tracker: 0.0, tensors: self.learner.snapshot(self.c, self.blocks)? }))
     }
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<(), PruneError> {
-        self.on.learner.restore(self.c, self.blocks, snapshot)
+        self.learner.restore(self.c, self.blocks, snapshot)
     }
 }
 
@@ -123,8 +117,8 @@ impl<'g> EndToEnd<'_, 'g> {
         let space = self.space(sizes, parts)?;
         let before = self.loss(c, &space, seen, self.run.tensors, self.run.start)?;
         let mut blocks = self.blocks(c, watch)?;
-        let on = OnModel { learner: self, space: &space, seen, minibatches };
-        let mut learning = ModelLearning { on, c, blocks: &mut blocks };
+        let mut learning =
+            ModelLearning { learner: self, c, space: &space, blocks: &mut blocks, seen, minibatches };
         LearnLoop { block: None, steps: stage.steps }.run(&mut learning, watch)?;
         self.finish(c, &space, blocks, seen, (before, started), watch)
     }

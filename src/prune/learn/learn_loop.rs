@@ -5,23 +5,6 @@ use std::time::Instant;
 
 use crate::prune::{PruneError, Snapshot, StepReport, Watch};
 
-/// What a step brought; [`StepReport`] says what the fields are.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stepped {
-    /// The minibatch's loss before the step.
-    pub loss: f64,
-    /// Policy gradient: the loss less that of the start mask.
-    pub residual: Option<f64>,
-    /// Policy gradient: the moving average of the residuals.
-    pub tracker: Option<f64>,
-    /// Policy gradient: what multiplied the score.
-    pub advantage: Option<f64>,
-    /// Temperature of the soft masks.
-    pub temperature: Option<f64>,
-    /// Groups that differ from the start mask by now, where they were counted.
-    pub groups_changed: Option<u64>,
-}
-
 /// All that later steps depend on.
 pub struct State {
     /// MaskPro's tracker.
@@ -32,11 +15,12 @@ pub struct State {
 
 /// A parametrisation of masks, or weights, under an objective.
 pub trait Learning {
-    /// Step `step`, from 0, on the minibatch that is its turn.
+    /// Step `step`, from 0, on the minibatch that is its turn. Of the report it fills in what the step brought; its place and its time are the
+    /// loop's.
     ///
     /// # Errors
     /// What the device reports.
-    fn step(&mut self, step: u32) -> Result<Stepped, PruneError>;
+    fn step(&mut self, step: u32) -> Result<StepReport, PruneError>;
 
     /// What a later run can go on from; none where it begins anew.
     ///
@@ -90,25 +74,13 @@ impl LearnLoop {
                 }
             }
             let at = Instant::now();
-            let Stepped { loss, residual, tracker, advantage, temperature, groups_changed } =
-                learning.step(step)?;
-            if !loss.is_finite() {
+            let brought = learning.step(step)?;
+            let report = StepReport { block, step, steps, seconds: at.elapsed().as_secs_f64(), ..brought };
+            if !report.loss.is_finite() {
                 let place = block.map_or_else(|| "the model".into(), |block| format!("block {block}"));
-                return Err(PruneError::Diverged { place, step, loss });
+                return Err(PruneError::Diverged { place, step, loss: report.loss });
             }
-            let seconds = at.elapsed().as_secs_f64();
-            watch.step(&StepReport {
-                block,
-                step,
-                steps,
-                loss,
-                residual,
-                tracker,
-                advantage,
-                temperature,
-                groups_changed,
-                seconds,
-            })?;
+            watch.step(&report)?;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ mod steps;
 mod tokens;
 mod walk;
 
-pub use learn_loop::{LearnLoop, Learning, State, Stepped};
+pub use learn_loop::{LearnLoop, Learning, State};
 pub use objective::{BlockObjective, BlockOutput};
 pub use options::{At, ModelLoss, Objective, Relaxing, Residency, Stage, TokenWeights, Trains};
 pub use run::StageRun;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::learn_loop::{Learning, State, Stepped};
+use super::learn_loop::{Learning, State};
 use super::minibatch_order;
 use super::objective::{BlockOutput, SquaredError};
 use super::options::Trains;
@@ -12,7 +12,7 @@ use super::walk::OnBlock;
 use crate::gpu::Commands;
 use crate::kernel::Masking;
 use crate::nn::TrainLinears;
-use crate::prune::{PruneError, Snapshot};
+use crate::prune::{PruneError, Snapshot, StepReport};
 
 impl<'g> OnBlock<'_, 'g> {
     /// The batches of the streams that minibatch `number` is made of.
@@ -134,18 +134,18 @@ impl BlockLearning<'_, '_, '_> {
 }
 
 impl Learning for BlockLearning<'_, '_, '_> {
-    fn step(&mut self, step: u32) -> Result<Stepped, PruneError> {
+    fn step(&mut self, step: u32) -> Result<StepReport, PruneError> {
         let stage = self.on.run.stage;
         let number = minibatch_order(stage.seed, self.on.block.index, step, self.baseline.len());
         let temperature = stage.temperature_at(step);
         if stage.trains != Trains::MaskPro {
             let loss = self.on.descend(self.c, self.gradients, self.state, (step, number))?;
-            return Ok(Stepped { loss, temperature, ..Default::default() });
+            return Ok(StepReport { loss, temperature, ..Default::default() });
         }
         let start = self.baseline(number)?;
         let loss = self.on.draw(self.c, self.state, (step, number), start, &mut self.tracker)?;
         let (residual, tracker) = (Some(loss - start), Some(self.tracker));
-        Ok(Stepped { loss, residual, tracker, temperature, ..Default::default() })
+        Ok(StepReport { loss, residual, tracker, temperature, ..Default::default() })
     }
 
     fn state(&mut self) -> Result<Option<State>, PruneError> {
